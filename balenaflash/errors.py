@@ -1,0 +1,150 @@
+"""Every failure a user can cause or meet, and the exit status each one ends in.
+
+BalenaflashError            1   (never raised itself; a plain exception is a bug and ends in 1)
+├── ImageError              3   the image is not what it should be, or cannot be read
+├── EditError               3   the edit asked for cannot be made; nothing was changed
+├── ConfigError             3   config.json, a recipe or a table is not valid
+│   └── InvalidConfigError  3   several things in config.json are wrong, told at once
+├── ToolMissingError        3   a program that the work needs is not installed
+├── ToolFailedError         3   a program that the work needs did not do its part
+├── TargetRefusedError      4   nothing was written
+└── WriteError              5   the target may hold part of what was asked for
+    ├── InterruptedWriteError   by signal
+    └── VerificationError   6   the read-back differs
+
+The class answers whether the target was touched, the message names the thing and
+the fact, and the hint says what to do next. Wrong usage (2) is click's own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One reason for a failure, fit to show and to be matched by a script."""
+
+    code: str
+    """Stable name, such as ``target-mounted``."""
+
+    message: str
+    """A sentence that names the thing and the fact."""
+
+    hint: str | None = None
+    """What the user can do next; never needed to understand the message."""
+
+
+class BalenaflashError(Exception):
+    """A failure with a message fit to show."""
+
+    exit_status: ClassVar[int] = 1
+    default_code: ClassVar[str] = "error"
+
+    def __init__(self, message: str, *, code: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code or self.default_code
+        self.hint = hint
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """Everything that is wrong; one entry except where all refusals are told at once."""
+        return (Problem(self.code, str(self), self.hint),)
+
+
+class ImageError(BalenaflashError):
+    """The image is not what it should be, or cannot be read. Nothing was written."""
+
+    exit_status = 3
+    default_code = "image-invalid"
+
+
+class EditError(BalenaflashError):
+    """The edit asked for cannot be made. The image is as it was."""
+
+    exit_status = 3
+    default_code = "edit-impossible"
+
+
+class ConfigError(BalenaflashError):
+    """A config.json, a recipe or a table is not valid. Nothing was written."""
+
+    exit_status = 3
+    default_code = "config-invalid"
+
+
+class InvalidConfigError(ConfigError):
+    """Values of config.json that balenaOS cannot work with. Nothing was written."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("; ".join(problem.message for problem in problems))
+        self._problems = tuple(problems)
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """Everything that is wrong, in the order of the file."""
+        return self._problems
+
+
+class ToolMissingError(BalenaflashError):
+    """A program that the work needs is not installed. Nothing was written."""
+
+    exit_status = 3
+    default_code = "tool-missing"
+
+
+class ToolFailedError(BalenaflashError):
+    """A program that the work needs did not do its part. Nothing was written."""
+
+    exit_status = 3
+    default_code = "tool-failed"
+
+
+class TargetRefusedError(BalenaflashError):
+    """The target must not, or cannot, be written. It was not opened for writing."""
+
+    exit_status = 4
+    default_code = "target-refused"
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("; ".join(problem.message for problem in problems))
+        self._problems = tuple(problems)
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """Every reason for the refusal, the gravest first."""
+        return self._problems
+
+
+class WriteError(BalenaflashError):
+    """Writing began and did not end well: the target's content is undefined.
+
+    ``written`` is the number of bytes the kernel accepted before the failure.
+    """
+
+    exit_status = 5
+    default_code = "write-failed"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        written: int = 0,
+        code: str | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, code=code, hint=hint)
+        self.written = written
+
+
+class InterruptedWriteError(WriteError):
+    """Writing was interrupted by a signal: the target's content is undefined."""
+
+    default_code = "interrupted"
+
+
+class VerificationError(WriteError):
+    """What was read back is not what should be there."""
+
+    exit_status = 6
+    default_code = "verification-failed"

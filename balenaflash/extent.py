@@ -1,0 +1,59 @@
+"""Half-open byte ranges and sizes as people write them."""
+
+from dataclasses import dataclass
+from typing import Self
+
+SECTOR_SIZE = 512
+"""Bytes of a logical sector where nothing else is said."""
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Extent:
+    """The half-open byte range ``[start, end)`` of an image or a device."""
+
+    start: int
+    """Offset of the first byte, in bytes from the start of the whole."""
+
+    end: int
+    """Offset one past the last byte, in bytes."""
+
+    @classmethod
+    def from_lba(cls, first: int, last: int, *, sector_size: int = SECTOR_SIZE) -> Self:
+        """Bytes of the sectors ``first`` to ``last``, both included.
+
+        GPT stores the last LBA inclusive (UEFI 2.10, table 5.6), hence the one.
+        """
+        return cls(first * sector_size, (last + 1) * sector_size)
+
+    @property
+    def size(self) -> int:
+        """Number of bytes."""
+        return self.end - self.start
+
+    def contains(self, offset: int) -> bool:
+        """Whether the byte at ``offset`` lies inside."""
+        return self.start <= offset < self.end
+
+    def encloses(self, other: "Extent") -> bool:
+        """Whether every byte of ``other`` lies inside."""
+        return self.start <= other.start and other.end <= self.end
+
+    def overlaps(self, other: "Extent") -> bool:
+        """Whether at least one byte lies in both."""
+        return max(self.start, other.start) < min(self.end, other.end)
+
+
+def format_size(size: int) -> str:
+    """A size for people, in binary units, such as ``40.0 MiB``; bytes below one KiB."""
+    if size < KIB:
+        return f"{size} B"
+    value = float(size)
+    for unit in ("KiB", "MiB", "GiB"):
+        value /= KIB
+        if value < KIB:
+            return f"{value:.1f} {unit}"
+    return f"{value / KIB:.1f} TiB"

@@ -1,0 +1,1 @@
+"""What is inside an image. Nothing here opens a device for writing."""

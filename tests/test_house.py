@@ -1,0 +1,93 @@
+"""Rules of the house that no single module can hold."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import balenaflash
+
+PACKAGE = Path(balenaflash.__file__).parent
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+FLOOR = {"errors", "extent", "progress"}
+"""What every layer may use."""
+
+HOMES = {
+    "click": {"cli"},
+    "tqdm": {"cli"},
+    "parted": {"image/partitions.py"},
+    "_ped": {"image/partitions.py"},
+    "pyfatfs": {"image/fat.py"},
+    "pyudev": {"target/discovery.py"},
+}
+"""A third-party library to the only places that import it."""
+
+
+def module_id(path: Path) -> str:
+    return str(path.relative_to(PACKAGE))
+
+
+def imported_names(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            module = node.module or ""
+            names.update({module, *(f"{module}.{alias.name}" for alias in node.names)})
+    return names
+
+
+def layers_of(path: Path) -> set[str]:
+    """First parts below ``balenaflash`` that the module at ``path`` imports."""
+    parts = (name.split(".") for name in imported_names(path))
+    return {part[1] for part in parts if part[0] == "balenaflash" and len(part) > 1}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_id)
+def test_imports_go_down_only(path: Path) -> None:
+    place = path.relative_to(PACKAGE).parts
+    if len(place) == 1:
+        if path.stem in {"__init__", "__main__"}:
+            return
+        allowed_not = {"cli"} if path.stem not in FLOOR else {"cli", "image", "boot", "target"}
+        assert not layers_of(path) & allowed_not
+        return
+    allowed = {
+        "image": FLOOR | {"image"},
+        "target": FLOOR | {"target"},
+        "boot": FLOOR | {"boot", "image"},
+    }
+    if place[0] in allowed:
+        assert layers_of(path) <= allowed[place[0]]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_id)
+def test_a_library_is_imported_in_its_home_only(path: Path) -> None:
+    place = path.relative_to(PACKAGE)
+    for name in imported_names(path):
+        homes = HOMES.get(name.split(".")[0])
+        if homes is not None:
+            assert place.parts[0] in homes or str(place) in homes
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_id)
+def test_no_exception_is_caught_wholesale(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ExceptHandler):
+            caught = "" if node.type is None else ast.unparse(node.type)
+            raised_again = ast.unparse(node.body[-1]) == "raise"
+            is_wholesale = caught in {"", "Exception", "BaseException"}
+            assert raised_again or not is_wholesale, f"line {node.lineno}"
+
+
+def test_help_loads_no_heavy_library() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "balenaflash", "--help"]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    loaded = {line.rpartition("|")[2].strip() for line in run.stderr.splitlines()}
+    assert not loaded & {"parted", "pyfatfs", "pyudev", "tqdm", "xxhash", "concurrent.futures"}
+    assert "click" in loaded
