@@ -1,0 +1,104 @@
+"""Fixtures of the house, and the word about what could not be tested on this machine."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import capabilities
+import commandline
+import loopdev
+import pytest
+from builders import BuiltImage, Layout
+from faultdev import FaultDevice, MakeFaultDevice
+from imagecopies import ImageStore, MakeImage
+
+_SKIPPED = pytest.StashKey[Counter[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    capabilities.extend_path()
+    config.stash[_SKIPPED] = Counter()
+    config.addinivalue_line(
+        "markers", "needs(*capabilities): skipped, by name, where the machine lacks one of them"
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        fixtures = item.fixturenames if isinstance(item, pytest.Function) else []
+        for name in fixtures:
+            if name in capabilities.NEEDED_BY_FIXTURE:
+                item.add_marker(pytest.mark.needs(*capabilities.NEEDED_BY_FIXTURE[name]))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    needed = dict.fromkeys(name for mark in item.iter_markers("needs") for name in mark.args)
+    missing = [name for name in needed if capabilities.reason_missing(name) is not None]
+    if not missing:
+        return
+    reason = "; ".join(f"{name}: {capabilities.reason_missing(name)}" for name in missing)
+    if os.environ.get("CI") == "true" and not capabilities.REQUIRED_IN_CI.isdisjoint(missing):
+        pytest.fail(f"CI must have this: {reason}", pytrace=False)
+    item.config.stash[_SKIPPED].update(missing)
+    pytest.skip(reason)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    skipped = config.stash[_SKIPPED]
+    if not skipped:
+        return
+    terminalreporter.section("not tested: this machine lacks")
+    for name, count in skipped.most_common():
+        tests = "1 test" if count == 1 else f"{count} tests"
+        terminalreporter.line(f"{name}: {tests} skipped ({capabilities.reason_missing(name)})")
+
+
+@pytest.fixture
+def balenaflash() -> commandline.RunBalenaflash:
+    """Run ``balenaflash ARGS`` in a process of its own and a clean environment."""
+    return commandline.run
+
+
+@pytest.fixture
+def attach_loop() -> Iterator[loopdev.AttachLoop]:
+    """Attach files as loop devices; each is detached at the end, or the test fails."""
+    with ExitStack() as stack:
+
+        def attach(
+            path: Path, *, read_only: bool = False, sector_size: int = 512, offset: int = 0
+        ) -> Path:
+            return stack.enter_context(
+                loopdev.attached(path, read_only=read_only, sector_size=sector_size, offset=offset)
+            )
+
+        yield attach
+
+
+@pytest.fixture
+def fault_device() -> Iterator[MakeFaultDevice]:
+    """Make block devices that fail as told; each is gone at the end, or the test fails."""
+    with ExitStack() as stack:
+
+        def make(*, size: int, sector_size: int = 512) -> FaultDevice:
+            return stack.enter_context(FaultDevice(size, sector_size=sector_size))
+
+        yield make
+
+
+@pytest.fixture(scope="session")
+def _image_store(tmp_path_factory: pytest.TempPathFactory) -> ImageStore:
+    return ImageStore(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture
+def image(_image_store: ImageStore, tmp_path: Path) -> MakeImage:
+    """Copies of test images, for the test to change."""
+
+    def make(layout: Layout, *, flasher: bool = False) -> BuiltImage:
+        return _image_store.copy(tmp_path, layout, flasher=flasher)
+
+    return make
