@@ -1,0 +1,275 @@
+"""The only place that opens a disk, for writing and for reading back."""
+
+import errno
+import fcntl
+import os
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from balenaflash.errors import Problem, TargetRefusedError, WriteError
+from balenaflash.target import ioctl
+from balenaflash.target.discovery import Disk
+from balenaflash.target.failures import describe_failure
+from balenaflash.target.identity import read_serial
+from balenaflash.target.kernel import RUNNING_KERNEL, DeviceNumber, Kernel
+
+_LOCK_INTERVAL = 0.05  # seconds
+
+
+class DiskMedium:
+    """A disk opened by `open_disk`. All reading and writing bypasses the page cache."""
+
+    def __init__(self, disk: Disk, descriptor: int) -> None:
+        self._disk = disk
+        self._descriptor = descriptor
+        self._written = 0
+        self._flush_error: WriteError | None = None
+
+    @property
+    def name(self) -> str:
+        """The node."""
+        return str(self._disk.node)
+
+    @property
+    def size(self) -> int:
+        """Bytes from start to end, as they were at opening."""
+        return self._disk.size
+
+    @property
+    def alignment(self) -> int:
+        """The logical sector size: direct I/O knows no smaller unit."""
+        return self._disk.logical_sector_size
+
+    @property
+    def if_unfinished(self) -> str:
+        """It stays as it is."""
+        return "it holds part of the image and will not boot"
+
+    def write(self, offset: int, buffer: memoryview) -> None:
+        """Write all of ``buffer`` at ``offset``; short writes are continued."""
+        self._require_aligned(offset, len(buffer))
+        done = 0
+        while done < len(buffer):
+            try:
+                count = os.pwrite(self._descriptor, buffer[done:], offset + done)
+            except OSError as error:
+                raise self._write_error(f"writing at byte {offset + done}", error) from error
+            done += count
+            self._written += count
+
+    def flush(self) -> None:
+        """Let the disk empty its own cache; direct I/O alone does not (no power-loss safety)."""
+        if self._flush_error is not None:
+            # The kernel tells a lost write once per descriptor: a second fsync would succeed.
+            raise self._flush_error
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            self._flush_error = self._write_error("flushing", error)
+            raise self._flush_error from error
+
+    def begin_read_back(self) -> None:
+        """Flush; reads bypass the page cache in any case."""
+        self.flush()
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` from ``offset`` on; short reads are continued."""
+        self._require_aligned(offset, len(buffer))
+        done = 0
+        while done < len(buffer):
+            try:
+                count = os.preadv(self._descriptor, [buffer[done:]], offset + done)
+            except OSError as error:
+                reason = describe_failure(error, is_gone=self._is_gone())
+                raise self._read_error(offset + done, reason) from error
+            if count == 0:
+                # A disk unplugged while it is open reads like an empty file, without an error.
+                reason = "it ends there"
+                if self._is_gone():
+                    reason = describe_failure(OSError(errno.ENODEV, ""))
+                raise self._read_error(offset + done, reason)
+            done += count
+
+    def _require_aligned(self, offset: int, length: int) -> None:
+        if offset % self.alignment or length % self.alignment:
+            message = f"{length} bytes at {offset} are not whole sectors of {self.alignment}"
+            raise ValueError(message)
+
+    def _is_gone(self) -> bool:
+        try:
+            return ioctl.read_size(self._descriptor) == 0
+        except OSError as error:
+            # Each is what some driver answers after its device was unplugged.
+            if error.errno in {errno.ENODEV, errno.ENXIO, errno.ENOMEDIUM, errno.EIO}:
+                return True
+            raise
+
+    def _write_error(self, action: str, error: OSError) -> WriteError:
+        reason = describe_failure(error, is_gone=self._is_gone())
+        return WriteError(
+            f"{self.name}: {action} failed: {reason}",
+            written=self._written,
+            code="write-failed",
+            hint="Try another port or reader, then another card or disk.",
+        )
+
+    def _read_error(self, offset: int, reason: str) -> WriteError:
+        return WriteError(
+            f"{self.name}: reading at byte {offset} failed: {reason}",
+            written=self._written,
+            code="read-back-failed",
+            hint="Try another port or reader, then another card or disk.",
+        )
+
+
+@contextmanager
+def open_disk(
+    disk: Disk,
+    *,
+    for_writing: bool = True,
+    lock_timeout: float = 5.0,
+    kernel: Kernel = RUNNING_KERNEL,
+) -> Iterator[DiskMedium]:
+    """The disk that was listed as ``disk``, open until the block ends, or a refusal.
+
+    For writing it is opened once, exclusively (the kernel then refuses mounts and other
+    exclusive users), and locked from before the first write until after the last read
+    (udevd and what listens to it then keep away, systemd.io/BLOCK_DEVICE_LOCKING). Somebody
+    else's lock is waited for, ``lock_timeout`` seconds at most: udevd holds it while it
+    looks at a disk just plugged in. What was opened is proved to be what was listed before
+    anything is handed out.
+
+    For reading, a mounted or otherwise used disk is allowed; what it holds may then change
+    while it is read. Several readers may share a disk, none shares it with a writer.
+
+    At the end of writing the kernel is asked to look at the new partition table, unless
+    udevd does so by itself: it would then announce every partition twice.
+
+    Raises:
+        TargetRefusedError: ``target-missing``, ``target-no-permission``, ``target-busy``,
+            ``target-read-only``, ``target-changed``. Not a byte was written.
+    """
+    descriptor = _open(disk, for_writing=for_writing)
+    try:
+        _lock(disk, descriptor, for_writing=for_writing, timeout=lock_timeout)
+        _prove(disk, descriptor, kernel, for_writing=for_writing)
+        try:
+            yield DiskMedium(disk, descriptor)
+        finally:
+            if for_writing and not kernel.has_udevd:
+                _reread_partition_table(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _open(disk: Disk, *, for_writing: bool) -> int:
+    # O_EXCL without O_CREAT means "exclusively" for a block device, open(2).
+    mode = os.O_RDWR | os.O_EXCL if for_writing else os.O_RDONLY
+    try:
+        return os.open(disk.node, mode | os.O_DIRECT | os.O_CLOEXEC)
+    except OSError as error:
+        raise _opening_refused(disk, error) from error
+
+
+def _opening_refused(disk: Disk, error: OSError) -> TargetRefusedError:
+    match error.errno:
+        case errno.EBUSY:
+            return _refusal(
+                "target-busy",
+                f"{disk.node}: another program, or a mount elsewhere, uses it exclusively",
+                f"See who: lsblk {disk.node}; lsof {disk.node}",
+            )
+        case errno.EACCES | errno.EPERM:
+            return _refusal(
+                "target-no-permission",
+                f"{disk.node}: {error.strerror}",
+                "Run it as root or as a member of the node's group; see ls -l.",
+            )
+        case errno.EROFS:
+            return _refusal("target-read-only", f"{disk.node}: is read-only")
+        case _:
+            return _refusal(
+                "target-missing",
+                f"{disk.node}: cannot be opened: {describe_failure(error)}",
+                "Run: balenaflash devices",
+            )
+
+
+def _lock(disk: Disk, descriptor: int, *, for_writing: bool, timeout: float) -> None:
+    operation = fcntl.LOCK_EX if for_writing else fcntl.LOCK_SH
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                raise _refusal(
+                    "target-busy",
+                    f"{disk.node}: another program has locked it",
+                    f"See who: lsof {disk.node}",
+                ) from error
+            time.sleep(_LOCK_INTERVAL)
+        else:
+            return
+
+
+def _prove(disk: Disk, descriptor: int, kernel: Kernel, *, for_writing: bool) -> None:
+    try:
+        changed = _find_change(disk, descriptor, kernel)
+        # A disk that is read-only to the kernel may be opened for writing all the same.
+        unwritable = for_writing and changed is None and ioctl.read_is_read_only(descriptor)
+    except OSError as error:
+        raise _opening_refused(disk, error) from error
+    if changed is not None:
+        raise _refusal(
+            "target-changed",
+            f"{disk.node}: is not the disk that was listed: {changed}",
+            "Look again: balenaflash devices",
+        )
+    if unwritable:
+        raise _refusal("target-read-only", f"{disk.node}: is read-only")
+
+
+def _find_change(disk: Disk, descriptor: int, kernel: Kernel) -> str | None:
+    status = os.fstat(descriptor)
+    if not stat.S_ISBLK(status.st_mode):
+        return "it is no block device"
+    number = DeviceNumber.from_raw(status.st_rdev)
+    if number != disk.device_number:
+        return f"it is device {number}, not {disk.device_number}"
+    if kernel.find_directory(number) != disk.sys_path:
+        return "it is plugged in elsewhere"
+    return _find_difference(
+        # The order of what is most telling to people. What is unknown is not compared.
+        ("size in bytes", ioctl.read_size(descriptor), disk.size),
+        ("sector size", ioctl.read_logical_sector_size(descriptor), disk.logical_sector_size),
+        ("serial number", read_serial(disk.sys_path), disk.serial),
+        ("disk sequence number", ioctl.read_disk_sequence(descriptor), disk.disk_sequence),
+    )
+
+
+def _find_difference(*facts: tuple[str, int | str | None, int | str | None]) -> str | None:
+    for name, found, listed in facts:
+        if found is not None and listed is not None and found != listed:
+            return f"its {name} is {found}, not {listed}"
+    return None
+
+
+def _reread_partition_table(descriptor: int) -> None:
+    try:
+        ioctl.reread_partition_table(descriptor)
+    except OSError as error:
+        # EINVAL: it has no partitions (a loop device without -P), or the kernel has no
+        # partition parsers. EBUSY: a partition is open. EACCES, EPERM: not root. Otherwise
+        # the disk failed or is gone, which writing or reading has told already. In each case
+        # the kernel reads the table when the disk is plugged in next.
+        harmless = {errno.EINVAL, errno.EBUSY, errno.EACCES, errno.EPERM}
+        gone = {errno.ENODEV, errno.ENXIO, errno.ENOMEDIUM, errno.EIO}
+        if error.errno not in harmless | gone:
+            raise
+
+
+def _refusal(code: str, message: str, hint: str | None = None) -> TargetRefusedError:
+    return TargetRefusedError([Problem(code, message, hint)])

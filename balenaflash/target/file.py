@@ -1,0 +1,302 @@
+"""A regular file as a target."""
+
+import errno
+import os
+import shlex
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from balenaflash.errors import Problem, TargetRefusedError, WriteError
+from balenaflash.extent import format_size
+from balenaflash.target.direct import DirectReader
+from balenaflash.target.failures import describe_failure
+
+_BLOCK_UNIT = 512  # bytes that st_blocks counts in, stat(2)
+
+
+class FileMedium:
+    """A file opened by `create_file` or `open_file`."""
+
+    def __init__(self, path: Path, descriptor: int, size: int, *, is_new: bool = False) -> None:
+        self._path = path
+        self._is_new = is_new
+        self._descriptor = descriptor
+        self._size = size
+        self._written = 0
+        self._zeros = bytearray()
+        self._direct: DirectReader | None = None
+        self._flush_error: WriteError | None = None
+
+    @property
+    def name(self) -> str:
+        """The path as the user gave it."""
+        return str(self._path)
+
+    @property
+    def size(self) -> int:
+        """Bytes from start to end, as they were at opening."""
+        return self._size
+
+    @property
+    def alignment(self) -> int:
+        """1: a file is written at any offset."""
+        return 1
+
+    @property
+    def if_unfinished(self) -> str:
+        """What `create_file` does with it."""
+        return "the unfinished file is removed" if self._is_new else "the file is unfinished"
+
+    def write(self, offset: int, buffer: memoryview) -> None:
+        """Write all of ``buffer`` at ``offset``; zeros over a hole leave it a hole."""
+        if self._is_zero(buffer) and self._is_hole(offset, len(buffer)):
+            self._written += len(buffer)
+            return
+        done = 0
+        while done < len(buffer):
+            try:
+                count = os.pwrite(self._descriptor, buffer[done:], offset + done)
+            except OSError as error:
+                raise self._write_error(f"writing at byte {offset + done}", error) from error
+            done += count
+            self._written += count
+
+    def flush(self) -> None:
+        """Return when the file is on the disk below."""
+        if self._flush_error is not None:
+            # The kernel tells a lost write once per descriptor: a second fsync would succeed.
+            raise self._flush_error
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            self._flush_error = self._write_error("flushing", error)
+            raise self._flush_error from error
+
+    def begin_read_back(self) -> None:
+        """Flush, forget cached pages, and read directly where the filesystem can."""
+        self.flush()
+        os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        if self._direct is None:
+            try:
+                self._direct = DirectReader.open(self._descriptor)
+            except OSError as error:
+                raise self._read_error(0, describe_failure(error)) from error
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` from ``offset`` on; short reads are continued."""
+        done = 0
+        while done < len(buffer):
+            try:
+                count = self._read_some(offset + done, buffer[done:])
+            except OSError as error:
+                raise self._read_error(offset + done, describe_failure(error)) from error
+            if count == 0:
+                raise self._read_error(offset + done, "the file ends there")
+            done += count
+
+    def close(self) -> None:
+        """Close it; nothing is flushed."""
+        if self._direct is not None:
+            self._direct.close()
+            self._direct = None
+        os.close(self._descriptor)
+
+    def _read_some(self, offset: int, buffer: memoryview) -> int:
+        if self._direct is None:
+            return os.preadv(self._descriptor, [buffer], offset)
+        return self._direct.read_some(offset, buffer)
+
+    def _is_zero(self, buffer: memoryview) -> bool:
+        if len(self._zeros) != len(buffer):
+            self._zeros = bytearray(len(buffer))
+        # bytearray compares by memcmp; memoryview would compare byte by byte.
+        return self._zeros == buffer
+
+    def _is_hole(self, offset: int, length: int) -> bool:
+        """Ask the filesystem; one that knows no holes says that all is data."""
+        try:
+            return os.lseek(self._descriptor, offset, os.SEEK_DATA) >= offset + length
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # no data up to the end: a hole if within the file
+                return offset + length <= self._size
+            return False  # not known: so it is written
+
+    def _write_error(self, action: str, error: OSError) -> WriteError:
+        return WriteError(
+            f"{self.name}: {action} failed: {describe_failure(error)}",
+            written=self._written,
+            code="write-failed",
+            hint="Write it to a disk with more room." if error.errno == errno.ENOSPC else None,
+        )
+
+    def _read_error(self, offset: int, reason: str) -> WriteError:
+        return WriteError(
+            f"{self.name}: reading at byte {offset} failed: {reason}",
+            written=self._written,
+            code="read-back-failed",
+        )
+
+
+@contextmanager
+def create_file(
+    path: Path, *, size: int, overwrite: bool = False, needed: int | None = None
+) -> Iterator[FileMedium]:
+    """A file of ``size`` zero bytes, all of them holes, open until the block ends.
+
+    ``needed`` is how many bytes will not be zero; the filesystem must have as much room.
+    A file that was created is removed if the block fails. With ``overwrite`` a file that
+    is there is emptied first, keeps its owner, mode and links, and stays as the failure
+    left it.
+
+    Raises:
+        TargetRefusedError: ``target-exists``, ``target-missing`` (its directory),
+            ``target-no-permission``, ``target-not-a-file``, ``target-read-only``,
+            ``target-too-small`` (the filesystem). A file that was there is untouched.
+    """
+    existing = _find_existing(path)
+    if existing is not None and not overwrite:
+        raise _exists(path)
+    if needed is not None:
+        _require_room(path, needed, existing)
+    descriptor = _open_for_writing(path, is_new=existing is None)
+    medium = FileMedium(path, descriptor, size, is_new=existing is None)
+    try:
+        _set_size(path, descriptor, size)
+        yield medium
+        _flush_directory(path.parent)
+    except BaseException:
+        # Also after an interrupt: half an image must not be taken for a whole one.
+        if existing is None and path.exists() and _is_open_as(descriptor, path):
+            path.unlink()
+        raise
+    finally:
+        medium.close()
+
+
+@contextmanager
+def open_file(path: Path) -> Iterator[FileMedium]:
+    """The file at ``path`` for reading what its disk holds, open until the block ends.
+
+    Raises:
+        TargetRefusedError: ``target-missing``, ``target-no-permission``, ``target-not-a-file``.
+    """
+    if _find_existing(path) is None:
+        raise _refusal("target-missing", f"{path}: is not there")
+    try:
+        # O_NONBLOCK: should a FIFO have taken its place, this does not wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise _opening_refused(path, error) from error
+    medium = FileMedium(path, descriptor, os.fstat(descriptor).st_size)
+    try:
+        medium.begin_read_back()
+        yield medium
+    finally:
+        medium.close()
+
+
+def _find_existing(path: Path) -> os.stat_result | None:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _opening_refused(path, error) from error
+    if stat.S_ISDIR(status.st_mode):
+        raise _refusal(
+            "target-not-a-file", f"{path}: is a directory", f"Name a file in it: {path}/balena.img"
+        )
+    if not stat.S_ISREG(status.st_mode):
+        raise _refusal("target-not-a-file", f"{path}: is neither a file nor a disk")
+    return status
+
+
+def _require_room(path: Path, needed: int, existing: os.stat_result | None) -> None:
+    try:
+        filesystem = os.statvfs(path.parent)
+    except OSError as error:
+        raise _opening_refused(path, error) from error
+    room = filesystem.f_bavail * filesystem.f_frsize
+    if existing is not None:
+        room += existing.st_blocks * _BLOCK_UNIT
+    if room < needed:
+        raise _refusal(
+            "target-too-small",
+            f"{path}: needs {needed} bytes ({format_size(needed)}), "
+            f"its filesystem has room for {room} ({format_size(room)})",
+        )
+
+
+def _open_for_writing(path: Path, *, is_new: bool) -> int:
+    creation = os.O_CREAT | os.O_EXCL if is_new else 0
+    try:
+        return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | creation, 0o666)
+    except OSError as error:
+        raise _opening_refused(path, error) from error
+
+
+def _set_size(path: Path, descriptor: int, size: int) -> None:
+    old_size = os.fstat(descriptor).st_size
+    try:
+        # Grown first: a filesystem that allows no file of this size says so while the
+        # content is still there.
+        os.ftruncate(descriptor, max(size, old_size))
+        os.ftruncate(descriptor, 0)
+        os.ftruncate(descriptor, size)
+    except OSError as error:
+        raise _refusal(
+            "target-too-small",
+            f"{path}: cannot be made {size} bytes long: {describe_failure(error)}",
+        ) from error
+
+
+def _is_open_as(descriptor: int, path: Path) -> bool:
+    return os.path.samestat(os.fstat(descriptor), path.stat())
+
+
+def _flush_directory(directory: Path) -> None:
+    """Let the name of a new file survive a power loss, too."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # the filesystem cannot flush directories
+            raise WriteError(
+                f"{directory}: flushing failed: {describe_failure(error)}", code="write-failed"
+            ) from error
+    finally:
+        os.close(descriptor)
+
+
+def _opening_refused(path: Path, error: OSError) -> TargetRefusedError:
+    match error.errno:
+        case errno.EEXIST:
+            return _exists(path)
+        case errno.ENOENT | errno.ENOTDIR:
+            return _refusal(
+                "target-missing",
+                f"{path}: there is no directory {path.parent}",
+                f"Make it first: mkdir -p {shlex.quote(str(path.parent))}",
+            )
+        case errno.EACCES | errno.EPERM:
+            return _refusal(
+                "target-no-permission",
+                f"{path}: {error.strerror}",
+                "It needs another user, group or mode; see ls -l.",
+            )
+        case errno.EROFS:
+            return _refusal("target-read-only", f"{path}: its filesystem is read-only")
+        case _:
+            return _refusal("target-refused", f"{path}: cannot be opened: {error.strerror}")
+
+
+def _exists(path: Path) -> TargetRefusedError:
+    return _refusal(
+        "target-exists", f"{path}: is there already", "Name another file, or add --overwrite."
+    )
+
+
+def _refusal(code: str, message: str, hint: str | None = None) -> TargetRefusedError:
+    return TargetRefusedError([Problem(code, message, hint)])

@@ -1,0 +1,58 @@
+"""What can be written and then read back, whatever it is."""
+
+from typing import Protocol
+
+
+class Medium(Protocol):
+    """A target that is open.
+
+    Offsets are in bytes from its start. Offsets and lengths are multiples of
+    ``alignment``, and the memory of buffers starts at a page (``mmap`` gives such memory).
+    The last chunk of an image that does not fill a sector is padded with zeros by the
+    caller: a device cannot be written in smaller units.
+    """
+
+    @property
+    def name(self) -> str:
+        """What to call it in messages: the node, or the path as the user gave it."""
+
+    @property
+    def size(self) -> int:
+        """Bytes from start to end, as they were at opening."""
+
+    @property
+    def alignment(self) -> int:
+        """The unit of reading and writing in bytes: the logical sector; 1 of a file."""
+
+    @property
+    def if_unfinished(self) -> str:
+        """What becomes of it when writing does not end well, as the end of a sentence."""
+
+    def write(self, offset: int, buffer: memoryview) -> None:
+        """Write all of ``buffer`` at ``offset``.
+
+        Raises:
+            WriteError: with code ``write-failed``. What lies in the range is undefined.
+        """
+
+    def flush(self) -> None:
+        """Return when everything written is on the medium, not in a cache of any kind.
+
+        Raises:
+            WriteError: with code ``write-failed``. Anything written since the flush before
+                may be lost; flushing again fails too, since the kernel tells it only once.
+        """
+
+    def begin_read_back(self) -> None:
+        """Flush, and from here on read what the medium holds, not what the kernel remembers.
+
+        Raises:
+            WriteError: as ``flush``.
+        """
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` from ``offset`` on.
+
+        Raises:
+            WriteError: with code ``read-back-failed``: a read error, or it ends before.
+        """

@@ -1,0 +1,194 @@
+"""What a disk is in use for, and which disks the running system stands on.
+
+No single source is complete: a partition under device-mapper is not in mountinfo, a loop
+device over a partition is not among its holders, swap is in neither.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from balenaflash.target import sysfs
+from balenaflash.target.discovery import Disk
+from balenaflash.target.kernel import RUNNING_KERNEL, DeviceNumber, Kernel
+from balenaflash.target.mounts import read_mounts, read_swaps
+from balenaflash.target.stack import DiskFinder, find_mounted_devices
+
+_SYSTEM_MOUNT_POINTS = frozenset(
+    {
+        "/",
+        "/boot",
+        "/boot/efi",
+        "/boot/firmware",  # Raspberry Pi
+        "/efi",
+        "/gnu",
+        "/home",
+        "/nix",
+        "/sysroot",  # OSTree
+        "/usr",
+        "/var",
+    }
+)
+
+
+class UseKind(StrEnum):
+    """How a device is in use."""
+
+    MOUNT = "mount"
+    SWAP = "swap"
+    CRYPT = "crypt"
+    LVM = "lvm"
+    RAID = "raid"
+    LOOP = "loop"
+    DEVICE_MAPPER = "device-mapper"
+    """Device-mapper that neither cryptsetup nor LVM set up, such as multipath."""
+    HOLDER = "holder"
+    """Any other device that stands on it, such as bcache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """One reason why a device must not be written."""
+
+    kind: UseKind
+    device: str
+    """The kernel's name of the disk or partition, or of what stands on it, such as ``sda1``."""
+    detail: str
+    """The mount point; the node of the swap area; the name or node of what stands on it."""
+
+
+def find_uses(disk: Disk, kernel: Kernel = RUNNING_KERNEL) -> tuple[Use, ...]:
+    """Everything that uses the disk, its partitions, or what stands on them.
+
+    Not seen are mounts of other mount namespaces and programs that have the disk open;
+    opening it exclusively finds the first and tells nothing of who it is.
+
+    Raises:
+        TargetRefusedError: the kernel's lists cannot be read.
+    """
+    return tuple(_UseFinder(kernel).find(disk.sys_path))
+
+
+def system_disks(kernel: Kernel = RUNNING_KERNEL) -> Mapping[DeviceNumber, tuple[str, ...]]:
+    """Whole block devices that the running system stands on, each with what is on it.
+
+    What is on it are mount points, and ``swap``. Devices in between (device-mapper, md,
+    loop) are among them.
+
+    Raises:
+        TargetRefusedError: the kernel's lists cannot be read.
+    """
+    mounts = read_mounts(kernel)
+    reasons: dict[DeviceNumber, list[str]] = {}
+    for mount in mounts:
+        if mount.mount_point in _SYSTEM_MOUNT_POINTS:
+            finder = DiskFinder(kernel, mounts)
+            finder.add_mount(mount)
+            _note(reasons, finder, mount.mount_point)
+    for swap in read_swaps(kernel):
+        finder = DiskFinder(kernel, mounts)
+        finder.add_path(swap.path)
+        _note(reasons, finder, "swap")
+    return {number: tuple(names) for number, names in reasons.items()}
+
+
+def _note(reasons: dict[DeviceNumber, list[str]], finder: DiskFinder, name: str) -> None:
+    for number in finder.found:
+        names = reasons.setdefault(number, [])
+        if name not in names:
+            names.append(name)
+
+
+def disks_under(path: Path, kernel: Kernel = RUNNING_KERNEL) -> frozenset[DeviceNumber]:
+    """Whole block devices that a file lies on; of a block device itself and those below it.
+
+    Raises:
+        TargetRefusedError: the kernel's lists cannot be read.
+    """
+    finder = DiskFinder(kernel, read_mounts(kernel))
+    finder.add_path(str(path.resolve()))
+    return finder.found
+
+
+def is_backed_by(disk: Disk, path: Path, kernel: Kernel = RUNNING_KERNEL) -> bool:
+    """Whether a loop device that the disk is, or stands on, shows the file at ``path``.
+
+    Raises:
+        TargetRefusedError: the kernel's lists cannot be read.
+    """
+    finder = DiskFinder(kernel, read_mounts(kernel))
+    finder.add_device(disk.device_number)
+    return any(_is_same(path, backing_file) for backing_file in finder.backing_files)
+
+
+def _is_same(path: Path, other: str) -> bool:
+    try:
+        return path.samefile(other)
+    except OSError:
+        return False  # the other was unlinked, or lies where this user may not look
+
+
+class _UseFinder:
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self._mounts = [
+            (find_mounted_devices(mount, kernel), mount) for mount in read_mounts(kernel)
+        ]
+        self._swaps = [
+            (kernel.find_number(swap.path), swap.path)
+            for swap in read_swaps(kernel)
+            if not swap.is_file
+        ]
+        self._loops = list(self._list_loops())
+        self._seen: set[Path] = set()
+
+    def _list_loops(self) -> Iterator[tuple[DeviceNumber, Path]]:
+        """Loop devices over block devices: the number below, the directory above."""
+        for link in sorted((self._kernel.sys / "block").glob("loop*")):
+            directory = link.resolve()
+            backing_file = sysfs.read_backing_file(directory)
+            number = self._kernel.find_number(backing_file) if backing_file else None
+            if number is not None:
+                yield number, directory
+
+    def find(self, disk: Path) -> Iterator[Use]:
+        if disk in self._seen:
+            return
+        self._seen.add(disk)
+        for part in sysfs.list_parts(disk):
+            yield from self._find_direct(part)
+            for holder, use in self._find_holders(part):
+                yield use
+                yield from self.find(sysfs.find_whole_disk(holder))
+
+    def _find_direct(self, part: Path) -> Iterator[Use]:
+        number = sysfs.read_number(part)
+        for devices, mount in self._mounts:
+            if number in devices:
+                yield Use(UseKind.MOUNT, part.name, mount.mount_point)
+        for swap_number, path in self._swaps:
+            if number is not None and number == swap_number:
+                yield Use(UseKind.SWAP, part.name, path)
+
+    def _find_holders(self, part: Path) -> Iterator[tuple[Path, Use]]:
+        number = sysfs.read_number(part)
+        for holder in sysfs.list_holders(part):
+            kind, detail = _classify(holder)
+            yield holder, Use(kind, part.name, detail)
+        for below, loop in self._loops:
+            if below == number:
+                yield loop, Use(UseKind.LOOP, part.name, f"/dev/{loop.name}")
+
+
+_MAPPER_KINDS = {"CRYPT": UseKind.CRYPT, "LVM": UseKind.LVM}
+"""First part of a device-mapper UUID, as cryptsetup and LVM set it."""
+
+
+def _classify(holder: Path) -> tuple[UseKind, str]:
+    name = sysfs.read_attribute(holder, "dm/name")
+    if name is not None:
+        prefix, _, _ = (sysfs.read_attribute(holder, "dm/uuid") or "").partition("-")
+        return _MAPPER_KINDS.get(prefix, UseKind.DEVICE_MAPPER), name
+    is_raid = (holder / "md").is_dir()
+    return UseKind.RAID if is_raid else UseKind.HOLDER, f"/dev/{holder.name.replace('!', '/')}"
