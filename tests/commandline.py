@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+import click
+
 import balenaflash
 
 _REMOVED = frozenset(
@@ -68,3 +70,10 @@ def run(
         encoding="utf-8",
         check=False,
     )
+
+
+def commands_of(group: click.Group) -> dict[str, click.Command]:
+    """All commands of a group by name, loaded where they were not."""
+    context = click.Context(group)
+    found = {name: group.get_command(context, name) for name in group.list_commands(context)}
+    return {name: command for name, command in found.items() if command is not None}

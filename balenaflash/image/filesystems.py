@@ -1,0 +1,240 @@
+"""Which filesystem a partition holds, told by its first few KiB."""
+
+import struct
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from balenaflash.extent import KIB, Extent
+from balenaflash.image.source import Source
+
+
+@dataclass(frozen=True, slots=True)
+class Filesystem:
+    """A filesystem, or what else a signature names, as ``blkid`` calls it."""
+
+    type: str
+    """``vfat``, ``ext4``, ``swap``, ``squashfs``, ``crypto_LUKS``, ..."""
+
+    label: str | None
+    uuid: str | None
+    """In blkid's form: ``ABCD-1234`` for FAT, lower-case hexadecimal otherwise."""
+
+
+def probe(source: Source, extent: Extent) -> Filesystem | None:
+    """The filesystem in ``extent`` of the image; ``None`` if no known one starts there.
+
+    A signature is believed only with plausible fields around it. Whether the filesystem is
+    sound, or as large as the partition, is not looked at.
+
+    Raises:
+        ImageError: the image cannot be read.
+    """
+    area = _Area(source, extent)
+    found = (recognize(area) for recognize in _RECOGNIZERS)
+    return next((filesystem for filesystem in found if filesystem is not None), None)
+
+
+class _Area:
+    """The bytes of a partition; zeros behind its end."""
+
+    def __init__(self, source: Source, extent: Extent) -> None:
+        self._source = source
+        self._start = extent.start
+        self.size = max(0, min(extent.end, source.size) - extent.start)
+
+    def read(self, offset: int, length: int) -> bytes:
+        available = max(0, min(length, self.size - offset))
+        data = self._source.read(self._start + offset, available) if available else b""
+        return data.ljust(length, b"\0")
+
+
+_BPB = struct.Struct("<HBHBHHBHHHII")  # BIOS parameter block at offset 11 of the boot sector
+_BPB_OFFSET = 11
+_SECTOR_SIZES = frozenset({512, 1024, 2048, 4096})
+_JUMP_NEAR, _JUMP_SHORT, _NO_OPERATION = 0xE9, 0xEB, 0x90  # x86, at offset 0 and 2
+_MEDIA = frozenset({0xF0, *range(0xF8, 0x100)})
+_MAX_ROOT_SIZE = 64 * KIB  # bytes of a root directory searched for the volume label
+_DIRECTORY_ENTRY = 32
+_ATTRIBUTE_LABEL, _ATTRIBUTE_LONG_NAME = 0x08, 0x0F
+_DELETED = 0xE5  # first byte of an entry
+_NO_LABEL = b"NO NAME    "
+_FIRST_CLUSTER = 2  # numbers 0 and 1 are taken by the FAT's own marks
+_CLUSTER_MASK = 0x0FFFFFFF  # the upper four bits of a FAT32 entry are reserved
+
+
+@dataclass(frozen=True, slots=True)
+class _FatLayout:
+    """The fields of a boot sector that lead to the volume label; sizes in bytes."""
+
+    sector: bytes
+    sector_size: int
+    cluster_size: int
+    fat_offset: int
+    fat_size: int
+    fat_count: int
+    root_entries: int
+    root_cluster: int
+
+    @property
+    def is_fat32(self) -> bool:
+        return self.root_entries == 0
+
+    @property
+    def behind_fats(self) -> int:
+        """Where the root directory starts, or on FAT32 the first cluster."""
+        return self.fat_offset + self.fat_count * self.fat_size
+
+
+def _fat(area: _Area) -> Filesystem | None:
+    layout = _fat_layout(area.read(0, 512))
+    if layout is None:
+        return None
+    fields = 67 if layout.is_fat32 else 39  # offset of volume id and label behind it
+    serial = int.from_bytes(layout.sector[fields : fields + 4], "little")
+    # The root directory's label is the one that tools show and change; the boot
+    # sector's copy may be stale.
+    label = _root_label(area, layout) or layout.sector[fields + 4 : fields + 15]
+    return Filesystem("vfat", _fat_text(label), f"{serial >> 16:04X}-{serial & 0xFFFF:04X}")
+
+
+def _fat_layout(sector: bytes) -> _FatLayout | None:
+    """The layout, if the boot sector is one beyond doubt (Microsoft's FAT specification 1.03)."""
+    jumps = sector[0] == _JUMP_NEAR or (sector[0] == _JUMP_SHORT and sector[2] == _NO_OPERATION)
+    if not jumps or sector[510:512] != b"\x55\xaa":
+        return None
+    fields = _BPB.unpack_from(sector, _BPB_OFFSET)
+    sector_size, per_cluster, reserved, fats, root_entries, small_total, media = fields[:7]
+    fat_sectors, total = fields[7], small_total or fields[11]
+    fat32 = fat_sectors == 0
+    if fat32:
+        (fat_sectors,) = struct.unpack_from("<I", sector, 36)
+    overhead = reserved + fats * fat_sectors + -(-root_entries * 32 // max(1, sector_size))
+    plausible = (
+        sector_size in _SECTOR_SIZES
+        and per_cluster.bit_count() == 1
+        and reserved > 0
+        and fats in {1, 2}
+        and media in _MEDIA
+        and (root_entries == 0) == fat32
+        and fat_sectors > 0
+        and overhead < total
+    )
+    if not plausible:
+        return None
+    return _FatLayout(
+        sector,
+        sector_size=sector_size,
+        cluster_size=per_cluster * sector_size,
+        fat_offset=reserved * sector_size,
+        fat_size=fat_sectors * sector_size,
+        fat_count=fats,
+        root_entries=root_entries,
+        root_cluster=struct.unpack_from("<I", sector, 44)[0],
+    )
+
+
+def _root_label(area: _Area, layout: _FatLayout) -> bytes | None:
+    directory = _root_directory(area, layout)
+    for offset in range(0, len(directory), _DIRECTORY_ENTRY):
+        entry = directory[offset : offset + _DIRECTORY_ENTRY]
+        if entry[0] == 0:
+            break
+        attributes = entry[11]
+        deleted = entry[0] == _DELETED
+        long_name = attributes & _ATTRIBUTE_LONG_NAME == _ATTRIBUTE_LONG_NAME
+        if attributes & _ATTRIBUTE_LABEL and not long_name and not deleted:
+            return entry[:11]
+    return None
+
+
+def _root_directory(area: _Area, layout: _FatLayout) -> bytes:
+    """The root directory, or as much of it as is searched."""
+    if not layout.is_fat32:
+        size = layout.root_entries * _DIRECTORY_ENTRY
+        return area.read(layout.behind_fats, min(size, _MAX_ROOT_SIZE))
+    directory, cluster = b"", layout.root_cluster
+    while _FIRST_CLUSTER <= cluster < layout.fat_size // 4 and len(directory) < _MAX_ROOT_SIZE:
+        start = layout.behind_fats + (cluster - _FIRST_CLUSTER) * layout.cluster_size
+        directory += area.read(start, layout.cluster_size)
+        (entry,) = struct.unpack("<I", area.read(layout.fat_offset + cluster * 4, 4))
+        cluster = entry & _CLUSTER_MASK
+    return directory
+
+
+def _fat_text(label: bytes) -> str | None:
+    if label == _NO_LABEL:
+        return None
+    return label.decode("cp850").rstrip(" ") or None  # mkfs.vfat's default code page
+
+
+_EXT_SUPERBLOCK = 1024
+_EXT_MAGIC = 0xEF53
+_EXT_MAX_LOG_BLOCK_SIZE = 6  # 1 KiB << 6 = 64 KiB
+_EXT_HAS_JOURNAL = 0x4  # compatible feature
+_EXT3_INCOMPATIBLE = 0x2 | 0x4 | 0x10  # filetype, recover, meta_bg
+_EXT3_READ_ONLY = 0x1 | 0x2 | 0x4  # sparse_super, large_file, btree_dir
+_EXT_JOURNAL_DEVICE = 0x8  # incompatible feature
+
+
+def _ext(area: _Area) -> Filesystem | None:
+    """ext2, ext3 or ext4: the oldest whose features suffice (kernel, ext4.h and blkid)."""
+    block = area.read(_EXT_SUPERBLOCK, KIB)
+    magic, compatible, incompatible, read_only = (
+        *struct.unpack_from("<H", block, 56),
+        *struct.unpack_from("<III", block, 92),
+    )
+    (log_block_size,) = struct.unpack_from("<I", block, 24)
+    if (
+        magic != _EXT_MAGIC
+        or log_block_size > _EXT_MAX_LOG_BLOCK_SIZE
+        or incompatible & _EXT_JOURNAL_DEVICE
+    ):
+        return None
+    if incompatible & ~_EXT3_INCOMPATIBLE or read_only & ~_EXT3_READ_ONLY:
+        version = "ext4"
+    else:
+        version = "ext3" if compatible & _EXT_HAS_JOURNAL else "ext2"
+    return Filesystem(version, _text(block[120:136]), _uuid(block[104:120]))
+
+
+def _swap(area: _Area) -> Filesystem | None:
+    for page_size in (4 * KIB, 16 * KIB, 64 * KIB):
+        if area.read(page_size - 10, 10) == b"SWAPSPACE2":
+            header = area.read(KIB, 44)
+            return Filesystem("swap", _text(header[28:44]), _uuid(header[12:28]))
+    return None
+
+
+def _squashfs(area: _Area) -> Filesystem | None:
+    block = area.read(0, 32)
+    known = block[:4] == b"hsqs" and block[28:30] == b"\4\0"  # magic; major version, little-endian
+    return Filesystem("squashfs", None, None) if known else None
+
+
+def _luks(area: _Area) -> Filesystem | None:
+    """What a signed image's encrypted partitions look like (LUKS1 and LUKS2 headers)."""
+    block = area.read(0, 256)
+    start = block[:8]  # magic and big-endian version
+    if start not in {b"LUKS\xba\xbe\0\1", b"LUKS\xba\xbe\0\2"}:
+        return None
+    label = _text(block[24:72]) if start.endswith(b"\2") else None
+    return Filesystem("crypto_LUKS", label, _text(block[168:208]))
+
+
+def _text(data: bytes) -> str | None:
+    return data.partition(b"\0")[0].decode("utf-8", errors="replace") or None
+
+
+def _uuid(data: bytes) -> str | None:
+    return str(uuid.UUID(bytes=data)) if any(data) else None
+
+
+_RECOGNIZERS: tuple[Callable[[_Area], Filesystem | None], ...] = (
+    _luks,
+    _squashfs,
+    _swap,
+    _ext,
+    _fat,
+)
+"""FAT comes last: a formatted partition may still hold the boot sector of a former FAT."""

@@ -1,0 +1,180 @@
+"""Master boot records: primary partitions, and the chain of extended boot records."""
+
+import struct
+from dataclasses import dataclass
+
+from balenaflash.extent import SECTOR_SIZE, Extent
+from balenaflash.image.partition_table import (
+    Partition,
+    PartitionKind,
+    PartitionTable,
+    TableKind,
+    TableReading,
+    TableSectors,
+    invalid_table,
+    refuse_truncated,
+)
+from balenaflash.image.source import Source
+
+PROTECTIVE = 0xEE  # type of the entry that protects a GPT, UEFI 2.10, table 5.4
+_EXTENDED = frozenset({0x05, 0x0F, 0x85})  # CHS, LBA and Linux, as the kernel's msdos.c takes them
+_BOOT_INDICATORS = frozenset({0x00, 0x80})
+_ENTRIES_OFFSET = 446
+_ENTRY = struct.Struct("<B3xB3xII")  # boot indicator, type, first sector, number of sectors
+_DISK_ID_OFFSET = 440
+_SIGNATURE = b"\x55\xaa"
+_FIRST_LOGICAL = 5
+_MAX_LOGICAL = 60  # libparted holds 64 partitions on msdos (dos.c); balenaOS has two logical ones
+
+
+@dataclass(frozen=True, slots=True)
+class MbrEntry:
+    """A used entry of a boot record."""
+
+    slot: int
+    """Place in the record, 0 to 3."""
+
+    type_id: int
+
+    first: int
+    """First sector, from a base that depends on the record."""
+
+    count: int
+    """Number of sectors, never 0."""
+
+    @property
+    def is_extended(self) -> bool:
+        """Whether it leads to extended boot records."""
+        return self.type_id in _EXTENDED
+
+    def extent(self, base: int = 0) -> Extent:
+        """Its bytes, where ``base`` is the sector it counts from."""
+        first = base + self.first
+        return Extent.from_lba(first, first + self.count - 1)
+
+
+def read_entries(sector: bytes) -> tuple[MbrEntry, ...] | None:
+    """The used entries of a boot record; ``None`` if the sector is no boot record.
+
+    Boot indicators other than 0 and 0x80 tell the boot sector of a filesystem from a
+    boot record, as in the kernel's ``block/partitions/msdos.c``.
+    """
+    if sector[SECTOR_SIZE - 2 : SECTOR_SIZE] != _SIGNATURE:
+        return None
+    entries = []
+    for slot in range(4):
+        offset = _ENTRIES_OFFSET + slot * _ENTRY.size
+        indicator, type_id, first, count = _ENTRY.unpack_from(sector, offset)
+        if indicator not in _BOOT_INDICATORS:
+            return None
+        if type_id and count:
+            entries.append(MbrEntry(slot, type_id, first, count))
+    return tuple(entries)
+
+
+def canonical_record(sector: bytes) -> bytes:
+    """A boot record with its used entries only, and those without cylinders, heads and sectors.
+
+    A sector of zeros, which stands for a record without entries, becomes one.
+    """
+    record = bytearray(sector)
+    record[_ENTRIES_OFFSET:] = bytes(4 * _ENTRY.size) + _SIGNATURE
+    for entry in read_entries(sector) or ():
+        offset = _ENTRIES_OFFSET + entry.slot * _ENTRY.size
+        _ENTRY.pack_into(record, offset, sector[offset], entry.type_id, entry.first, entry.count)
+    return bytes(record)
+
+
+def read_mbr(source: Source, sector: bytes, entries: tuple[MbrEntry, ...]) -> TableReading:
+    """The msdos table that starts with the record ``sector``, whose ``entries`` are given.
+
+    Sectors are taken to be 512 bytes: the record does not say, and no balenaOS image differs.
+
+    Raises:
+        ImageError: a partition reaches past the end of the image, or the chain of
+            extended boot records leaves its partition, loops, or is not a chain.
+    """
+    refuse_truncated(source, max((entry.extent().end for entry in entries), default=0))
+    partitions = [_primary(entry) for entry in entries]
+    sectors, warnings = [TableSectors(0, sector)], list[str]()
+    extended = [each for each in partitions if each.kind is PartitionKind.EXTENDED]
+    if len(extended) > 1:
+        raise invalid_table(source, "has more than one extended partition")
+    if extended:
+        chain = _Chain(source, extended[0].extent)
+        chain.walk()
+        partitions += chain.partitions
+        sectors += sorted(chain.records)
+        warnings += chain.warnings
+    (disk_id,) = struct.unpack_from("<I", sector, _DISK_ID_OFFSET)
+    table = PartitionTable(
+        TableKind.MSDOS, SECTOR_SIZE, f"0x{disk_id:08x}", tuple(partitions), tuple(warnings)
+    )
+    return TableReading(table, tuple(sectors))
+
+
+def _primary(entry: MbrEntry) -> Partition:
+    kind = PartitionKind.EXTENDED if entry.is_extended else PartitionKind.PRIMARY
+    return _partition(entry.slot + 1, entry, entry.extent(), kind)
+
+
+def _partition(number: int, entry: MbrEntry, extent: Extent, kind: PartitionKind) -> Partition:
+    return Partition(number, extent, kind, f"0x{entry.type_id:02x}", name=None, uuid=None)
+
+
+class _Chain:
+    """The extended boot records of one extended partition, each with one logical partition."""
+
+    def __init__(self, source: Source, extended: Extent) -> None:
+        self._source = source
+        self._extended = extended
+        self.partitions: list[Partition] = []
+        self.records: list[TableSectors] = []
+        self.warnings: list[str] = []
+
+    def walk(self) -> None:
+        """Follow the chain from the first sector of the extended partition to its end."""
+        offset: int | None = self._extended.start
+        seen = set[int]()
+        while offset is not None:
+            if offset in seen:
+                raise self._invalid(offset, "is reached a second time")
+            if len(seen) >= _MAX_LOGICAL:
+                raise self._invalid(offset, f"is number {len(seen) + 1} of its chain")
+            seen.add(offset)
+            offset = self._step(offset)
+
+    def _step(self, offset: int) -> int | None:
+        """Take in the record at ``offset``; the offset of the next one."""
+        if not self._extended.encloses(Extent(offset, offset + SECTOR_SIZE)):
+            raise self._invalid(offset, "lies outside the extended partition")
+        sector = self._source.read(offset, SECTOR_SIZE)
+        self.records.append(TableSectors(offset, sector))
+        entries = read_entries(sector)
+        if entries is None:
+            self._accept_empty(offset, sector)
+            return None
+        links = [entry for entry in entries if entry.is_extended]
+        logical = [entry for entry in entries if not entry.is_extended]
+        if len(links) > 1 or len(logical) > 1:
+            raise self._invalid(offset, "holds more than one partition and one link")
+        for entry in logical:
+            self._add(offset, entry)
+        # Links count from the start of the extended partition, partitions from their record.
+        return self._extended.start + links[0].first * SECTOR_SIZE if links else None
+
+    def _accept_empty(self, offset: int, sector: bytes) -> None:
+        """A new extended partition without logical ones has zeros in place of a record."""
+        if any(sector) or offset != self._extended.start:
+            raise self._invalid(offset, "is damaged")
+        self.warnings.append("The extended partition holds no logical partitions.")
+
+    def _add(self, offset: int, entry: MbrEntry) -> None:
+        extent = entry.extent(offset // SECTOR_SIZE)
+        if not self._extended.encloses(extent):
+            raise self._invalid(offset, "describes a partition outside the extended partition")
+        number = _FIRST_LOGICAL + len(self.partitions)
+        self.partitions.append(_partition(number, entry, extent, PartitionKind.LOGICAL))
+
+    def _invalid(self, offset: int, fact: str) -> Exception:
+        return invalid_table(self._source, f"the extended boot record at byte {offset} {fact}")

@@ -1,0 +1,264 @@
+"""Partition tables of images, read by libparted and by ourselves; the only home of pyparted.
+
+libparted opens what it reads for writing, tries to open paths that start with the same
+name (``image1`` to ``image63``), and keeps devices by path for the life of the process. So it never
+sees an image: it is given a stand-in in memory, as long as the image, that holds the sectors of the
+table and nothing else. Each stand-in has a path of its own, so that libparted's memory of
+paths cannot be stale; ``device_free_all`` is never called, for it frees what Python objects still
+hold (pyparted 3.13.0).
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import _ped
+import parted
+
+from balenaflash.errors import ImageError
+from balenaflash.extent import Extent
+from balenaflash.image import gpt, mbr
+from balenaflash.image.partition_table import (
+    Partition,
+    PartitionKind,
+    PartitionTable,
+    TableKind,
+    TableReading,
+    invalid_table,
+)
+from balenaflash.image.source import Source
+from balenaflash.image.table_sectors import read_table_sectors
+
+__all__ = ["Partition", "PartitionKind", "PartitionTable", "TableKind", "read_table"]
+
+LIBPARTED_ERRORS: tuple[type[Exception], ...] = (
+    _ped.AlignmentException,
+    _ped.ConstraintException,
+    _ped.CreateException,
+    _ped.DeviceException,
+    _ped.DiskException,
+    _ped.DiskLabelException,
+    _ped.FileSystemException,
+    _ped.GeometryException,
+    _ped.IOException,
+    _ped.NotNeededException,
+    _ped.PartedException,
+    _ped.PartitionException,
+    _ped.TimerException,
+    _ped.UnknownDeviceException,
+    _ped.UnknownTypeException,
+)
+"""All that pyparted raises; the classes have no common base of their own."""
+
+_SECTOR_SIZE_VARIABLE = "PARTED_SECTOR_SIZE"  # libparted/arch/linux.c, read when a file is opened
+_GO_ON_BROKEN = _ped.EXCEPTION_RESOLVE_IGNORE | _ped.EXCEPTION_RESOLVE_CANCEL
+"""The choices where libparted would go on with what it knows to be wrong, into its assertions."""
+
+_HARMLESS_ANSWERS = (
+    _ped.EXCEPTION_RESOLVE_IGNORE,
+    _ped.EXCEPTION_RESOLVE_OK,
+    _ped.EXCEPTION_RESOLVE_NO,
+)
+"""In this order, so that libparted reads on and repairs nothing."""
+
+
+def libparted_version() -> str:
+    """Version of the C library that pyparted was built against."""
+    return str(parted.version()["libparted"])
+
+
+def read_table(source: Source) -> PartitionTable:
+    """The partition table of an image.
+
+    The image is read and nothing else. Not to be called from two threads at once:
+    libparted's handler of messages and its sector size belong to the whole process.
+
+    Raises:
+        ImageError: there is no table (``table-missing``), it is not valid, or libparted reads
+            it differently (``table-invalid``), or the image is shorter than its table says
+            (``image-truncated``).
+    """
+    reading = read_table_sectors(source)
+    seen = _read_with_libparted(source, reading)
+    difference = _find_difference(reading.table, seen)
+    if difference is not None:
+        raise invalid_table(
+            source, f"its partition table can be read in two ways: {difference}{seen.told()}"
+        )
+    partitions = tuple(
+        replace(partition, flags=other.flags)
+        for partition, other in zip(reading.table.partitions, seen.partitions, strict=True)
+    )
+    # A warning of our own says what libparted says, in terms of the image.
+    warnings = reading.table.warnings or tuple(f"libparted: {text}" for text in seen.messages)
+    return replace(reading.table, partitions=partitions, warnings=warnings)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """libparted's view, copied out of its objects."""
+
+    kind: str
+    partitions: tuple[Partition, ...]
+    messages: tuple[str, ...]
+
+    def told(self) -> str:
+        return f" (libparted: {'; '.join(self.messages)})" if self.messages else ""
+
+
+def _find_difference(ours: PartitionTable, seen: _Seen) -> str | None:
+    """The first difference between the two views, in words; ``None`` if there is none."""
+    if ours.kind != seen.kind:
+        return f"as {ours.kind}, and by libparted as {seen.kind}"
+    mine = {each.number: each for each in ours.partitions}
+    theirs = {each.number: each for each in seen.partitions}
+    for number in sorted(mine.keys() | theirs.keys()):
+        if number not in theirs:
+            return f"libparted does not see partition {number}"
+        if number not in mine:
+            return f"libparted sees a partition {number} that is not listed"
+        one, other = mine[number], theirs[number]
+        if one.extent != other.extent:
+            return (
+                f"partition {number} has bytes {one.extent.start} to {one.extent.end}, "
+                f"and for libparted {other.extent.start} to {other.extent.end}"
+            )
+        if one.kind is not other.kind:
+            return f"partition {number} is {one.kind}, and for libparted {other.kind}"
+    return None
+
+
+def _read_with_libparted(source: Source, reading: TableReading) -> _Seen:
+    messages = list[str]()
+    with (
+        _errors_mapped(source, messages),
+        _messages_collected(messages),
+        _stand_in(source, reading) as path,
+    ):
+        disk = parted.newDisk(parted.getDevice(str(path)))
+        partitions = [_copy(each, reading.table.sector_size) for each in disk.partitions]
+        kind = str(disk.type)
+        name = str(path)
+    partitions.sort(key=lambda partition: partition.number)
+    texts = tuple(" ".join(text.replace(name, source.name).split()) for text in messages)
+    return _Seen(kind, tuple(partitions), texts)
+
+
+def _copy(partition: "parted.Partition", sector_size: int) -> Partition:
+    """The numbers of a libparted partition, so that no object of the library lives on.
+
+    Type, name and UUID stay out: libparted 3.5 does not tell them all, and recodes names.
+    """
+    geometry = partition.geometry
+    return Partition(
+        number=int(partition.number),
+        extent=Extent.from_lba(
+            int(geometry.start),
+            int(geometry.start) + int(geometry.length) - 1,
+            sector_size=sector_size,
+        ),
+        kind=_kind(int(partition.type)),
+        type_id="",
+        name=None,
+        uuid=None,
+        flags=tuple(sorted(filter(None, str(partition.getFlagsAsString()).split(", ")))),
+    )
+
+
+def _kind(bits: int) -> PartitionKind:
+    if bits & parted.PARTITION_EXTENDED:
+        return PartitionKind.EXTENDED
+    if bits & parted.PARTITION_LOGICAL:
+        return PartitionKind.LOGICAL
+    return PartitionKind.PRIMARY
+
+
+@contextmanager
+def _stand_in(source: Source, reading: TableReading) -> Iterator[Path]:
+    """A path that libparted may open, write and put digits behind; gone afterwards.
+
+    The link in a private folder keeps those digits harmless: behind ``/proc/self/fd/3`` they
+    would name other open files of this process.
+    """
+    sector_size = reading.table.sector_size
+    with tempfile.TemporaryDirectory(prefix="balenaflash-") as folder:
+        descriptor = os.memfd_create("table", os.MFD_CLOEXEC)
+        try:
+            os.truncate(descriptor, source.size)
+            for offset, data in _shown(reading):
+                os.pwrite(descriptor, data, offset)
+            path = Path(folder, "table")
+            path.symlink_to(f"/proc/self/fd/{descriptor}")
+            with _sector_size_told(sector_size):
+                yield path
+        finally:
+            os.close(descriptor)
+
+
+def _shown(reading: TableReading) -> Iterator[tuple[int, bytes]]:
+    """Offsets in the stand-in and what is written there."""
+    is_gpt = reading.table.kind is TableKind.GPT
+    if is_gpt:
+        # Where the primary is damaged, its signature makes libparted look for the backup.
+        yield reading.table.sector_size, gpt.SIGNATURE
+    for run in reading.sectors:
+        is_record = not is_gpt or run.offset == 0
+        # libparted follows links of no sectors, and guesses a geometry from cylinders and
+        # heads; either may end the process where the values are odd (libparted 3.5).
+        yield run.offset, mbr.canonical_record(run.data) if is_record else run.data
+
+
+@contextmanager
+def _sector_size_told(sector_size: int) -> Iterator[None]:
+    """Sectors of a file are this long for libparted, whatever the user's setting is."""
+    before = os.environ.get(_SECTOR_SIZE_VARIABLE)
+    os.environ[_SECTOR_SIZE_VARIABLE] = str(sector_size)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_SECTOR_SIZE_VARIABLE]
+        else:
+            os.environ[_SECTOR_SIZE_VARIABLE] = before
+
+
+@contextmanager
+def _messages_collected(messages: list[str]) -> Iterator[None]:
+    """What libparted would ask or tell a user goes to ``messages``, with a fixed answer."""
+
+    def answer(_severity: int, options: int, message: str) -> int:
+        messages.append(message)
+        if options == _GO_ON_BROKEN:
+            return int(_ped.EXCEPTION_RESOLVE_CANCEL)
+        for choice in _HARMLESS_ANSWERS:
+            if options & choice:
+                return int(choice)
+        return int(_ped.EXCEPTION_RESOLVE_CANCEL)
+
+    _ped.register_exn_handler(answer)
+    try:
+        yield
+    finally:
+        _ped.clear_exn_handler()
+
+
+@contextmanager
+def _errors_mapped(source: Source, messages: list[str]) -> Iterator[None]:
+    """Turn exceptions of libparted into one of ours, with the last thing it had to say."""
+    try:
+        yield
+    except LIBPARTED_ERRORS as error:
+        told = " ".join((messages[-1] if messages else str(error)).split())
+        raise ImageError(
+            f"{source.name}: libparted cannot read its partition table: {told}",
+            code="table-invalid",
+        ) from error
+    except OSError as error:
+        raise ImageError(
+            f"{source.name}: its partition table cannot be copied: {error.strerror}",
+            code="table-unreadable",
+            hint="A writable folder for temporary files is needed; TMPDIR names it.",
+        ) from error

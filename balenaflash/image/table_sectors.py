@@ -1,0 +1,73 @@
+"""Partition tables read without a library: which sectors hold them, and what those say.
+
+libparted can be shown those sectors alone, and it does not tell type GUIDs, UUIDs, which
+copy of a GPT is damaged, or that an image is cut off (libparted 3.5). Everything in a
+table is checked here before libparted sees it, for it ends the process when one of its own
+assertions fails.
+"""
+
+from itertools import pairwise
+
+from balenaflash.errors import ImageError
+from balenaflash.extent import SECTOR_SIZE, Extent
+from balenaflash.image import filesystems
+from balenaflash.image.gpt import read_gpt
+from balenaflash.image.mbr import PROTECTIVE, read_entries, read_mbr
+from balenaflash.image.partition_table import (
+    PartitionKind,
+    TableReading,
+    invalid_table,
+)
+from balenaflash.image.source import Source
+
+
+def read_table_sectors(source: Source) -> TableReading:
+    """The partition table of an image, without libparted's flags, and the sectors it lies in.
+
+    Raises:
+        ImageError: there is no table (``table-missing``), it contradicts itself
+            (``table-invalid``), or the image is shorter than it says (``image-truncated``).
+    """
+    if source.size < SECTOR_SIZE:
+        raise _missing(source)
+    sector = source.read(0, SECTOR_SIZE)
+    entries = read_entries(sector)
+    if entries is None or (not entries and filesystems.probe(source, Extent(0, source.size))):
+        raise _missing(source)
+    # Any protective entry makes it a GPT, as libparted and libfdisk have it.
+    protected = any(entry.type_id == PROTECTIVE for entry in entries)
+    reader = read_gpt if protected else read_mbr
+    reading = reader(source, sector, entries)
+    _refuse_overlaps(source, reading)
+    return reading
+
+
+def _missing(source: Source) -> ImageError:
+    whole = filesystems.probe(source, Extent(0, source.size))
+    if whole is not None:
+        fact = f"is one {whole.type} filesystem, without a partition table"
+    else:
+        fact = "holds no partition table"
+    return ImageError(
+        f"{source.name}: {fact}",
+        code="table-missing",
+        hint="A raw balenaOS image starts with an msdos partition table or a GPT.",
+    )
+
+
+def _refuse_overlaps(source: Source, reading: TableReading) -> None:
+    """Raise if a byte belongs to two partitions, or to a partition and to the table."""
+    extended = [
+        each.extent for each in reading.table.partitions if each.kind is PartitionKind.EXTENDED
+    ]
+    records = [(run.extent, "the partition table") for run in reading.sectors]
+    # Extended boot records lie inside the extended partition, between the logical ones.
+    inner = [each for each in records if any(area.encloses(each[0]) for area in extended)]
+    outer = [each for each in records if each not in inner]
+    for partition in reading.table.partitions:
+        listed = inner if partition.kind is PartitionKind.LOGICAL else outer
+        listed.append((partition.extent, f"partition {partition.number}"))
+    for areas in (sorted(outer), sorted(inner)):
+        for (one, its_name), (other, other_name) in pairwise(areas):
+            if one.overlaps(other):
+                raise invalid_table(source, f"{its_name} and {other_name} overlap")
