@@ -1,0 +1,302 @@
+"""A FAT volume of an image, edited in memory, over pyfatfs; the only place that imports it.
+
+pyfatfs 1.1.0 reads the boot sector, knows where a cluster lies, writes the tables and encodes
+entries. Whatever of it damages volumes or believes what a hostile one says is replaced in
+``_Core`` below, each method with its reason; names, directories and the choice of clusters are
+in modules of their own, which hold no pyfatfs. The faults were found by random edits compared
+with fsck.vfat and mtools, and each has a test in ``tests/test_fat_pyfatfs_faults.py``.
+"""
+
+import struct
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Self
+
+from pyfatfs._exceptions import NotAFatEntryException, PyFATException
+from pyfatfs.EightDotThree import EightDotThree
+from pyfatfs.FATDirectoryEntry import FATDirectoryEntry, FATLongDirectoryEntry
+from pyfatfs.PyFat import PyFat
+
+from balenaflash.errors import ImageError
+from balenaflash.extent import Extent
+from balenaflash.image import fat_fsinfo
+from balenaflash.image.fat_check import Fault, find_faults
+from balenaflash.image.fat_directory import Fields
+from balenaflash.image.fat_edit import FatEditor
+from balenaflash.image.fat_layout import FatLayout, read_layout
+from balenaflash.image.fat_names import split_long
+from balenaflash.image.fat_table import FatTable
+from balenaflash.image.fat_tree import FatEntry
+from balenaflash.image.patch import Patch
+from balenaflash.image.source import Source
+from balenaflash.image.window import Window
+
+__all__ = ["FatEntry", "FatVolume"]
+
+
+class FatVolume(FatEditor):
+    """The FAT volume in one partition of an image; edits stay in memory until ``changes``."""
+
+    def __init__(self, core: "_Core") -> None:
+        super().__init__(core)
+        self._core = core
+
+    @classmethod
+    def open(cls, source: Source, extent: Extent) -> Self:
+        """The volume in the bytes ``extent`` of ``source``, which must stay open.
+
+        Only the boot sector and the first file allocation table are read now.
+
+        Raises:
+            ImageError: there is no FAT volume, or its boot sector or table is not valid
+                (``fat-invalid``), or the image ends before the partition does
+                (``image-truncated``).
+        """
+        if extent.end > source.size:
+            raise ImageError(
+                f"{source.name}: ends at byte {source.size}, inside the partition that"
+                f" ends at {extent.end}",
+                code="image-truncated",
+                hint="The file is probably an incomplete download or copy.",
+            )
+        window = Window(source, extent)
+        return cls(_Core(window, read_layout(window)))
+
+    @property
+    def fat_bits(self) -> int:
+        """12, 16 or 32."""
+        return self._core.layout.fat_type
+
+    @property
+    def volume_id(self) -> int:
+        """The serial number, shown as ``%04X-%04X`` of its halves; 0 if it has none."""
+        return self._core.layout.volume_id
+
+    @property
+    def is_dirty(self) -> bool:
+        """Whether the last system that mounted it did not unmount it; edits leave that as it is."""
+        return self._core.layout.is_dirty
+
+    @property
+    def cluster_size(self) -> int:
+        """In bytes."""
+        return self._core.layout.cluster_size
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of all clusters, without tables and a fixed root directory."""
+        return self._core.layout.cluster_count * self.cluster_size
+
+    @property
+    def free_bytes(self) -> int:
+        """Size of all free clusters."""
+        return self._core.table.free_count() * self.cluster_size
+
+    def changes(self) -> tuple[Patch, ...]:
+        """The sectors of the image that the edits have changed, in order; none for no edit.
+
+        Offsets count from the start of the image.
+
+        Raises:
+            EditError: the structure would not be sound after it (``volume-unsound``).
+        """
+        self._core.flush()
+        runs = tuple(self._core.window.changed_runs())
+        if runs:
+            self._require_no_new_faults()
+        start = self._core.window.extent.start
+        return tuple(Patch(start + offset, data) for offset, data in runs)
+
+
+@contextmanager
+def _pyfatfs_errors(name: str) -> Iterator[None]:
+    """Turn what pyfatfs raises into ``ImageError``, and keep its warnings from the user.
+
+    It is only shown boot sectors that ``read_layout`` has found valid, and entries that we made;
+    what it still objects to is an oddity of the volume.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    except (PyFATException, NotAFatEntryException, struct.error) as error:
+        raise ImageError(f"{name}: not a usable FAT volume: {error}", code="fat-invalid") from error
+
+
+class _Core(PyFat):
+    """pyfatfs over a window, without its faults; the ``Storage`` of ``FatTree``."""
+
+    def __init__(self, window: Window, layout: FatLayout) -> None:
+        super().__init__()
+        self.window = window
+        self.layout = layout
+        self.name = f"{window.name}: the FAT volume at byte {window.extent.start}"
+        self._edited = False
+        with _pyfatfs_errors(self.name):
+            self.set_fp(window)
+
+    def parse_header(self) -> None:
+        """Take the FAT type from ``read_layout``.
+
+        pyfatfs counts the clusters before it knows the size of the root directory, and so takes
+        a FAT12 volume with a little under 4085 clusters for FAT16.
+        """
+        super().parse_header()
+        self.fat_type = self.layout.fat_type
+
+    def _parse_fat(self) -> None:
+        """Read the first table alone, and as many entries as there are clusters.
+
+        pyfatfs takes the entries that fill up the last sector for clusters too: on a full volume
+        it allocates them and writes behind the partition, into the next one. It also decodes
+        entry by entry, which takes a third of a second for 100 MiB of FAT32.
+        """
+        self.bytes_per_cluster = self.layout.cluster_size
+        table = self.layout.tables[0]
+        self._set_table(FatTable.decode(self.layout, self.window.read_at(table.start, table.size)))
+
+    def __bytes__(self) -> bytes:
+        """Keep the upper four bits of FAT32's entries, and what lies behind the last cluster.
+
+        pyfatfs clears the former, and leaves out the last entry of some FAT12 tables.
+        """
+        return self.table.encode()
+
+    def parse_root_dir(self) -> None:
+        """Leave directories to ``Directory``.
+
+        pyfatfs gives up on a directory with one leftover slot of a long name, reads on behind the
+        end of a directory into deleted entries, and finds names in one case only, without
+        regard to the bits for small letters.
+        """
+
+    def _is_dirty(self) -> bool:
+        """Say no, for ``set_fp`` only warns; ``FatVolume.is_dirty`` tells it."""
+        return False
+
+    def _mark_dirty(self) -> None:
+        """Write nothing on opening."""
+
+    def _mark_clean(self) -> None:
+        """Leave the flag as it was found."""
+
+    def close(self) -> None:
+        """Hold nothing that must be closed; ``__del__`` calls this, and would write."""
+
+    def get_cluster_chain(self, first_cluster: int) -> Iterator[int]:
+        """Follow a chain to its end; pyfatfs follows a loop for ever."""
+        return iter(self.table.follow(first_cluster, self.name))
+
+    def extents(self, first: int, owner: str) -> list[Extent]:
+        """Where a chain lies, neighbouring clusters in one piece."""
+        extents: list[Extent] = []
+        for cluster in self.table.follow(first, owner):
+            start = self.get_data_cluster_address(cluster)
+            end = start + self.bytes_per_cluster
+            if extents and extents[-1].end == start:
+                start = extents.pop().start
+            extents.append(Extent(start, end))
+        return extents
+
+    def read(self, extents: Sequence[Extent]) -> bytes:
+        """The content of ``extents``, one after the other."""
+        return b"".join(self.window.read_at(extent.start, extent.size) for extent in extents)
+
+    def write(self, extents: Sequence[Extent], data: bytes) -> None:
+        """Fill ``extents`` with ``data`` and zeros.
+
+        Instead of ``write_data_to_cluster`` and ``update_directory_entry``, which leave the tail
+        of a shorter directory as it was, so that deleted entries come back.
+        """
+        self._edited = True
+        left = memoryview(data)
+        for extent in extents:
+            piece, left = left[: extent.size], left[extent.size :]
+            whole = piece if len(piece) == extent.size else bytes(piece).ljust(extent.size, b"\0")
+            self._write_data_to_address(whole, extent.start)
+
+    def resize(self, first: int, size: int, owner: str) -> int:
+        """Give a chain room for ``size`` bytes; its first cluster.
+
+        Instead of ``allocate_bytes`` and ``free_cluster_chain``: with these, a shortened file
+        keeps pointing at clusters that the next file gets, "cluster 0" of an empty file is freed
+        and with it the table's own mark, and the last free cluster is never found.
+        """
+        self._edited = True
+        chain = self.table.follow(first, owner) if first else []
+        chain = self.table.resize(chain, self.calc_num_clusters(size), owner)
+        return chain[0] if chain else 0
+
+    def encode(self, fields: Fields, long_name: str | None) -> bytes:
+        """The slots of an entry: those of its long name, then the one with the 8.3 name.
+
+        Instead of ``make_lfn_entry``, which takes no more than 127 characters.
+        """
+        short_name = EightDotThree()
+        with _pyfatfs_errors(self.name):
+            short_name.set_byte_name(fields.short_name)
+            entry = FATDirectoryEntry(
+                DIR_Name=short_name,
+                DIR_Attr=fields.attributes,
+                DIR_NTRes=fields.case_bits,
+                DIR_CrtTimeTenth=fields.created_tenths,
+                DIR_CrtTime=fields.created_time,
+                DIR_CrtDate=fields.created_date,
+                DIR_LstAccessDate=fields.accessed_date,
+                DIR_FstClusHI=fields.cluster >> 16,
+                DIR_WrtTime=fields.modified_time,
+                DIR_WrtDate=fields.modified_date,
+                DIR_FstClusLO=fields.cluster & 0xFFFF,
+                DIR_FileSize=fields.size,
+                lfn_entry=None if long_name is None else _long_entry(long_name, short_name),
+            )
+            return bytes(entry)
+
+    def faults(self) -> tuple[Fault, ...]:
+        """What is wrong with the volume as it is now."""
+        self.flush()
+        return find_faults(self.window, self.layout)
+
+    def flush(self) -> None:
+        """Write the tables and the number of free clusters, if anything was changed."""
+        if not self._edited:
+            return
+        self.flush_fat()
+        fat_fsinfo.refresh(self.window, self.layout, self.table)
+        self._edited = False
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Undo every change of the block if the block is left by an exception."""
+        table, edited, done = self.table.copy(), self._edited, False
+        try:
+            with self.window.transaction():
+                yield
+            done = True
+        finally:
+            if not done:
+                self._set_table(table)
+                self._edited = edited
+
+    def _set_table(self, table: FatTable) -> None:
+        self.table = table
+        self.fat = table.entries  # what the inherited methods know it as
+
+
+def _long_entry(name: str, short_name: EightDotThree) -> FATLongDirectoryEntry:
+    """The slots of a long name, for the entry with that 8.3 name."""
+    long_entry = FATLongDirectoryEntry()
+    parts = split_long(name)
+    for number, part in enumerate(parts, start=1):
+        is_last = number == len(parts)
+        long_entry.add_lfn_entry(
+            LDIR_Ord=number | FATLongDirectoryEntry.LAST_LONG_ENTRY if is_last else number,
+            LDIR_Name1=part[:10],
+            LDIR_Attr=FATDirectoryEntry.ATTR_LONG_NAME,
+            LDIR_Type=0,
+            LDIR_Chksum=short_name.checksum(),
+            LDIR_Name2=part[10:22],
+            LDIR_FstClusLO=0,
+            LDIR_Name3=part[22:],
+        )
+    return long_entry
