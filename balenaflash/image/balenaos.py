@@ -1,0 +1,231 @@
+"""BalenaOS inside an image: its boot partition, and what the files there tell.
+
+The names come from meta-balena v8.0.2 (``image_types_balena.bbclass``, ``image-balena.bbclass``).
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from balenaflash.errors import ImageError
+from balenaflash.image.documents import Documents
+from balenaflash.image.fat import FatVolume
+from balenaflash.image.filesystems import Filesystem, probe
+from balenaflash.image.partition_table import Partition, PartitionKind, PartitionTable
+from balenaflash.image.source import Source
+
+BOOT_LABELS = ("resin-boot", "flash-boot", "balena-boot", "resin-conf", "flash-conf")
+"""Names of the boot partition, in the order of balena-config-json; the last two are resinOS 1.x."""
+
+CONFIG_PATH = "/config.json"
+DEVICE_TYPE_PATH = "/device-type.json"
+FINGERPRINT_PATHS = ("/balenaos.fingerprint", "/resinos.fingerprint")
+_OS_RELEASE_PATH = "/os-release"
+_IMAGE_NAME_PATH = "/image-version-info"
+_FLASHER_LABELS = frozenset({"flash-boot", "flash-conf"})
+_CLONE_VOLUME_ID = "BDEF-"
+_CLONE_UUID = "ba1eadef-"
+
+
+class ImageKind(StrEnum):
+    """What an image does when a board starts from it."""
+
+    RAW = "raw"
+    """It runs."""
+
+    FLASHER = "flasher"
+    """It writes the raw image it carries to the board's internal storage."""
+
+
+@dataclass(frozen=True, slots=True)
+class BootPartition:
+    """The boot partition, and why it is the one."""
+
+    partition: Partition
+    filesystem: Filesystem
+
+    reason: str
+    """A sentence."""
+
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BalenaFacts:
+    """What the boot partition tells of an image; ``None`` is what it does not tell."""
+
+    kind: ImageKind | None
+    slug: str | None
+    """Device type, such as ``raspberrypi4-64``."""
+
+    name: str | None
+    arch: str | None
+    machine: str | None
+    """Yocto machine; often, and not always, the slug."""
+
+    os_version: str | None
+    """Flasher images keep it in their root filesystem only."""
+
+    image_name: str | None
+    config: Mapping[str, object] | None
+    """Content of config.json with its secrets; ``None`` also where it is not valid."""
+
+    fingerprint_present: bool
+    is_clone: bool
+    """Whether the disk this image was taken from has booted: same uuid and keys."""
+
+    warnings: tuple[str, ...] = ()
+
+
+def find_boot_partition(source: Source, table: PartitionTable) -> BootPartition:
+    """The partition that holds config.json, found by name and content.
+
+    Its number differs from board to board, and boards carry other FAT partitions before it, so
+    the order is: a name or label in ``BOOT_LABELS``; the FAT partition that holds
+    ``/device-type.json``; partition 1, with a warning, as balena-config-json does.
+
+    Raises:
+        ImageError: no FAT partition can be the one (``boot-partition-missing``).
+    """
+    candidates = _find_fat_partitions(source, table)
+    found = (
+        _find_by_label(candidates)
+        or _find_by_content(source, candidates)
+        or _assume_first(candidates)
+    )
+    if found is None:
+        raise ImageError(
+            f"{source.name}: has no balenaOS boot partition: {_describe_search(table, candidates)}",
+            code="boot-partition-missing",
+            hint="Is this an image of balenaOS? Its boot partition is a FAT named resin-boot.",
+        )
+    return found
+
+
+def is_cloned(filesystem: Filesystem) -> bool:
+    """Whether balenaOS has marked this filesystem at a boot, by the UUID it sets then."""
+    identifier = filesystem.uuid or ""
+    return identifier.startswith((_CLONE_VOLUME_ID, _CLONE_UUID))
+
+
+def read_facts(volume: FatVolume, boot: BootPartition) -> BalenaFacts:
+    """What the files of the boot partition tell.
+
+    A file that is missing leaves its facts unknown; one that is not valid adds a warning.
+    """
+    documents = Documents(volume)
+    device_type = documents.json_object(DEVICE_TYPE_PATH) or {}
+    yocto = device_type.get("yocto")
+    machine = yocto.get("machine") if isinstance(yocto, dict) else None
+    os_release = documents.assignments(_OS_RELEASE_PATH)
+    image_name = (documents.text(_IMAGE_NAME_PATH) or "").strip()
+    config = documents.json_object(CONFIG_PATH)
+    if config is None and not volume.find(CONFIG_PATH):
+        documents.warnings.append(f"{CONFIG_PATH} is missing from the boot partition.")
+    return BalenaFacts(
+        kind=_find_kind(volume, boot, documents.warnings),
+        slug=_text_or_none(device_type.get("slug")) or os_release.get("SLUG"),
+        name=_text_or_none(device_type.get("name")),
+        arch=_text_or_none(device_type.get("arch")),
+        machine=_text_or_none(machine) or os_release.get("MACHINE"),
+        os_version=os_release.get("VERSION"),
+        image_name=image_name or None,
+        config=config,
+        fingerprint_present=any(volume.find(path) is not None for path in FINGERPRINT_PATHS),
+        is_clone=is_cloned(boot.filesystem),
+        warnings=tuple(documents.warnings),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    partition: Partition
+    filesystem: Filesystem
+
+    def is_called(self, label: str) -> bool:
+        """Whether the GPT or the FAT gives it that name; Windows writes labels in capitals."""
+        return label in {(self.partition.name or ""), (self.filesystem.label or "").casefold()}
+
+
+def _find_fat_partitions(source: Source, table: PartitionTable) -> tuple[_Candidate, ...]:
+    def search() -> Iterator[_Candidate]:
+        for partition in table.partitions:
+            if partition.kind is PartitionKind.EXTENDED:
+                continue
+            filesystem = probe(source, partition.extent)
+            if filesystem is not None and filesystem.type == "vfat":
+                yield _Candidate(partition, filesystem)
+
+    return tuple(search())
+
+
+def _find_by_label(candidates: tuple[_Candidate, ...]) -> BootPartition | None:
+    for label in BOOT_LABELS:
+        called = [each for each in candidates if each.is_called(label)]
+        if called:
+            first, *others = called
+            numbers = ", ".join(str(each.partition.number) for each in others)
+            warnings = (
+                (f"Partition {numbers} is called {label} too; the first one is used.",)
+                if others
+                else ()
+            )
+            by_name = first.partition.name == label
+            what = "Its name in the GPT" if by_name else "The label of its filesystem"
+            reason = f"{what} is {label}."
+            return BootPartition(first.partition, first.filesystem, reason, warnings)
+    return None
+
+
+def _find_by_content(source: Source, candidates: tuple[_Candidate, ...]) -> BootPartition | None:
+    for candidate in candidates:
+        try:
+            volume = FatVolume.open(source, candidate.partition.extent)
+            holds = volume.find(DEVICE_TYPE_PATH) is not None
+        except ImageError:
+            continue  # a FAT too damaged to look into is not the one that is looked for
+        if holds:
+            reason = f"It holds {DEVICE_TYPE_PATH}, and no partition has a known name."
+            return BootPartition(candidate.partition, candidate.filesystem, reason)
+    return None
+
+
+def _assume_first(candidates: tuple[_Candidate, ...]) -> BootPartition | None:
+    for candidate in candidates:
+        if candidate.partition.number == 1:
+            return BootPartition(
+                candidate.partition,
+                candidate.filesystem,
+                "It is partition 1, and no partition has a known name or file.",
+                ("The boot partition is a guess: nothing in it says that it is balenaOS's.",),
+            )
+    return None
+
+
+def _describe_search(table: PartitionTable, candidates: tuple[_Candidate, ...]) -> str:
+    if not candidates:
+        return f"none of its {len(table.partitions)} partitions is a FAT"
+    numbers = ", ".join(str(each.partition.number) for each in candidates)
+    return f"its FAT (partition {numbers}) has neither a known name nor {DEVICE_TYPE_PATH}"
+
+
+_FLAG_FILES = {"/balena-image-flasher": ImageKind.FLASHER, "/balena-image": ImageKind.RAW}
+"""Empty but for "DO NOT REMOVE THIS FILE"."""
+
+
+def _find_kind(volume: FatVolume, boot: BootPartition, warnings: list[str]) -> ImageKind | None:
+    """By the flag file; images older than those have the label of the partition."""
+    candidate = _Candidate(boot.partition, boot.filesystem)
+    is_named = any(candidate.is_called(label) for label in _FLASHER_LABELS)
+    by_label = ImageKind.FLASHER if is_named else None
+    flags = [kind for path, kind in _FLAG_FILES.items() if volume.find(path) is not None]
+    if len(flags) > 1:
+        warnings.append("The boot partition is flagged both as raw image and as flasher.")
+        return by_label
+    if flags and by_label and flags[0] is not by_label:
+        warnings.append(f"The boot partition is named as a flasher's, and flagged as {flags[0]}.")
+    return flags[0] if flags else by_label
+
+
+def _text_or_none(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
