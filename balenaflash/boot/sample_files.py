@@ -1,0 +1,169 @@
+"""What lies in the partitions of a sample image: every file that balenaOS tools look at.
+
+The set is that of a raw image of the device type ``generic-amd64`` (meta-balena v8.0.2, balena-
+generic); there is no operating system in it, and what should be a program only says so.
+"""
+
+import json
+import struct
+import zlib
+from collections.abc import Mapping
+
+SLUG = "generic-amd64"
+_NAME = "Generic x86_64 (GPT)"
+_VERSION = "6.5.31+rev1"
+_IMAGE = "balena-image"
+
+_CONFIG: Mapping[str, object] = {
+    "applicationName": "sample",
+    "applicationId": 1000001,
+    "deviceType": SLUG,
+    "userId": 1001,
+    "username": "sample",
+    "appUpdatePollInterval": 900000,
+    "listenPort": 48484,
+    "vpnPort": 443,
+    "apiEndpoint": "https://api.balena-cloud.com",
+    "vpnEndpoint": "cloudlink.balena-cloud.com",
+    "registryEndpoint": "registry2.balena-cloud.com",
+    "deltaEndpoint": "https://delta.balena-cloud.com",
+    "apiKey": "sample-image-without-a-key",
+}
+"""As ``balena config generate`` writes it."""
+
+_OS_RELEASE = f"""\
+ID="balena-os"
+NAME="balenaOS"
+VERSION="{_VERSION}"
+VERSION_ID="{_VERSION}"
+PRETTY_NAME="balenaOS {_VERSION}"
+MACHINE="{SLUG}"
+META_BALENA_VERSION="6.5.31"
+SLUG="{SLUG}"
+"""
+
+_GRUB = """\
+# {origin}
+set default=boot
+set timeout={timeout}
+search --no-floppy --set=root --label resin-rootA
+menuentry 'boot' {{
+    linux /boot/bzImage root=LABEL=resin-rootA ro rootwait {arguments}
+}}
+"""
+
+_WIFI = """\
+# Copied under a name without .ignore, with the right ssid and psk, this is used.
+[connection]
+id=balena-wifi
+type=wifi
+
+[wifi]
+mode=infrastructure
+ssid=My_Wifi_Ssid
+
+[wifi-security]
+key-mgmt=wpa-psk
+psk=my-wifi-password
+
+[ipv4]
+method=auto
+
+[ipv6]
+addr-gen-mode=stable-privacy
+method=auto
+"""
+
+_GRUB_ENVIRONMENT_SIZE = 1024  # bytes, padded with "#"; grub-editenv refuses any other
+
+
+def boot_files() -> dict[str, bytes]:
+    """Content of the boot partition by absolute path, without its fingerprint."""
+    environment = b"# GRUB Environment Block\n".ljust(_GRUB_ENVIRONMENT_SIZE, b"#")
+    return {
+        "/EFI/BOOT/bootx64.efi": _placeholder("boot loader", 262_144),
+        "/EFI/BOOT/grub.cfg": _grub("Made by the image build", timeout=3, arguments="quiet"),
+        "/EFI/BOOT/grub_extraenv": environment,
+        "/EFI/BOOT/grubenv": environment,
+        f"/{_IMAGE}": b"DO NOT REMOVE THIS FILE\n",
+        "/config.json": _json(_CONFIG),
+        "/device-type.json": _json(_device_type()),
+        "/extra_uEnv.txt": b"",
+        "/grub.cfg_internal": _grub("For internal storage", timeout=0, arguments=""),
+        "/image-version-info": f"{_IMAGE}-{SLUG}\n".encode(),
+        "/os-release": _OS_RELEASE.encode(),
+        "/splash/balena-logo.png": logo(160, 90),
+        "/system-connections/balena-wifi.ignore": _WIFI.encode(),
+        "/system-proxy/README.ignore": b"redsocks.conf and no_proxy go here\n",
+    }
+
+
+def root_files() -> dict[str, bytes]:
+    """Content of the root filesystem by absolute path."""
+    return {
+        "/boot/bzImage": _placeholder("kernel", 1_048_576),
+        "/etc/hostname": b"balena\n",
+        "/etc/issue": f"balenaOS {_VERSION} \\n \\l\n".encode(),
+        "/etc/os-release": _OS_RELEASE.encode(),
+    }
+
+
+def logo(width: int, height: int) -> bytes:
+    """A PNG picture of a blue gradient, ``width`` by ``height`` pixels.
+
+    PNG specification, 3rd edition: signature (5.2), IHDR (11.2.1), IDAT, IEND.
+    """
+    rows = (
+        b"\0" + bytes(value for column in range(width) for value in _pixel(column, row))
+        for row in range(height)
+    )
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits each of R, G and B
+    return b"".join(
+        (
+            b"\x89PNG\r\n\x1a\n",
+            _png_chunk(b"IHDR", header),
+            _png_chunk(b"IDAT", zlib.compress(b"".join(rows), 9)),
+            _png_chunk(b"IEND", b""),
+        )
+    )
+
+
+def _pixel(column: int, row: int) -> tuple[int, int, int]:
+    return row % 64, (column // 2) % 256, 160
+
+
+def _png_chunk(kind: bytes, data: bytes) -> bytes:
+    checksum = zlib.crc32(kind + data)
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
+
+
+def _grub(origin: str, *, timeout: int, arguments: str) -> bytes:
+    return _GRUB.format(origin=origin, timeout=timeout, arguments=arguments).encode()
+
+
+def _placeholder(what: str, size: int) -> bytes:
+    """Bytes without a hole, in the place of a program."""
+    text = f"This is a sample image: there is no {what} in it. ".encode()
+    return (text * (size // len(text) + 1))[:size]
+
+
+def _json(content: Mapping[str, object]) -> bytes:
+    return json.dumps(content, indent=2).encode() + b"\n"
+
+
+def _device_type() -> dict[str, object]:
+    return {
+        "slug": SLUG,
+        "version": 1,
+        "name": _NAME,
+        "arch": "amd64",
+        "state": "released",
+        "yocto": {
+            "machine": SLUG,
+            "image": _IMAGE,
+            "fstype": "balenaos-img",
+            "version": "yocto-kirkstone",
+            "deployArtifact": f"{_IMAGE}-{SLUG}.balenaos-img",
+        },
+        "configuration": {"config": {"partition": {"primary": 1}, "path": "/config.json"}},
+    }
