@@ -1,0 +1,169 @@
+"""Change the boot partition of an image file, wholly or not at all."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from balenaflash.boot.difference import diff_files
+from balenaflash.boot.files import Action, FileChange
+from balenaflash.boot.fingerprint import listed_paths
+from balenaflash.boot.fingerprint import update as update_fingerprint
+from balenaflash.boot.invalidation import warnings_for
+from balenaflash.image.balenaos import BootPartition, find_boot_partition
+from balenaflash.image.bmap_beside import plan_updates
+from balenaflash.image.commit import CommitReport, ReadableImage
+from balenaflash.image.fat import FatVolume
+from balenaflash.image.opening import open_for_editing, open_for_reading
+from balenaflash.image.partitions import read_table
+
+
+class Edit(Protocol):
+    """One change of the boot partition, as data: given on the command line or in a recipe."""
+
+    def apply(self, volume: FatVolume) -> tuple[FileChange, ...]:
+        """Make it in ``volume``, in memory, and tell what became of which file.
+
+        Raises:
+            EditError: it cannot be made; ``volume`` may hold part of it.
+        """
+
+    def describe(self) -> str:
+        """What it does, in a few words."""
+
+
+@dataclass(frozen=True, slots=True)
+class BootVolume:
+    """The boot partition of an open image."""
+
+    partition: BootPartition
+    files: FatVolume
+    opening_warnings: tuple[str, ...]
+    """Those about opening the image."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know about the image, a sentence each."""
+        return (*self.opening_warnings, *self.partition.warnings, *self.files.problems())
+
+
+@dataclass(frozen=True, slots=True)
+class EditReport:
+    """What an edit changed, or with a dry run would have."""
+
+    partition_number: int
+    """Of the boot partition."""
+
+    changes: tuple[FileChange, ...]
+    """In the order they were made."""
+
+    diff: tuple[str, ...]
+    """Lines of what changes within files, without secrets; of a dry run only."""
+
+    commit: CommitReport
+    """What was written to the image."""
+
+    dry_run: bool
+    warnings: tuple[str, ...]
+
+
+def edit(
+    path: Path, edits: Sequence[Edit], *, dry_run: bool = False, keep_fingerprint: bool = False
+) -> EditReport:
+    """Make ``edits``, in their order, in the boot partition of the image file at ``path``.
+
+    They are made in memory; then what changed is committed to the file. The fingerprint, unless
+    it is to be kept, and a block map beside the image are brought up to date with it. With
+    ``dry_run`` nothing is written, and an image that may only be read will do.
+
+    Raises:
+        ImageError: it is not an image of balenaOS layout, or cannot be read.
+        EditError: an edit cannot be made; none was.
+        WriteError: writing failed; the message says what state the image is in.
+    """
+    if dry_run:
+        with open_for_reading(path) as image:
+            boot = _open_boot(image)
+            original = _open_boot(image).files
+            edited = _apply(edits, boot.files, keep_fingerprint=keep_fingerprint)
+            paths = (change.path for change in edited.changes)
+            return EditReport(
+                partition_number=boot.partition.partition.number,
+                changes=edited.changes,
+                diff=diff_files(original, boot.files, paths),
+                commit=image.preview(boot.files.changes()),
+                dry_run=True,
+                warnings=(*boot.warnings, *edited.warnings, *_invalidated(edited, boot, path)),
+            )
+    with open_for_editing(path) as image:
+        boot = _open_boot(image)
+        edited = _apply(edits, boot.files, keep_fingerprint=keep_fingerprint)
+        patches = boot.files.changes()
+        updates = plan_updates(path, image.source, patches)
+        commit = image.commit(patches)
+        about_maps = tuple(warning for update in updates for warning in update.finish())
+        return EditReport(
+            partition_number=boot.partition.partition.number,
+            changes=edited.changes,
+            diff=(),
+            commit=commit,
+            dry_run=False,
+            warnings=(
+                *boot.warnings,
+                *edited.warnings,
+                *_invalidated(edited, boot, path),
+                *about_maps,
+            ),
+        )
+
+
+@contextmanager
+def open_boot_volume(path: Path) -> Iterator[BootVolume]:
+    """The boot partition of the image at ``path``, to look at until the block ends.
+
+    ``path`` may be a block device, such as a flashed card.
+
+    Raises:
+        ImageError: it is not an image of balenaOS layout, or cannot be read.
+        EditError: another process is editing it; or an edit was cut off and cannot be undone.
+    """
+    with open_for_reading(path) as image:
+        yield _open_boot(image)
+
+
+def _open_boot(image: ReadableImage) -> BootVolume:
+    partition = find_boot_partition(image.source, read_table(image.source))
+    volume = FatVolume.open(image.source, partition.partition.extent)
+    return BootVolume(partition, volume, image.warnings)
+
+
+@dataclass(frozen=True, slots=True)
+class _Edited:
+    changes: tuple[FileChange, ...]
+    shipped: frozenset[str] | None
+    """Files of the operating system by the fingerprint, as it was before."""
+
+    @property
+    def touched(self) -> tuple[str, ...]:
+        """Paths of which something is otherwise than before."""
+        return tuple(
+            change.path for change in self.changes if change.action is not Action.UNCHANGED
+        )
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Those of the edits themselves."""
+        return tuple(warning for change in self.changes for warning in change.warnings)
+
+
+def _apply(edits: Sequence[Edit], volume: FatVolume, *, keep_fingerprint: bool) -> _Edited:
+    shipped = listed_paths(volume)
+    edited = _Edited(tuple(change for each in edits for change in each.apply(volume)), shipped)
+    if not keep_fingerprint:
+        update_fingerprint(volume, edited.touched)
+    return edited
+
+
+def _invalidated(edited: _Edited, boot: BootVolume, path: Path) -> tuple[str, ...]:
+    return warnings_for(edited.touched, boot.files, shipped=edited.shipped, image=path)
