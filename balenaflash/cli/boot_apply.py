@@ -1,0 +1,49 @@
+"""``boot apply``: files of a Yocto deploy directory, as the image build puts them there."""
+
+from pathlib import Path
+
+import click
+
+from balenaflash.cli.answer import Answer
+from balenaflash.cli.edit_answer import answer_edits
+from balenaflash.cli.given_content import read_given_text
+from balenaflash.cli.session import Session, dry_run_option, with_session
+
+
+@click.command()
+@click.argument("image", type=click.Path(path_type=Path))
+@click.option(
+    "--files",
+    metavar="LIST",
+    required=True,
+    help="The list, a file that holds it, or - for standard input.",
+)
+@click.option(
+    "--deploy-dir",
+    metavar="DIR",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    required=True,
+    help="What relative sources are relative to, such as tmp/deploy/images/MACHINE.",
+)
+@dry_run_option
+@with_session
+def apply(_session: Session, image: Path, *, files: str, deploy_dir: Path, dry_run: bool) -> Answer:
+    """Put the files of LIST from the directory DIR into the boot partition of IMAGE.
+
+    LIST is the value of the Yocto variable BALENA_BOOT_PARTITION_FILES: SOURCE:DESTINATION
+    entries separated by white space. DESTINATION is absolute; left out, it is /SOURCE; ending
+    in a slash, it is a directory. Of a SOURCE that is a directory the files directly in it are
+    copied. SOURCE.sig, where there is one, goes beside the file it signs. Lines of LIST that
+    begin with # are comments.
+
+    \b
+    Examples:
+      balenaflash boot apply balena.img --deploy-dir deploy --files "grub.cfg:/EFI/BOOT/grub.cfg"
+      balenaflash boot apply balena.img --deploy-dir deploy --files boot-files.txt --dry-run
+      bitbake-getvar -r balena-image --value BALENA_BOOT_PARTITION_FILES |
+        balenaflash boot apply balena.img --deploy-dir deploy --files -
+    """
+    from balenaflash.boot.file_list import ApplyFileList, parse, read_list
+
+    entries = parse(read_given_text("-")) if files == "-" else read_list(files)
+    return answer_edits(image, [ApplyFileList(entries, deploy_dir)], dry_run=dry_run)

@@ -1,0 +1,152 @@
+"""``boot ls``, ``boot cat``, ``boot get``: look at the boot partition."""
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from balenaflash.cli.answer import Answer
+from balenaflash.cli.session import Session, with_session
+
+if TYPE_CHECKING:
+    from balenaflash.boot.copy_out import CopiedFile
+    from balenaflash.image.fat import FatEntry
+
+
+@click.command("ls")
+@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("path", default="/")
+@click.option("-l", "--long", is_flag=True, help="Also print sizes in bytes and times.")
+@click.option("-R", "--recursive", is_flag=True, help="Also list what directories hold.")
+@with_session
+def list_files(_session: Session, image: Path, path: str, *, long: bool, recursive: bool) -> Answer:
+    """List the files at PATH in the boot partition of IMAGE.
+
+    \b
+    Examples:
+      balenaflash boot ls balena.img
+      balenaflash boot ls -lR balena.img /EFI
+      balenaflash boot ls --json balena.img | jq -r '.result.entries[].path'
+    """
+    from balenaflash.boot.files import list_directory
+    from balenaflash.editing import open_boot_volume
+
+    with open_boot_volume(image) as boot:
+        entries = tuple(list_directory(boot.files, path, recursive=recursive))
+        warnings = boot.warnings
+    result = {
+        "image": str(image),
+        "path": path,
+        "entries": [_entry_result(entry) for entry in entries],
+    }
+    names = [_shown_name(entry, whole_path=recursive) for entry in entries]
+    lines = _long_lines(entries, names) if long else names
+    return Answer(result, lines, warnings)
+
+
+@click.command()
+@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("path")
+@with_session
+def cat(_session: Session, image: Path, path: str) -> Answer:
+    """Print the file at PATH in the boot partition of IMAGE, byte for byte.
+
+    \b
+    Examples:
+      balenaflash boot cat balena.img config.json | jq .deviceType
+      balenaflash boot cat balena.img /EFI/BOOT/grub.cfg
+    """
+    from balenaflash.boot.files import read_file
+    from balenaflash.editing import open_boot_volume
+
+    with open_boot_volume(image) as boot:
+        content = read_file(boot.files, path)
+        warnings = boot.warnings
+    encoding, text = _as_text(content)
+    result = {
+        "image": str(image),
+        "path": path,
+        "size": len(content),
+        "encoding": encoding,
+        "content": text,
+    }
+    return Answer(result, warnings=warnings, content=content)
+
+
+@click.command("get")
+@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("path")
+@click.argument("out", default=".")
+@click.option("-f", "--force", is_flag=True, help="Overwrite files that exist.")
+@with_session
+def take(_session: Session, image: Path, path: str, out: str, *, force: bool) -> Answer:
+    """Copy the file or directory at PATH in the boot partition of IMAGE to OUT.
+
+    OUT is the new name, or a directory to put it in; without it, the current one. A directory is
+    copied with all it holds.
+
+    \b
+    Examples:
+      balenaflash boot get balena.img config.json
+      balenaflash boot get balena.img /EFI/BOOT/grub.cfg old-grub.cfg
+      balenaflash boot get --force balena.img / boot-files/
+    """
+    from balenaflash.boot.copy_out import copy_out
+    from balenaflash.editing import open_boot_volume
+
+    with open_boot_volume(image) as boot:
+        copies = copy_out(boot.files, path, out, overwrite=force)
+        warnings = boot.warnings
+    result = {
+        "image": str(image),
+        "path": path,
+        "files": [_copy_result(copy) for copy in copies],
+    }
+    lines = [
+        f"copied {copy.path} to {copy.target} ({copy.size} bytes)"
+        for copy in copies
+        if not copy.is_directory
+    ]
+    return Answer(result, lines, warnings)
+
+
+def _entry_result(entry: "FatEntry") -> dict[str, object]:
+    return {
+        "path": entry.path,
+        "name": entry.name,
+        "type": "directory" if entry.is_directory else "file",
+        "size": entry.size,
+        "modified": entry.modified.isoformat() if entry.modified else None,
+    }
+
+
+def _copy_result(copy: "CopiedFile") -> dict[str, object]:
+    return {
+        "path": copy.path,
+        "target": str(copy.target),
+        "type": "directory" if copy.is_directory else "file",
+        "size": copy.size,
+    }
+
+
+def _shown_name(entry: "FatEntry", *, whole_path: bool) -> str:
+    name = entry.path if whole_path else entry.name
+    return f"{name}/" if entry.is_directory else name
+
+
+def _long_lines(entries: Sequence["FatEntry"], names: Sequence[str]) -> list[str]:
+    width = max((len(str(entry.size)) for entry in entries), default=0)
+    return [
+        f"{entry.size:>{width}}  {entry.modified or 'unknown'!s:<19}  {name}"
+        for entry, name in zip(entries, names, strict=True)
+    ]
+
+
+def _as_text(content: bytes) -> tuple[str, str]:
+    """How ``content`` is told in JSON, and so told."""
+    try:
+        return "utf-8", content.decode()
+    except UnicodeDecodeError:
+        return "base64", base64.b64encode(content).decode()

@@ -1,0 +1,31 @@
+"""``boot splash``: the picture that is shown while the board starts."""
+
+from pathlib import Path
+
+import click
+
+from balenaflash.cli.answer import Answer
+from balenaflash.cli.edit_answer import answer_edits
+from balenaflash.cli.given_content import read_given
+from balenaflash.cli.session import Session, dry_run_option, with_session
+
+
+@click.command()
+@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("logo", metavar="LOGO.png")
+@dry_run_option
+@with_session
+def splash(_session: Session, image: Path, logo: str, *, dry_run: bool) -> Answer:
+    """Show the PNG image LOGO while boards start from IMAGE; - is standard input.
+
+    It goes to /splash/balena-logo.png, or to /splash/resin-logo.png in older images. A board
+    scales it to its screen, on a white background.
+
+    \b
+    Examples:
+      balenaflash boot splash balena.img logo.png
+      rsvg-convert -h 1080 logo.svg | balenaflash boot splash balena.img -
+    """
+    from balenaflash.boot.splash import SetSplash
+
+    return answer_edits(image, [SetSplash(logo, read_given(logo))], dry_run=dry_run)

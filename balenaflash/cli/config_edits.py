@@ -1,0 +1,112 @@
+"""``config set``, ``config unset``, ``config merge``: change config.json."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from balenaflash.cli.answer import Answer
+from balenaflash.cli.edit_answer import answer_edits
+from balenaflash.cli.given_content import (
+    read_given,
+    read_given_text,
+    require_one_standard_input,
+)
+from balenaflash.cli.session import Session, dry_run_option, with_session
+
+if TYPE_CHECKING:
+    from balenaflash.boot.config_assignment import Assignment
+    from balenaflash.boot.config_steps import ConfigStep
+
+
+@click.command("set")
+@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("assignments", metavar="KEY=VALUE...", nargs=-1, required=True)
+@dry_run_option
+@with_session
+def set_keys(
+    _session: Session, image: Path, assignments: tuple[str, ...], *, dry_run: bool
+) -> Answer:
+    """Set keys of config.json, all of them or none.
+
+    VALUE is text, or JSON where KEY takes something else than a string or is not known; @FILE
+    is the content of a file, and - that of standard input; in quotes, as '"-"', it is always a
+    string. KEY+=VALUE adds an item to an array. Secrets are taken from a file or standard input
+    only, for a command line is seen by every user of the machine.
+
+    \b
+    Examples:
+      balenaflash config set balena.img developmentMode=true hostname=bench-7
+      balenaflash config set balena.img 'os.sshKeys+=@id_ed25519.pub'
+      pass show balena/key | balenaflash config set balena.img apiKey=-
+      balenaflash config set balena.img 'deviceApiKeys["api.balena-cloud.com"]=@key'
+    """
+    from balenaflash.boot.config_assignment import parse_assignment
+
+    parsed = [parse_assignment(text) for text in assignments]
+    require_one_standard_input([each.source for each in parsed])
+    return _edit_config(image, [_step(each) for each in parsed], dry_run=dry_run)
+
+
+@click.command()
+@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("keys", metavar="KEY...", nargs=-1, required=True)
+@dry_run_option
+@with_session
+def unset(_session: Session, image: Path, keys: tuple[str, ...], *, dry_run: bool) -> Answer:
+    """Remove keys from config.json, with all they hold.
+
+    \b
+    Examples:
+      balenaflash config unset balena.img developmentMode
+      balenaflash config unset balena.img os.sshKeys hostname
+    """
+    from balenaflash.boot.config_path import parse_key
+    from balenaflash.boot.config_steps import UnsetKey
+
+    steps = [UnsetKey(parse_key(key)) for key in keys]
+    return _edit_config(image, steps, dry_run=dry_run)
+
+
+@click.command()
+@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("file")
+@dry_run_option
+@with_session
+def merge(_session: Session, image: Path, file: str, *, dry_run: bool) -> Answer:
+    """Take over every key of FILE, such as `balena config generate` makes; - is standard input.
+
+    A key at the top is replaced as a whole, as balena's own tools do, so that an os in FILE
+    leaves nothing of the one before; what is lost so is a warning. Other keys stay.
+
+    \b
+    Examples:
+      balena config generate --device UUID --version 6.0.0 -o generated.json
+      balenaflash config merge balena.img generated.json
+    """
+    from balenaflash.boot.config_steps import MergeObject
+    from balenaflash.boot.json_text import parse_document
+
+    document = parse_document(read_given(file), file)
+    return _edit_config(image, [MergeObject(document.content)], dry_run=dry_run)
+
+
+def _step(assignment: "Assignment") -> "ConfigStep":
+    from balenaflash.boot.config_assignment import refuse_secret
+    from balenaflash.boot.config_path import format_key
+
+    if assignment.source is not None:
+        text, name = read_given_text(assignment.source), assignment.source
+    else:
+        text, name = assignment.text or "", format_key(assignment.key)
+    value = assignment.value_in(text, name)
+    if assignment.source is None:
+        refuse_secret(assignment.key, value)
+    return assignment.step(value)
+
+
+def _edit_config(image: Path, steps: Sequence["ConfigStep"], *, dry_run: bool) -> Answer:
+    from balenaflash.boot.config_edit import EditConfig
+
+    return answer_edits(image, [EditConfig(tuple(steps))], dry_run=dry_run)

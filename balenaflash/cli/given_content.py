@@ -1,0 +1,59 @@
+"""Content that an option or argument names: a file, or standard input."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from balenaflash.errors import EditError
+from balenaflash.extent import GIB, MIB, format_size
+
+STANDARD_INPUT = "-"
+
+_MAX_SIZE = GIB
+"""Bytes taken of a file; boot partitions have 40 to 100 MiB."""
+
+_MAX_TEXT_SIZE = MIB
+"""Bytes taken of a text; a key, a passphrase or a list has a few KiB."""
+
+
+def read_given(name: str, *, limit: int = _MAX_SIZE) -> bytes:
+    """The content of the file at ``name``, or of standard input for ``-``, up to ``limit`` bytes.
+
+    Raises:
+        EditError: it cannot be read, or is too large.
+    """
+    try:
+        if name == STANDARD_INPUT:
+            content = sys.stdin.buffer.read(limit + 1)
+        else:
+            with Path(name).open("rb") as file:
+                content = file.read(limit + 1)
+    except OSError as error:
+        raise EditError(
+            f"{name}: cannot be read: {error.strerror}", code="source-unreadable"
+        ) from error
+    if len(content) > limit:
+        raise EditError(f"{name}: has more than {format_size(limit)}", code="source-too-large")
+    return content
+
+
+def read_given_text(name: str) -> str:
+    """The text in it, without the line end that editors put after the last line.
+
+    Raises:
+        EditError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        text = read_given(name, limit=_MAX_TEXT_SIZE).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise EditError(
+            f"{name}: is not UTF-8 text, at byte {error.start}", code="source-encoding"
+        ) from error
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def require_one_standard_input(names: "list[str | None]") -> None:
+    """Refuse a command line that reads standard input for several things."""
+    if names.count(STANDARD_INPUT) > 1:
+        raise click.UsageError("Standard input (-) can be used for one thing only.")

@@ -1,0 +1,152 @@
+"""The command group, and the one way out."""
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+import click
+
+import balenaflash
+from balenaflash.cli.answer import Answer, show_answer, show_problems
+from balenaflash.cli.boot import boot
+from balenaflash.cli.completion import completion
+from balenaflash.cli.config import config
+from balenaflash.cli.devices import devices
+from balenaflash.cli.inspect import inspect
+from balenaflash.cli.interrupts import interruptible
+from balenaflash.cli.manual import manual
+from balenaflash.cli.network import network
+from balenaflash.cli.sample import sample
+from balenaflash.cli.session import Session
+from balenaflash.cli.verify import verify
+from balenaflash.cli.write import write
+from balenaflash.errors import BalenaflashError, InterruptedWriteError, Problem
+
+_EPILOG = """\b
+Exit status:
+  0  done, and read back unless --no-verify
+  1  a bug: please report the traceback
+  2  wrong usage; nothing was touched
+  3  image or edit not valid or not readable; nothing was written
+  4  target refused or not confirmed; nothing was written
+  5  I/O failed while writing: the target's content is undefined
+  6  the read-back differs
+Interrupted by a signal, it dies by that signal.
+"""
+
+
+def _show_version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:  # noqa: FBT001 - click calls it so
+    if not value or context.resilient_parsing:
+        return
+    click.echo(f"balenaflash {balenaflash.__version__}")
+    if context.params.get("verbose"):
+        from balenaflash.cli.versions import library_versions
+
+        for name, version in library_versions():
+            click.echo(f"{name} {version}")
+    context.exit()
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=_EPILOG,
+)
+@click.option(
+    "-v", "--verbose", is_flag=True, is_eager=True, help="With --version: the libraries' too."
+)
+@click.option(
+    "-V",
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Print the version and leave.",
+)
+def app(verbose: bool) -> None:  # noqa: FBT001 - click calls it so
+    """Inspect, edit, write and verify balenaOS images.
+
+    \b
+    Examples:
+      balenaflash inspect balena.img
+      balenaflash boot put balena.img config.json
+      balenaflash devices
+      balenaflash write balena.img /dev/sdX
+    """
+
+
+for _command in (
+    inspect,
+    boot,
+    config,
+    network,
+    devices,
+    write,
+    verify,
+    sample,
+    completion,
+    manual,
+):
+    app.add_command(_command)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status; 128 + N when signal N interrupted it."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    # Known before click has parsed anything, so that wrong usage too is told as JSON.
+    session = Session(json="--json" in arguments)
+    try:
+        with interruptible(session):
+            answer = app.main(
+                args=arguments, prog_name="balenaflash", standalone_mode=False, obj=session
+            )
+            if isinstance(answer, Answer):
+                show_answer(
+                    answer, command=session.command, as_json=session.json, quiet=session.quiet
+                )
+                sys.stdout.flush()
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.Abort:
+        click.echo("Interrupted.", err=True)
+        return 128 + (session.signal or signal.SIGINT)
+    except click.ClickException as error:
+        return _show_usage_error(error, session)
+    except BalenaflashError as error:
+        return _show_error(error, session)
+    except BrokenPipeError:
+        # The reader of stdout has gone; the interpreter's own flush must not complain either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    return 0
+
+
+def _show_usage_error(error: click.ClickException, session: Session) -> int:
+    if session.json:
+        problems = (Problem("usage", error.format_message()),)
+        show_problems(problems, command=session.command, exit_status=error.exit_code, as_json=True)
+    else:
+        error.show()
+    return error.exit_code
+
+
+def _show_error(error: BalenaflashError, session: Session) -> int:
+    status = error.exit_status
+    if isinstance(error, InterruptedWriteError):
+        status = 128 + (session.signal or signal.SIGINT)
+    show_problems(error.problems, command=session.command, exit_status=status, as_json=session.json)
+    return status
+
+
+def entry() -> None:
+    """Run as the ``balenaflash`` command: exit with the status, or die by the signal."""
+    try:
+        status = main()
+    except Exception:
+        click.echo("balenaflash: this is a bug; please report it with the lines below.", err=True)
+        raise
+    if status > 128:  # noqa: PLR2004 - shells report a death by signal N as 128 + N
+        number = signal.Signals(status - 128)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    sys.exit(status)

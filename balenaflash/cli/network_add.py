@@ -1,0 +1,162 @@
+"""``network add``: give boards a network."""
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Unpack
+
+import click
+
+from balenaflash.cli.answer import Answer
+from balenaflash.cli.edit_answer import answer_edits
+from balenaflash.cli.given_content import read_given_text
+from balenaflash.cli.network_options import (
+    CommonOptions,
+    common_options,
+    common_settings,
+    network_from_keyfile,
+)
+from balenaflash.cli.session import Session, dry_run_option, with_session
+
+if TYPE_CHECKING:
+    from balenaflash.boot.connection import Security
+    from balenaflash.boot.network import AddNetwork
+
+
+@click.group()
+def add() -> None:
+    """Add a network to an image.
+
+    \b
+    Examples:
+      balenaflash network add wifi balena.img --ssid Lab --psk-file lab.psk --country DE
+      balenaflash network add ethernet balena.img --address 10.0.0.7/24 --gateway 10.0.0.1
+    """
+
+
+@add.command()
+@click.argument("image", type=click.Path(path_type=Path))
+@click.option("--ssid", metavar="SSID", help="Name of the network; any bytes, 32 at most.")
+@click.option("--psk-file", metavar="FILE", help="File with the passphrase; - is standard input.")
+@click.option("--open", "unsecured", is_flag=True, help="The network has no passphrase.")
+@click.option("--wpa3", is_flag=True, help="Join with WPA3 (SAE) only, never with WPA2.")
+@click.option("--hidden", is_flag=True, help="The network does not announce its name.")
+@click.option(
+    "--country", metavar="CC", help="Whose radio rules hold, such as DE; goes into config.json."
+)
+@common_options
+@dry_run_option
+@with_session
+def wifi(
+    _session: Session,
+    image: Path,
+    *,
+    ssid: str | None,
+    psk_file: str | None,
+    unsecured: bool,
+    wpa3: bool,
+    hidden: bool,
+    country: str | None,
+    dry_run: bool,
+    **common: Unpack[CommonOptions],
+) -> Answer:
+    """Add a Wi-Fi network to IMAGE.
+
+    The passphrase comes from a file or standard input, for a command line is seen by every user
+    of the machine. What else NetworkManager can do is put in a keyfile, and that with --keyfile.
+
+    \b
+    Examples:
+      balenaflash network add wifi balena.img --ssid Lab --psk-file lab.psk --country DE
+      pass show wifi/lab | balenaflash network add wifi balena.img --ssid Lab --psk-file -
+      balenaflash network add wifi balena.img --keyfile enterprise.nmconnection
+    """
+    if (file := common["keyfile"]) is not None:
+        more = any((ssid, psk_file, unsecured, wpa3, hidden))
+        network = network_from_keyfile(common, file, "wifi", more_given=more)
+    else:
+        security = _security(psk_file, unsecured=unsecured, wpa3=wpa3)
+        network = _wifi_network(common, ssid, psk_file, security, hidden=hidden)
+    return _add(image, network, country, dry_run=dry_run)
+
+
+@add.command()
+@click.argument("image", type=click.Path(path_type=Path))
+@common_options
+@dry_run_option
+@with_session
+def ethernet(
+    _session: Session, image: Path, *, dry_run: bool, **common: Unpack[CommonOptions]
+) -> Answer:
+    """Add a wired network to IMAGE. Without one, boards ask any wired network for an address.
+
+    \b
+    Examples:
+      balenaflash network add ethernet balena.img --address 10.0.0.7/24 --gateway 10.0.0.1
+      balenaflash network add ethernet balena.img --interface eth1 --address 10.1.0.7/24
+    """
+    from balenaflash.boot.connection import EthernetConnection
+    from balenaflash.boot.network import AddNetwork
+
+    if (file := common["keyfile"]) is not None:
+        network = network_from_keyfile(common, file, "ethernet", more_given=False)
+    else:
+        settings = common_settings(common, _file_name("ethernet", common["interface"] or ""))
+        keyfile = EthernetConnection(settings).keyfile()
+        network = AddNetwork(settings.name, keyfile, common["overwrite"])
+    return _add(image, network, None, dry_run=dry_run)
+
+
+def _security(psk_file: str | None, *, unsecured: bool, wpa3: bool) -> "Security":
+    from balenaflash.boot.connection import Security
+
+    if unsecured:
+        if psk_file or wpa3:
+            raise click.UsageError("--open excludes --psk-file and --wpa3.")
+        return Security.OPEN
+    if psk_file is None:
+        raise click.UsageError("One of --psk-file, --open and --keyfile is needed.")
+    return Security.SAE if wpa3 else Security.WPA_PSK
+
+
+def _wifi_network(
+    common: CommonOptions,
+    ssid: str | None,
+    psk_file: str | None,
+    security: "Security",
+    *,
+    hidden: bool,
+) -> "AddNetwork":
+    from balenaflash.boot.connection import WifiConnection
+    from balenaflash.boot.network import AddNetwork
+
+    if ssid is None:
+        raise click.UsageError("One of --ssid and --keyfile is needed.")
+    settings = common_settings(common, _file_name("wifi", ssid))
+    connection = WifiConnection(
+        settings,
+        # Bytes that are no UTF-8 come back as they were on the command line (PEP 383).
+        os.fsencode(ssid),
+        security,
+        None if psk_file is None else read_given_text(psk_file),
+        hidden,
+    )
+    return AddNetwork(settings.name, connection.keyfile(), common["overwrite"])
+
+
+def _file_name(kind: str, text: str) -> str:
+    """A name for the file that every system can hold: letters, digits and hyphens."""
+    plain = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    if text and not plain:
+        plain = os.fsencode(text).hex()
+    return f"{kind}-{plain}" if plain else kind
+
+
+def _add(image: Path, network: "AddNetwork", country: str | None, *, dry_run: bool) -> Answer:
+    from balenaflash.boot.config_edit import EditConfig
+    from balenaflash.boot.config_steps import SetKey
+
+    edits: list[AddNetwork | EditConfig] = [network]
+    if country is not None:
+        edits.append(EditConfig((SetKey(("country",), country.upper()),)))
+    return answer_edits(image, edits, dry_run=dry_run)

@@ -1,0 +1,93 @@
+"""``network ls``, ``network rm``: see and remove the networks of an image."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from balenaflash.cli.answer import Answer, printable
+from balenaflash.cli.edit_answer import answer_edits
+from balenaflash.cli.session import Session, dry_run_option, with_session
+from balenaflash.cli.text import table_lines
+
+if TYPE_CHECKING:
+    from balenaflash.boot.network import Network
+
+
+@click.command("ls")
+@click.argument("image", type=click.Path(path_type=Path))
+@with_session
+def list_all(_session: Session, image: Path) -> Answer:
+    """List the networks of IMAGE, without their secrets.
+
+    \b
+    Examples:
+      balenaflash network ls balena.img
+      balenaflash network ls --json balena.img | jq -r '.result.networks[].ssid'
+    """
+    from balenaflash.boot.network import list_networks
+    from balenaflash.editing import open_boot_volume
+
+    with open_boot_volume(image) as boot:
+        networks = list_networks(boot.files)
+        warnings = boot.warnings
+    result = {"image": str(image), "networks": [_network_result(each) for each in networks]}
+    return Answer(result, _lines(networks), (*warnings, *_faults(networks)))
+
+
+@click.command("rm")
+@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@dry_run_option
+@with_session
+def remove(_session: Session, image: Path, names: tuple[str, ...], *, dry_run: bool) -> Answer:
+    """Remove networks from IMAGE, by the names that `network ls` shows.
+
+    \b
+    Examples:
+      balenaflash network rm balena.img resin-wifi
+    """
+    from balenaflash.boot.network import RemoveNetwork
+
+    return answer_edits(image, [RemoveNetwork(name) for name in names], dry_run=dry_run)
+
+
+def _network_result(network: "Network") -> dict[str, object]:
+    return {
+        "name": network.name,
+        "state": network.state.value,
+        "fault": network.fault,
+        "id": network.id,
+        "type": network.type,
+        "ssid": _ssid_text(network.ssid),
+        "ssid_hex": None if network.ssid is None else network.ssid.hex(),
+        "security": network.security,
+        "interface": network.interface,
+        "addresses": list(network.addresses),
+    }
+
+
+def _lines(networks: "tuple[Network, ...]") -> list[str]:
+    if not networks:
+        return ["No network is configured."]
+    rows = [
+        [
+            printable(each.name),
+            each.state.value,
+            printable(each.type or ""),
+            printable(_ssid_text(each.ssid) or ""),
+            printable(each.security or ""),
+            printable(each.interface or ""),
+            printable(", ".join(each.addresses)),
+        ]
+        for each in networks
+    ]
+    return table_lines(("Name", "State", "Type", "SSID", "Security", "Interface", "Address"), rows)
+
+
+def _faults(networks: "tuple[Network, ...]") -> tuple[str, ...]:
+    return tuple(f"{each.name}: {each.fault}." for each in networks if each.fault)
+
+
+def _ssid_text(ssid: bytes | None) -> str | None:
+    return None if ssid is None else ssid.decode("utf-8", "backslashreplace")

@@ -1,0 +1,127 @@
+"""Progress on stderr: a bar for a terminal, lines for a log, events for a script."""
+
+import json
+import sys
+import time
+from typing import Never
+
+import click
+from tqdm import tqdm
+
+from balenaflash.cli.session import ProgressStyle, Session
+from balenaflash.extent import format_size
+from balenaflash.progress import NO_PROGRESS, Phase, Progress
+
+_EVENT_INTERVAL = 0.25
+"""Seconds between two JSON events, at least."""
+
+_LINE_INTERVAL = 10.0
+"""Seconds between two lines in a log, at least."""
+
+
+def progress_for(session: Session) -> Progress:
+    """What shows progress in the way the user asked for."""
+    style = session.progress
+    if style is ProgressStyle.AUTO:
+        if session.quiet:
+            return NO_PROGRESS
+        return _Bar() if sys.stderr.isatty() else _Lines()
+    if style is ProgressStyle.BAR:
+        return _Bar()
+    if style is ProgressStyle.JSON:
+        return _Events()
+    return NO_PROGRESS
+
+
+class _Bar:
+    """A tqdm bar with rate and time left."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm[Never] | None = None
+
+    def begin(self, phase: Phase, total: int | None) -> None:
+        self._bar = tqdm(
+            total=total,
+            desc=phase.value,
+            unit="B",
+            unit_scale=True,
+            unit_divisor=1024,
+            file=sys.stderr,
+            dynamic_ncols=True,
+        )
+
+    def advance(self, size: int) -> None:
+        if self._bar is not None:
+            self._bar.update(size)
+
+    def end(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class _Counter:
+    """Counts, and tells a subclass at most every ``interval`` seconds."""
+
+    interval: float
+
+    def __init__(self) -> None:
+        self.phase = Phase.WRITE
+        self.total: int | None = None
+        self.done = 0
+        self._started = self._told = 0.0
+
+    def begin(self, phase: Phase, total: int | None) -> None:
+        self.phase, self.total, self.done = phase, total, 0
+        self._started = self._told = time.monotonic()
+        self.tell("begin")
+
+    def advance(self, size: int) -> None:
+        self.done += size
+        now = time.monotonic()
+        if now - self._told >= self.interval:
+            self._told = now
+            self.tell("advance")
+
+    def end(self) -> None:
+        self.tell("end")
+
+    @property
+    def rate(self) -> float:
+        """Bytes per second since the phase began."""
+        return self.done / max(time.monotonic() - self._started, 1e-6)
+
+    def tell(self, event: str) -> None:
+        raise NotImplementedError
+
+
+class _Lines(_Counter):
+    """A line at the start and end of a phase and now and then between; no carriage returns."""
+
+    interval = _LINE_INTERVAL
+
+    def tell(self, event: str) -> None:
+        total = "unknown" if self.total is None else format_size(self.total)
+        if event == "begin":
+            line = f"{self.phase}: {total}"
+        else:
+            word = "done" if event == "end" and self.done == self.total else "so far"
+            rate = format_size(int(self.rate))
+            line = f"{self.phase}: {format_size(self.done)} of {total} {word}, {rate}/s"
+        click.echo(line, err=True)
+
+
+class _Events(_Counter):
+    """One JSON object a line; ``done`` and ``total`` in bytes, ``rate`` in bytes a second."""
+
+    interval = _EVENT_INTERVAL
+
+    def tell(self, event: str) -> None:
+        line = {
+            "event": event,
+            "phase": self.phase.value,
+            "done": self.done,
+            "total": self.total,
+            "rate": round(self.rate),
+        }
+        click.echo(json.dumps(line), err=True)

@@ -1,0 +1,56 @@
+"""``sample``: a small image to try everything on."""
+
+from pathlib import Path
+
+import click
+
+from balenaflash.cli.answer import Answer
+from balenaflash.cli.session import Session, progress_option, with_session
+from balenaflash.extent import format_size
+
+
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--table",
+    type=click.Choice(["msdos", "gpt"]),
+    default="gpt",
+    show_default=True,
+    help="Kind of partition table.",
+)
+@click.option(
+    "--fat",
+    "fat_bits",
+    type=click.Choice(["16", "32"]),
+    default="16",
+    show_default=True,
+    help="Kind of FAT of the boot partition.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace OUT where it exists.")
+@progress_option
+@with_session
+def sample(session: Session, out: Path, *, table: str, fat_bits: str, overwrite: bool) -> Answer:
+    """Make OUT, a complete raw image of balenaOS layout with small contents.
+
+    It has every partition and every file that balenaOS tools look at, but no operating
+    system: it is for trying this program, scripts around it and readers, without a download.
+
+    \b
+    Examples:
+      balenaflash sample sample.img
+      balenaflash sample --table msdos --fat 32 sample.img
+    """
+    from balenaflash.cli.progress_display import progress_for
+    from balenaflash.sample import build_sample
+
+    report = build_sample(
+        out,
+        table="msdos" if table == "msdos" else "gpt",
+        fat_bits=32 if fat_bits == "32" else 16,
+        progress=progress_for(session),
+        overwrite=overwrite,
+    )
+    return Answer(
+        {"path": str(report.path), "size": report.size, "table": table, "fat_bits": int(fat_bits)},
+        [f"{report.path}: {format_size(report.size)}, {table}, FAT{fat_bits} boot partition"],
+    )

@@ -1,0 +1,410 @@
+"""``write`` and ``verify`` as users meet them, onto real block devices and files."""
+
+import hashlib
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from builders import BuiltImage, Layout
+from commandline import RunBalenaflash, clean_environment
+from faultdev import MakeFaultDevice, bit_flip, write_error
+from imagecopies import MakeImage
+from loopdev import AttachLoop
+
+from balenaflash.extent import MIB
+
+LAYOUTS = list(Layout)
+
+
+def make_device(attach_loop: AttachLoop, path: Path, size: int, *, sector_size: int = 512) -> Path:
+    """A loop device full of 0xFF."""
+    path.write_bytes(b"\xff" * size)
+    return attach_loop(path, sector_size=sector_size)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def compare_bytes(first: Path, second: Path, size: int) -> int:
+    command: list[str | Path] = ["cmp", "--bytes", str(size), first, second]
+    return subprocess.run(command, check=False).returncode
+
+
+def rounded(size: int) -> int:
+    return -(-size // MIB) * MIB
+
+
+@pytest.fixture
+def gpt(image: MakeImage) -> BuiltImage:
+    return image(Layout.GPT_FAT16)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_written_device_equals_the_image(
+    layout: Layout,
+    image: MakeImage,
+    attach_loop: AttachLoop,
+    balenaflash: RunBalenaflash,
+    tmp_path: Path,
+) -> None:
+    built = image(layout)
+    size = built.path.stat().st_size
+    node = make_device(attach_loop, tmp_path / "disk", rounded(size) + 8 * MIB)
+    run = balenaflash("write", "--yes", built.path, node)
+    assert run.returncode == 0, run.stderr
+    assert "read back equal" in run.stdout
+    assert compare_bytes(built.path, node, size) == 0
+    with node.open("rb") as device:
+        device.seek(rounded(size))
+        assert set(device.read()) == {0xFF}, "bytes behind the image are left alone"
+    run = balenaflash("verify", built.path, node)
+    assert run.returncode == 0, run.stderr
+    assert "equal" in run.stdout
+
+
+def test_verify_names_the_byte_and_the_partition_that_differ(
+    gpt: BuiltImage, attach_loop: AttachLoop, balenaflash: RunBalenaflash, tmp_path: Path
+) -> None:
+    node = make_device(attach_loop, tmp_path / "disk", rounded(gpt.path.stat().st_size))
+    assert balenaflash("write", "--yes", gpt.path, node).returncode == 0
+    place = gpt.boot_extent.start + 12_345
+    with node.open("r+b", buffering=0) as device:
+        device.seek(place)
+        before = device.read(1)
+        device.seek(place)
+        device.write(bytes([before[0] ^ 1]))
+        os.fsync(device)
+    run = balenaflash("verify", gpt.path, node)
+    assert run.returncode == 6
+    assert run.stdout == ""
+    assert f"differs from the image at byte {place} (partition 1 (resin-boot)" in run.stderr
+    run = balenaflash("verify", "--json", gpt.path, node)
+    envelope = json.loads(run.stdout)
+    assert (run.returncode, envelope["exit_status"], envelope["status"]) == (6, 6, "error")
+    assert envelope["errors"][0]["code"] == "verification-failed"
+
+
+def test_a_write_to_a_new_file_needs_neither_question_nor_root(
+    gpt: BuiltImage, balenaflash: RunBalenaflash, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy.img"
+    run = balenaflash("write", gpt.path, copy)
+    assert run.returncode == 0, run.stderr
+    assert compare_bytes(gpt.path, copy, gpt.path.stat().st_size) == 0
+    assert copy.stat().st_size == gpt.path.stat().st_size
+    assert copy.stat().st_blocks * 512 < copy.stat().st_size / 2, "holes stay holes"
+    run = balenaflash("write", gpt.path, copy)
+    assert (run.returncode, run.stdout) == (4, "")
+    assert "--overwrite" in run.stderr
+    assert balenaflash("write", "--overwrite", gpt.path, copy).returncode == 0
+
+
+def test_the_image_itself_is_no_target(
+    gpt: BuiltImage, balenaflash: RunBalenaflash, tmp_path: Path
+) -> None:
+    before = sha256(gpt.path)
+    (tmp_path / "link").symlink_to(gpt.path)
+    run = balenaflash("write", "--overwrite", gpt.path, tmp_path / "link")
+    assert (run.returncode, run.stdout) == (4, "")
+    assert "is the image itself" in run.stderr
+    assert sha256(gpt.path) == before
+
+
+def test_dry_run_shows_the_plan_and_writes_nothing(
+    gpt: BuiltImage, attach_loop: AttachLoop, balenaflash: RunBalenaflash, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    node = make_device(attach_loop, disk, rounded(gpt.path.stat().st_size))
+    before = sha256(disk)
+    run = balenaflash("write", "--dry-run", "--json", gpt.path, node)
+    result = json.loads(run.stdout)["result"]
+    assert run.returncode == 0
+    assert result["dry_run"] is True
+    planned = sorted((item["start"], item["start"] + item["size"]) for item in result["planned"])
+    assert planned[0][0] == 0
+    assert planned[-1][1] == gpt.path.stat().st_size
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(planned))
+    assert sha256(disk) == before
+    assert balenaflash("write", "--dry-run", gpt.path, tmp_path / "new.img").returncode == 0
+    assert not (tmp_path / "new.img").exists()
+
+
+def test_without_yes_and_terminal_nothing_is_written(
+    gpt: BuiltImage, attach_loop: AttachLoop, balenaflash: RunBalenaflash, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    node = make_device(attach_loop, disk, rounded(gpt.path.stat().st_size))
+    before = sha256(disk)
+    run = balenaflash("write", gpt.path, node)
+    assert (run.returncode, run.stdout) == (4, "")
+    assert "not confirmed" in run.stderr
+    assert "--yes" in run.stderr
+    assert sha256(disk) == before
+
+
+# Refusals: each ends in 4, says why, prints nothing on stdout, and changes no byte.
+
+
+def test_a_partition_is_refused_and_the_disk_named(
+    gpt: BuiltImage, attach_loop: AttachLoop, balenaflash: RunBalenaflash, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    subprocess.run(["cp", gpt.path, disk], check=True)
+    node = attach_loop(disk)
+    # The kernel may lack a parser for partition tables; partx tells it of them.
+    subprocess.run(["partx", "--add", node], check=False, capture_output=True)
+    part = Path(f"{node}p1")
+    try:
+        before = sha256(disk)
+        run = balenaflash("write", "--yes", gpt.path, part)
+        assert (run.returncode, run.stdout) == (4, "")
+        assert "is a partition" in run.stderr
+        assert str(node) in run.stderr
+        assert sha256(disk) == before
+    finally:
+        subprocess.run(["partx", "--delete", node], check=False, capture_output=True)
+
+
+def test_a_read_only_disk_is_refused(
+    gpt: BuiltImage, attach_loop: AttachLoop, balenaflash: RunBalenaflash, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(b"\xff" * rounded(gpt.path.stat().st_size))
+    node = attach_loop(disk, read_only=True)
+    assert_refused(balenaflash, gpt, node, disk, {"target-read-only"})
+
+
+def test_a_small_disk_is_refused_with_both_sizes(
+    gpt: BuiltImage, attach_loop: AttachLoop, balenaflash: RunBalenaflash, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    node = make_device(attach_loop, disk, 16 * MIB)
+    said = assert_refused(balenaflash, gpt, node, disk, {"target-too-small"})
+    assert str(16 * MIB) in said
+    assert str(gpt.path.stat().st_size) in said
+
+
+def test_a_mounted_disk_is_refused_and_no_byte_of_it_changes(
+    gpt: BuiltImage, attach_loop: AttachLoop, balenaflash: RunBalenaflash, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    node = make_device(attach_loop, disk, rounded(gpt.path.stat().st_size))
+    subprocess.run(["mkfs.ext4", "-q", "-F", node], check=True)
+    point = tmp_path / "mounted"
+    point.mkdir()
+    # Read-only and without a journal replay, so that only the tool could change it.
+    subprocess.run(["mount", "-o", "ro,noload", node, point], check=True)
+    try:
+        said = assert_refused(balenaflash, gpt, node, disk, {"target-mounted"})
+        assert str(point) in said
+    finally:
+        subprocess.run(["umount", point], check=True)
+
+
+def test_swap_is_refused(
+    gpt: BuiltImage, attach_loop: AttachLoop, balenaflash: RunBalenaflash, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    node = make_device(attach_loop, disk, rounded(gpt.path.stat().st_size))
+    subprocess.run(["mkswap", node], check=True, capture_output=True)
+    header = disk.read_bytes()[:4096]
+    enabled = subprocess.run(["swapon", node], check=False, capture_output=True, text=True)
+    if enabled.returncode:
+        pytest.skip(f"swapon: {enabled.stderr.strip()}")
+    try:
+        # The running system needs its swap, and pages out to it when it likes: so only the
+        # header, which the kernel does not write, can be compared.
+        run = balenaflash("write", "--yes", "--json", gpt.path, node)
+        assert run.returncode == 4
+        codes = {error["code"] for error in json.loads(run.stdout)["errors"]}
+        assert codes == {"target-system-disk", "target-swap"}
+        assert disk.read_bytes()[:4096] == header
+    finally:
+        subprocess.run(["swapoff", node], check=True)
+
+
+def test_a_disk_under_another_device_is_refused(
+    gpt: BuiltImage, attach_loop: AttachLoop, balenaflash: RunBalenaflash, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    node = make_device(attach_loop, disk, rounded(gpt.path.stat().st_size))
+    attach_loop(node)  # a loop device over the loop device
+    assert_refused(balenaflash, gpt, node, disk, {"target-held"})
+
+
+def test_the_disk_of_the_running_system_is_refused(
+    gpt: BuiltImage, balenaflash: RunBalenaflash
+) -> None:
+    root = subprocess.run(
+        ["findmnt", "--noheadings", "--output", "SOURCE", "--target", "/"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    if not Path(root).is_block_device():
+        pytest.skip(f"the root filesystem is on {root}, no block device")
+    parent = subprocess.run(
+        ["lsblk", "--noheadings", "--output", "PKNAME", root],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    disk = f"/dev/{parent[0]}" if parent else root
+    run = balenaflash("write", "--yes", "--allow-internal", "--json", gpt.path, disk)
+    codes = {error["code"] for error in json.loads(run.stdout)["errors"]}
+    assert run.returncode == 4
+    assert "target-system-disk" in codes
+
+
+@pytest.mark.parametrize(
+    ("target", "code"),
+    [
+        ("/dev/no-such-disk", "target-missing"),
+        ("/dev/null", "target-not-block-device"),
+        ("/dev/disk/../no-such-disk", "target-missing"),
+    ],
+)
+def test_what_is_no_disk_is_refused_and_no_file_is_made_in_its_place(
+    gpt: BuiltImage, balenaflash: RunBalenaflash, target: str, code: str
+) -> None:
+    run = balenaflash("write", "--yes", "--json", gpt.path, target)
+    assert run.returncode == 4
+    assert [error["code"] for error in json.loads(run.stdout)["errors"]] == [code]
+    assert not Path("/dev/no-such-disk").exists()
+
+
+def test_a_disk_that_somebody_holds_open_is_refused(
+    gpt: BuiltImage, attach_loop: AttachLoop, balenaflash: RunBalenaflash, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    node = make_device(attach_loop, disk, rounded(gpt.path.stat().st_size))
+    holder = os.open(node, os.O_RDONLY | os.O_EXCL)
+    try:
+        assert_refused(balenaflash, gpt, node, disk, {"target-busy"})
+    finally:
+        os.close(holder)
+
+
+def assert_refused(
+    balenaflash: RunBalenaflash, built: BuiltImage, node: Path, disk: Path, codes: set[str]
+) -> str:
+    """Refused with just ``codes``, in text and as JSON; ``disk`` stays as it was."""
+    before = sha256(disk)
+    text = balenaflash("write", "--yes", built.path, node)
+    assert (text.returncode, text.stdout) == (4, ""), text.stderr
+    run = balenaflash("write", "--yes", "--json", built.path, node)
+    assert run.returncode == 4
+    assert {error["code"] for error in json.loads(run.stdout)["errors"]} == codes
+    assert sha256(disk) == before
+    return text.stderr
+
+
+# Failures while writing.
+
+
+def test_a_device_that_fails_ends_in_5_and_cannot_boot(
+    gpt: BuiltImage, fault_device: MakeFaultDevice, balenaflash: RunBalenaflash
+) -> None:
+    device = fault_device(size=rounded(gpt.path.stat().st_size))
+    device.set(faults=[write_error(start=20 * MIB, end=20 * MIB + 512)])
+    run = balenaflash("write", "--yes", gpt.path, device.node)
+    assert (run.returncode, run.stdout) == (5, ""), run.stderr
+    assert str(device.node) in run.stderr
+    assert not any(device.raw(0, MIB))
+
+
+def test_a_device_that_spoils_a_bit_ends_in_6(
+    gpt: BuiltImage, fault_device: MakeFaultDevice, balenaflash: RunBalenaflash
+) -> None:
+    device = fault_device(size=rounded(gpt.path.stat().st_size))
+    place = gpt.boot_extent.start + 4096
+    device.set(faults=[bit_flip(place)])
+    run = balenaflash("write", "--yes", gpt.path, device.node)
+    assert (run.returncode, run.stdout) == (6, ""), run.stderr
+    assert f"at byte {place} (partition 1" in run.stderr
+
+
+def test_a_counterfeit_device_never_passes(
+    gpt: BuiltImage, fault_device: MakeFaultDevice, balenaflash: RunBalenaflash
+) -> None:
+    size = rounded(gpt.path.stat().st_size)
+    device = fault_device(size=size)
+    device.set(real_size=size // 4)
+    run = balenaflash("write", "--yes", gpt.path, device.node)
+    assert run.returncode == 6, run.stderr
+
+
+def test_a_full_filesystem_ends_in_5_and_leaves_no_file(
+    gpt: BuiltImage, balenaflash: RunBalenaflash, tmp_path: Path
+) -> None:
+    with limited_filesystem(tmp_path / "small", 8 * MIB) as small:
+        run = balenaflash("write", gpt.path, small / "copy.img")
+        assert run.returncode in {4, 5}, run.stderr
+        assert run.stdout == ""
+        assert list(small.iterdir()) == []
+
+
+@contextmanager
+def limited_filesystem(point: Path, size: int) -> Iterator[Path]:
+    if os.geteuid():
+        pytest.skip("mounting a tmpfs needs root")
+    point.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", point], check=True)
+    try:
+        yield point
+    finally:
+        subprocess.run(["umount", point], check=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_write_says_what_the_target_holds_and_dies_by_the_signal(
+    gpt: BuiltImage, fault_device: MakeFaultDevice, number: signal.Signals
+) -> None:
+    device = fault_device(size=rounded(gpt.path.stat().st_size))
+    device.set(write_bps=16 * MIB)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "balenaflash", "write", "--yes", gpt.path, device.node],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=clean_environment(),
+        text=True,
+    )
+    deadline = time.monotonic() + 30
+    while device.stats().bytes_written < 8 * MIB:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(number)
+    out, said = process.communicate(timeout=60)
+    assert process.returncode == -number
+    assert out == ""
+    assert "Interrupted" in said
+    assert "it holds part of the image and will not boot" in said
+    assert not any(device.raw(0, MIB))
+
+
+@pytest.mark.needs("GNU time")
+def test_memory_stays_flat_however_large_the_image(gpt: BuiltImage, tmp_path: Path) -> None:
+    large = tmp_path / "large.img"
+    subprocess.run(["cp", "--sparse=always", gpt.path, large], check=True)
+    os.truncate(large, 4 * 1024 * MIB)
+    # sgdisk moves the backup table to the new end, as the image would have it.
+    subprocess.run(["sgdisk", "--move-second-header", large], check=True, capture_output=True)
+    measured = tmp_path / "time"
+    command = ["/usr/bin/time", "--format=%M", f"--output={measured}", sys.executable, "-m"]
+    subprocess.run(
+        [*command, "balenaflash", "write", "--quiet", large, tmp_path / "copy.img"],
+        check=True,
+        env=clean_environment(),
+        capture_output=True,
+    )
+    assert int(measured.read_text()) < 150 * 1024
