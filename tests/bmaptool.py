@@ -1,7 +1,6 @@
 """bmaptool, and an image for it."""
 
 import random
-import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +9,7 @@ import pytest
 
 BLOCK = 4096  # bytes, the block size of the filesystems that tests run on
 
-needs_bmaptool = pytest.mark.skipif(
-    shutil.which("bmaptool") is None, reason="bmaptool: no program bmaptool"
-)
+needs_bmaptool = pytest.mark.needs("bmaptool")
 
 
 def bmaptool(*args: str | Path) -> None:

@@ -4,6 +4,7 @@ import ctypes
 import fcntl
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable
 from functools import cache
@@ -104,16 +105,35 @@ def _probe_fuse() -> str | None:
     return None
 
 
+SYSTEM_PYTHON = "/usr/bin/python3"
+"""Debian's own, which has the bindings of its libraries."""
+
+
+def _probe_libnm() -> str | None:
+    if shutil.which(SYSTEM_PYTHON) is None:
+        return f"no {SYSTEM_PYTHON}"
+    code = "import gi; gi.require_version('NM', '1.0'); from gi.repository import NM"
+    run = subprocess.run([SYSTEM_PYTHON, "-c", code], capture_output=True, check=False)
+    return "no python3-gi with gir1.2-nm-1.0" if run.returncode else None
+
+
 _PROBES: dict[str, Callable[[], str | None]] = {
     "root": _probe_root,
     "loop devices": _probe_loop_devices,
     "FUSE": _probe_fuse,
     "GNU time": _tools("/usr/bin/time"),
+    "bmaptool": _tools("bmaptool"),
     "dosfstools": _tools("mkfs.vfat", "fsck.vfat"),
     "e2fsprogs": _tools("mkfs.ext4", "e2fsck", "debugfs"),
     "fdisk": _tools("sfdisk"),
     "gdisk": _tools("sgdisk"),
+    "jq": _tools("jq"),
+    "libnm": _probe_libnm,
+    "man": _tools("man"),
     "mtools": _tools("mcopy", "mdir", "mtype"),
+    "netpbm": _tools("pnmtopng"),
+    "nmcli": _tools("nmcli"),
+    "node": _tools("node"),
     "parted": _tools("parted"),
     "util-linux": _tools("blkid", "lsblk", "losetup", "mount", "swapon"),
 }

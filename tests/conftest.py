@@ -14,12 +14,12 @@ from builders import BuiltImage, Layout
 from faultdev import FaultDevice, MakeFaultDevice
 from imagecopies import ImageStore, MakeImage
 
-_SKIPPED = pytest.StashKey[Counter[str]]()
+_MISSING = "missing capability"
+"""Name of a property of a skipped test's report, which also comes over from other processes."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
     capabilities.extend_path()
-    config.stash[_SKIPPED] = Counter()
     config.addinivalue_line(
         "markers", "needs(*capabilities): skipped, by name, where the machine lacks one of them"
     )
@@ -41,14 +41,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     reason = "; ".join(f"{name}: {capabilities.reason_missing(name)}" for name in missing)
     if os.environ.get("CI") == "true" and not capabilities.REQUIRED_IN_CI.isdisjoint(missing):
         pytest.fail(f"CI must have this: {reason}", pytrace=False)
-    item.config.stash[_SKIPPED].update(missing)
+    item.user_properties += [(_MISSING, name) for name in missing]
     pytest.skip(reason)
 
 
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    skipped = config.stash[_SKIPPED]
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = Counter(
+        str(value)
+        for report in terminalreporter.stats.get("skipped", [])
+        for name, value in report.user_properties
+        if name == _MISSING
+    )
     if not skipped:
         return
     terminalreporter.section("not tested: this machine lacks")

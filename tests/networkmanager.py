@@ -6,14 +6,13 @@ Python and not to the one that runs the tests.
 
 import base64
 import json
-import shutil
 import subprocess
 from types import TracebackType
 from typing import Self
 
 import pytest
+from capabilities import SYSTEM_PYTHON
 
-_PYTHON = "/usr/bin/python3"
 _SCRIPT = """
 import base64, json, sys
 import gi
@@ -68,18 +67,8 @@ for line in sys.stdin:
 """
 
 
-def _why_missing() -> str | None:
-    probe = "import gi; gi.require_version('NM', '1.0'); from gi.repository import NM"
-    if shutil.which(_PYTHON) is None:
-        return f"no {_PYTHON}"
-    run = subprocess.run([_PYTHON, "-c", probe], capture_output=True, check=False)
-    return "no python3-gi with gir1.2-nm-1.0" if run.returncode else None
-
-
-needs_libnm = pytest.mark.skipif(
-    (_MISSING := _why_missing()) is not None, reason=f"libnm: {_MISSING}"
-)
-needs_nmcli = pytest.mark.skipif(shutil.which("nmcli") is None, reason="no program nmcli")
+needs_libnm = pytest.mark.needs("libnm")
+needs_nmcli = pytest.mark.needs("nmcli")
 
 
 class Libnm:
@@ -87,7 +76,7 @@ class Libnm:
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
-            [_PYTHON, "-c", _SCRIPT], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [SYSTEM_PYTHON, "-c", _SCRIPT], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         return self
 

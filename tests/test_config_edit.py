@@ -1,7 +1,6 @@
 """Edits of config.json in a boot partition."""
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from balenaflash.boot.files import PutFile, Remove
 from balenaflash.boot.json_text import Json
 from balenaflash.errors import ConfigError
 
-needs_jq = pytest.mark.skipif(shutil.which("jq") is None, reason="no program jq")
+needs_jq = pytest.mark.needs("jq")
 
 
 def config_of(built: BuiltImage) -> bytes:

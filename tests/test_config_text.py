@@ -1,7 +1,6 @@
 """JSON text: what is not asked for stays as it was, and what others refuse is refused."""
 
 import json
-import shutil
 import subprocess
 
 import pytest
@@ -18,8 +17,8 @@ from balenaflash.boot.json_text import (
 )
 from balenaflash.errors import ConfigError
 
-needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="no program node")
-needs_jq = pytest.mark.skipif(shutil.which("jq") is None, reason="no program jq")
+needs_node = pytest.mark.needs("node")
+needs_jq = pytest.mark.needs("jq")
 
 _numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
 _text = st.text(st.characters(codec="utf-8"))

@@ -61,6 +61,7 @@ def test_imports_go_down_only(path: Path) -> None:
         "image": FLOOR | {"image"},
         "target": FLOOR | {"target"},
         "boot": FLOOR | {"boot", "image"},
+        "recipe": FLOOR | {"recipe", "editing", "boot", "image"},
     }
     if place[0] in allowed:
         assert layers_of(path) <= allowed[place[0]]

@@ -1,6 +1,5 @@
 """What ships beside the code: man page, completion scripts, udev rules."""
 
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -58,7 +57,7 @@ def test_every_command_and_option_is_in_the_man_page() -> None:
         assert f".SH {title}\n" in page
 
 
-@pytest.mark.skipif(shutil.which("man") is None, reason="no program man")
+@pytest.mark.needs("man")
 def test_man_has_nothing_to_say_against_the_page() -> None:
     run = subprocess.run(
         ["man", "--warnings", "--local-file", SHARE / "balenaflash.1"],

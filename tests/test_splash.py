@@ -1,6 +1,5 @@
 """The picture shown at the start, and what is a PNG."""
 
-import shutil
 import struct
 import subprocess
 import zlib
@@ -18,9 +17,7 @@ from balenaflash.boot.png import PngImage, read_png
 from balenaflash.boot.splash import OLD_SPLASH_PATH, SPLASH_PATH, SetSplash
 from balenaflash.errors import EditError
 
-needs_netpbm = pytest.mark.skipif(
-    shutil.which("pnmtopng") is None, reason="no program pnmtopng (netpbm)"
-)
+needs_netpbm = pytest.mark.needs("netpbm")
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:

@@ -1,6 +1,7 @@
 """Progress on stderr: a bar for a terminal, lines for a log, events for a script."""
 
 import json
+import os
 import sys
 import time
 from typing import Never
@@ -19,6 +20,10 @@ _LINE_INTERVAL = 10.0
 """Seconds between two lines in a log, at least."""
 
 
+_SIZE = (80, 24)
+"""Columns and lines where the terminal does not tell."""
+
+
 def progress_for(session: Session) -> Progress:
     """What shows progress in the way the user asked for."""
     style = session.progress
@@ -33,6 +38,15 @@ def progress_for(session: Session) -> Progress:
     return NO_PROGRESS
 
 
+def _terminal_size() -> tuple[int, int]:
+    try:
+        size = os.get_terminal_size(sys.stderr.fileno())
+    except OSError:  # not a terminal
+        return _SIZE
+    # A serial console says that it has no columns and lines; tqdm would then show nothing.
+    return (size.columns or _SIZE[0], size.lines or _SIZE[1])
+
+
 class _Bar:
     """A tqdm bar with rate and time left."""
 
@@ -40,6 +54,7 @@ class _Bar:
         self._bar: tqdm[Never] | None = None
 
     def begin(self, phase: Phase, total: int | None) -> None:
+        width, height = _terminal_size()
         self._bar = tqdm(
             total=total,
             desc=phase.value,
@@ -47,7 +62,8 @@ class _Bar:
             unit_scale=True,
             unit_divisor=1024,
             file=sys.stderr,
-            dynamic_ncols=True,
+            ncols=width,
+            nrows=height,
         )
 
     def advance(self, size: int) -> None:

@@ -1,0 +1,92 @@
+"""``devices`` as users meet it."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from commandline import RunBalenaflash
+from loopdev import AttachLoop
+
+from balenaflash.extent import MIB
+
+
+def listed(balenaflash: RunBalenaflash) -> dict[str, dict[str, object]]:
+    run = balenaflash("devices", "--json")
+    assert run.returncode == 0, run.stderr
+    return {item["node"]: item for item in json.loads(run.stdout)["result"]["devices"]}
+
+
+@pytest.fixture
+def node(attach_loop: AttachLoop, tmp_path: Path) -> Path:
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(48 * MIB))
+    return attach_loop(disk)
+
+
+def test_size_and_sectors_are_those_of_lsblk(node: Path, balenaflash: RunBalenaflash) -> None:
+    columns = "SIZE,LOG-SEC,PHY-SEC,RO,ROTA"
+    command = ["lsblk", "--json", "--bytes", "--nodeps", "--output", columns, str(node)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    [expected] = json.loads(run.stdout)["blockdevices"]
+    found = listed(balenaflash)[str(node)]
+    assert found["size"] == expected["size"]
+    assert found["logical_sector_size"] == expected["log-sec"]
+    assert found["physical_sector_size"] == expected["phy-sec"]
+    assert found["read_only"] == expected["ro"]
+    assert found["rotational"] == expected["rota"]
+    assert found["bus"] == "loop"
+
+
+def test_every_whole_disk_of_lsblk_is_listed(node: Path, balenaflash: RunBalenaflash) -> None:
+    command = ["lsblk", "--json", "--nodeps", "--paths", "--output", "NAME,TYPE,SIZE"]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    disks = {
+        item["name"]
+        for item in json.loads(run.stdout)["blockdevices"]
+        if item["type"] in {"disk", "loop"}
+        and not item["name"].startswith(("/dev/zram", "/dev/ram"))
+    }
+    # Others attach and detach loop devices meanwhile; ours and the hardware stay.
+    wanted = {name for name in disks if "loop" not in name} | {str(node)}
+    assert wanted <= set(listed(balenaflash))
+
+
+def test_a_free_disk_may_be_written_and_a_mounted_one_says_where_it_is_mounted(
+    node: Path, balenaflash: RunBalenaflash, tmp_path: Path
+) -> None:
+    assert listed(balenaflash)[str(node)]["writable"] is True
+    assert str(node) in balenaflash("devices").stdout
+    subprocess.run(["mkfs.ext4", "-q", "-F", node], check=True)
+    point = tmp_path / "point"
+    point.mkdir()
+    subprocess.run(["mount", node, point], check=True)
+    try:
+        found = listed(balenaflash)[str(node)]
+        shown = balenaflash("devices").stdout
+        everything = balenaflash("devices", "--all").stdout
+    finally:
+        subprocess.run(["umount", point], check=True)
+    assert found["writable"] is False
+    refusals = found["refusals"]
+    assert isinstance(refusals, list)
+    assert [refusal["code"] for refusal in refusals] == ["target-mounted"]
+    assert str(node) not in shown
+    assert "--all shows why" in shown
+    assert f"{node}: is mounted" in everything
+    assert str(point) in everything
+
+
+def test_sizes_are_exact_when_asked_for(node: Path, balenaflash: RunBalenaflash) -> None:
+    assert "48.0 MiB" in balenaflash("devices").stdout
+    exact = balenaflash("devices", "--bytes").stdout
+    [line] = [line for line in exact.splitlines() if line.startswith(f"{node} ")]
+    assert str(48 * MIB) in line.split()
+
+
+def test_the_keys_of_a_device_are_these(node: Path, balenaflash: RunBalenaflash) -> None:
+    assert list(listed(balenaflash)[str(node)]) == [
+        *("node", "size", "logical_sector_size", "physical_sector_size", "bus", "vendor"),
+        *("model", "serial", "wwn", "removable", "read_only", "rotational", "disk_sequence"),
+        *("usb_port", "links", "partitions", "uses", "writable", "refusals"),
+    ]
