@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from balenaflash.errors import Problem, TargetRefusedError, WriteError
 from balenaflash.target import ioctl
+from balenaflash.target.descriptor import DescriptorMedium
 from balenaflash.target.discovery import Disk
 from balenaflash.target.failures import describe_failure
 from balenaflash.target.identity import read_serial
@@ -18,24 +19,12 @@ from balenaflash.target.kernel import RUNNING_KERNEL, DeviceNumber, Kernel
 _LOCK_INTERVAL = 0.05  # seconds
 
 
-class DiskMedium:
+class DiskMedium(DescriptorMedium):
     """A disk opened by `open_disk`. All reading and writing bypasses the page cache."""
 
     def __init__(self, disk: Disk, descriptor: int) -> None:
+        super().__init__(str(disk.node), descriptor, disk.size)
         self._disk = disk
-        self._descriptor = descriptor
-        self._written = 0
-        self._flush_error: WriteError | None = None
-
-    @property
-    def name(self) -> str:
-        """The node."""
-        return str(self._disk.node)
-
-    @property
-    def size(self) -> int:
-        """Bytes from start to end, as they were at opening."""
-        return self._disk.size
 
     @property
     def alignment(self) -> int:
@@ -48,49 +37,18 @@ class DiskMedium:
         return "it holds part of the image and will not boot"
 
     def write(self, offset: int, buffer: memoryview) -> None:
-        """Write all of ``buffer`` at ``offset``; short writes are continued."""
+        """Write all of ``buffer``, whole sectors, at ``offset``."""
         self._require_aligned(offset, len(buffer))
-        done = 0
-        while done < len(buffer):
-            try:
-                count = os.pwrite(self._descriptor, buffer[done:], offset + done)
-            except OSError as error:
-                raise self._write_error(f"writing at byte {offset + done}", error) from error
-            done += count
-            self._written += count
-
-    def flush(self) -> None:
-        """Let the disk empty its own cache; direct I/O alone does not (no power-loss safety)."""
-        if self._flush_error is not None:
-            # The kernel tells a lost write once per descriptor: a second fsync would succeed.
-            raise self._flush_error
-        try:
-            os.fsync(self._descriptor)
-        except OSError as error:
-            self._flush_error = self._write_error("flushing", error)
-            raise self._flush_error from error
+        super().write(offset, buffer)
 
     def begin_read_back(self) -> None:
         """Flush; reads bypass the page cache in any case."""
         self.flush()
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
-        """Fill ``buffer`` from ``offset`` on; short reads are continued."""
+        """Fill ``buffer``, whole sectors, from ``offset`` on."""
         self._require_aligned(offset, len(buffer))
-        done = 0
-        while done < len(buffer):
-            try:
-                count = os.preadv(self._descriptor, [buffer[done:]], offset + done)
-            except OSError as error:
-                reason = describe_failure(error, is_gone=self._is_gone())
-                raise self._read_error(offset + done, reason) from error
-            if count == 0:
-                # A disk unplugged while it is open reads like an empty file, without an error.
-                reason = "it ends there"
-                if self._is_gone():
-                    reason = describe_failure(OSError(errno.ENODEV, ""))
-                raise self._read_error(offset + done, reason)
-            done += count
+        super().readinto(offset, buffer)
 
     def _require_aligned(self, offset: int, length: int) -> None:
         if offset % self.alignment or length % self.alignment:
@@ -115,7 +73,15 @@ class DiskMedium:
             hint="Try another port or reader, then another card or disk.",
         )
 
-    def _read_error(self, offset: int, reason: str) -> WriteError:
+    def _read_error(self, offset: int, error: OSError | None) -> WriteError:
+        is_gone = self._is_gone()
+        if error is not None:
+            reason = describe_failure(error, is_gone=is_gone)
+        elif is_gone:
+            # A disk unplugged while it is open reads like an empty file, without an error.
+            reason = describe_failure(OSError(errno.ENODEV, ""))
+        else:
+            reason = "it ends there"
         return WriteError(
             f"{self.name}: reading at byte {offset} failed: {reason}",
             written=self._written,

@@ -10,34 +10,21 @@ from pathlib import Path
 
 from balenaflash.errors import Problem, TargetRefusedError, WriteError
 from balenaflash.extent import format_size
+from balenaflash.target.descriptor import DescriptorMedium
 from balenaflash.target.direct import DirectReader
 from balenaflash.target.failures import describe_failure
 
 _BLOCK_UNIT = 512  # bytes that st_blocks counts in, stat(2)
 
 
-class FileMedium:
+class FileMedium(DescriptorMedium):
     """A file opened by `create_file` or `open_file`."""
 
     def __init__(self, path: Path, descriptor: int, size: int, *, is_new: bool = False) -> None:
-        self._path = path
+        super().__init__(str(path), descriptor, size)
         self._is_new = is_new
-        self._descriptor = descriptor
-        self._size = size
-        self._written = 0
         self._zeros = bytearray()
         self._direct: DirectReader | None = None
-        self._flush_error: WriteError | None = None
-
-    @property
-    def name(self) -> str:
-        """The path as the user gave it."""
-        return str(self._path)
-
-    @property
-    def size(self) -> int:
-        """Bytes from start to end, as they were at opening."""
-        return self._size
 
     @property
     def alignment(self) -> int:
@@ -53,26 +40,8 @@ class FileMedium:
         """Write all of ``buffer`` at ``offset``; zeros over a hole leave it a hole."""
         if self._is_zero(buffer) and self._is_hole(offset, len(buffer)):
             self._written += len(buffer)
-            return
-        done = 0
-        while done < len(buffer):
-            try:
-                count = os.pwrite(self._descriptor, buffer[done:], offset + done)
-            except OSError as error:
-                raise self._write_error(f"writing at byte {offset + done}", error) from error
-            done += count
-            self._written += count
-
-    def flush(self) -> None:
-        """Return when the file is on the disk below."""
-        if self._flush_error is not None:
-            # The kernel tells a lost write once per descriptor: a second fsync would succeed.
-            raise self._flush_error
-        try:
-            os.fsync(self._descriptor)
-        except OSError as error:
-            self._flush_error = self._write_error("flushing", error)
-            raise self._flush_error from error
+        else:
+            super().write(offset, buffer)
 
     def begin_read_back(self) -> None:
         """Flush, forget cached pages, and read directly where the filesystem can."""
@@ -82,19 +51,7 @@ class FileMedium:
             try:
                 self._direct = DirectReader.open(self._descriptor)
             except OSError as error:
-                raise self._read_error(0, describe_failure(error)) from error
-
-    def readinto(self, offset: int, buffer: memoryview) -> None:
-        """Fill ``buffer`` from ``offset`` on; short reads are continued."""
-        done = 0
-        while done < len(buffer):
-            try:
-                count = self._read_some(offset + done, buffer[done:])
-            except OSError as error:
-                raise self._read_error(offset + done, describe_failure(error)) from error
-            if count == 0:
-                raise self._read_error(offset + done, "the file ends there")
-            done += count
+                raise self._read_error(0, error) from error
 
     def close(self) -> None:
         """Close it; nothing is flushed."""
@@ -105,7 +62,7 @@ class FileMedium:
 
     def _read_some(self, offset: int, buffer: memoryview) -> int:
         if self._direct is None:
-            return os.preadv(self._descriptor, [buffer], offset)
+            return super()._read_some(offset, buffer)
         return self._direct.read_some(offset, buffer)
 
     def _is_zero(self, buffer: memoryview) -> bool:
@@ -131,7 +88,8 @@ class FileMedium:
             hint="Write it to a disk with more room." if error.errno == errno.ENOSPC else None,
         )
 
-    def _read_error(self, offset: int, reason: str) -> WriteError:
+    def _read_error(self, offset: int, error: OSError | None) -> WriteError:
+        reason = "the file ends there" if error is None else describe_failure(error)
         return WriteError(
             f"{self.name}: reading at byte {offset} failed: {reason}",
             written=self._written,
