@@ -185,7 +185,7 @@ class Sequence:
     def _burst(self) -> list[Edit]:
         """Edits that belong together."""
         directory = self._directory()
-        match self._random.randrange(4):
+        match self._random.randrange(5):
             case 0:  # fill a directory, then take most of it away again
                 paths = [f"{directory}/{number:03} of a batch.bin" for number in range(26)]
                 written = [Edit(Operation.WRITE, path, path.encode()) for path in paths]
@@ -194,7 +194,10 @@ class Sequence:
             case 1:  # 8.3 names that collide
                 paths = [f"{directory}/{name}" for name in self._random.sample(COLLIDING, 12)]
                 return [Edit(Operation.WRITE, path, path.encode()) for path in paths]
-            case 2:  # a deep tree
+            case 2:  # a full root, where its size is fixed
+                names = self._random.sample(COLLIDING, 10)
+                return [Edit(Operation.WRITE, f"/{name}", self._content()) for name in names]
+            case 3:  # a deep tree
                 names = [f"/level {number}" for number in range(8)]
                 deep = [directory + "".join(names[:depth]) for depth in range(1, 9)]
                 made = [Edit(Operation.MAKE_DIRECTORY, path) for path in deep]

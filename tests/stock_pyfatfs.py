@@ -87,7 +87,7 @@ def run(kind: str, seed: int) -> tuple[bytes, Model, Counter[str]]:
 def judge(data: bytes, model: Model, image: Path) -> set[str]:
     """What is wrong."""
     volume = data[: -len(GUARD)]
-    image.write_bytes(volume)
+    vfat.save(image, volume)
     faults = set()
     if data[-len(GUARD) :] != GUARD:
         faults.add("wrote behind the partition")

@@ -66,7 +66,7 @@ def test_a_directory_comes_before_what_it_holds(volume: FatVolume) -> None:
 
 def test_the_volume_tells_its_measures(volume: FatVolume, tmp_path: Path) -> None:
     image = tmp_path / "v"
-    image.write_bytes(vfat.filled(KIND)[0])
+    vfat.save(image, vfat.filled(KIND)[0])
     serial = vfat.mtools("mdir", image, "-b", "::")  # mtools can read what follows
     assert serial
     said = vfat.mtools("minfo", image, "::").decode()
@@ -168,6 +168,19 @@ def test_a_failure_to_read_the_image_undoes_the_edit_it_interrupts() -> None:
     assert volume.changes() == before
 
 
+def test_a_name_that_no_longer_fits_leaves_the_old_one(volume: FatVolume) -> None:
+    while volume._directory(0, "/").room_for(1) is not None:
+        volume.write_file(f"/F{len(volume.entries())}", b"1")
+    before = volume.changes()
+    with pytest.raises(EditError) as refused:
+        volume.rename("/empty", "/a name that takes more slots than the old one did")
+    assert refused.value.code == "directory-full"
+    with pytest.raises(EditError):
+        volume.write_file("/one more", b"x" * 10_000)
+    assert volume.find("/empty") is not None
+    assert volume.changes() == before
+
+
 def test_times_are_those_asked_for(volume: FatVolume) -> None:
     volume.write_file("/new", b"new", modified=NOON)
     volume.write_file("/config.json", b"edited", modified=NOON)
@@ -233,12 +246,12 @@ def test_a_source_date_epoch_that_is_no_time_is_told(
 
 def test_new_files_have_the_archive_bit_and_old_ones_keep_theirs(tmp_path: Path) -> None:
     image = tmp_path / "v"
-    image.write_bytes(vfat.filled(KIND)[0])
+    vfat.save(image, vfat.filled(KIND)[0])
     vfat.mtools("mattrib", image, "+s", "+h", "-a", "::config.json")
     volume = vfat.open_bytes(image.read_bytes())
     volume.write_file("/new", b"new")
     volume.write_file("/config.json", b"edited")
-    image.write_bytes(vfat.patched(image.read_bytes(), volume.changes()))
+    vfat.save(image, vfat.patched(image.read_bytes(), volume.changes()))
     stored = fat_reader.read_volume(image.read_bytes()).entries
     assert stored["/new"].attributes == 0x20
     assert stored["/config.json"].attributes == 0x26
@@ -316,7 +329,7 @@ def test_the_flag_of_an_unclean_unmount_is_left_as_it_was(tmp_path: Path) -> Non
     volume.write_file("/config.json", b"edited")
     after = vfat.patched(bytes(data), volume.changes())
     assert after[:512] == data[:512]
-    (tmp_path / "v").write_bytes(after)
+    vfat.save(tmp_path / "v", after)
     assert "Dirty bit is set" in vfat.fsck_says(tmp_path / "v")
 
 
@@ -355,7 +368,7 @@ def test_a_small_edit_of_a_large_image_is_quick_and_small(kind: str, tmp_path: P
 
 def test_an_image_that_ends_inside_the_partition_is_refused(tmp_path: Path) -> None:
     image = tmp_path / "image"
-    image.write_bytes(vfat.filled(KIND)[0][: 30 * MIB])
+    vfat.save(image, vfat.filled(KIND)[0][: 30 * MIB])
     with (
         open_source(image) as source,
         pytest.raises(ImageError, match="inside the partition") as refused,

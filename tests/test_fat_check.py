@@ -143,7 +143,7 @@ def test_a_damaged_volume_is_told_and_read_but_not_edited(
     damage = Damage(kind)
     spoil(damage)
     image = tmp_path / "v"
-    image.write_bytes(damage.data)
+    vfat.save(image, damage.data)
     assert vfat.fsck_says(image), "fsck.vfat agrees that it is damaged"
     volume = vfat.open_bytes(bytes(damage.data))
     assert any(FORBIDDING[spoil] in problem for problem in volume.problems())
@@ -198,7 +198,7 @@ def test_a_wrong_count_of_free_clusters_is_told_and_corrected(tmp_path: Path) ->
     ]
     volume.write_file("/config.json", b"edited")
     image = tmp_path / "v"
-    image.write_bytes(vfat.patched(bytes(damage.data), volume.changes()))
+    vfat.save(image, vfat.patched(bytes(damage.data), volume.changes()))
     assert vfat.fsck_says(image) == ""
 
 
@@ -237,7 +237,7 @@ def test_the_upper_bits_of_fat32_entries_are_kept() -> None:
     assert vfat.open_bytes(after).problems() == ()
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(16))
 @EVERY_KIND
 def test_random_damage_to_the_table_is_found_whenever_fsck_finds_it(
     kind: str, seed: int, tmp_path: Path
@@ -251,7 +251,7 @@ def test_random_damage_to_the_table_is_found_whenever_fsck_finds_it(
         value = chance.choice((*marks, chance.choice(used), chance.randrange(1 << 12)))
         damage.link(chance.choice(used), value)
     image = tmp_path / "v"
-    image.write_bytes(damage.data)
+    vfat.save(image, damage.data)
     problems = vfat.open_bytes(bytes(damage.data)).problems()
     assert bool(problems) == bool(vfat.fsck_says(image)), problems
 

@@ -146,7 +146,7 @@ def test_a_volume_is_whole_after_any_edits(kind: str, seed: int, tmp_path: Path)
 
 def require_whole(run: Run, image: Path) -> None:
     """Everything is there, in the eyes of every reader, and nothing else has changed."""
-    image.write_bytes(run.data)
+    vfat.save(image, run.data)
     assert vfat.fsck_says(image) == ""
     assert run.volume.problems() == ()
     expected = run.model.entries

@@ -21,7 +21,7 @@ from balenaflash.image.source import open_source
 
 pytestmark = pytest.mark.needs("dosfstools", "mtools")
 
-EVERY_KIND = pytest.mark.parametrize("kind", ["fat12-2m", "fat16-40m", "fat32-40m"])
+EVERY_KIND = pytest.mark.parametrize("kind", ["fat12-2m", "fat16-16m", "fat32-40m"])
 
 
 def filled(kind: str) -> FatVolume:
@@ -30,7 +30,7 @@ def filled(kind: str) -> FatVolume:
 
 def result(kind: str, volume: FatVolume, image: Path) -> fat_reader.Volume:
     """What the edited volume holds, once fsck.vfat has nothing to say of it."""
-    image.write_bytes(vfat.patched(vfat.filled(kind)[0], volume.changes()))
+    vfat.save(image, vfat.patched(vfat.filled(kind)[0], volume.changes()))
     assert vfat.fsck_says(image) == ""
     return fat_reader.read_volume(image.read_bytes())
 
@@ -88,7 +88,7 @@ def test_a_full_volume_ends_where_the_partition_ends(kind: str, tmp_path: Path) 
     """Stock counts the entries that fill up the table's last sector, and writes behind the end."""
     data, files = vfat.filled(kind)
     image = tmp_path / "image"
-    image.write_bytes(b"\xaa" * 4096 + data + b"\xbb" * 1_000_000)
+    vfat.save(image, b"\xaa" * 4096 + data + b"\xbb" * 1_000_000)
     extent = Extent(4096, 4096 + len(data))
     with open_source(image) as source:
         volume = FatVolume.open(source, extent)
@@ -105,7 +105,7 @@ def test_a_full_volume_ends_where_the_partition_ends(kind: str, tmp_path: Path) 
     assert refused.value.code == "no-space"
     assert all(extent.encloses(patch.extent) for patch in patches)
     moved = vfat.patched(image.read_bytes(), patches)[extent.start : extent.end]
-    (tmp_path / "v").write_bytes(moved)
+    vfat.save(tmp_path / "v", moved)
     assert vfat.fsck_says(tmp_path / "v") == ""
     stored = fat_reader.read_volume(moved)
     assert stored.free_clusters == 0
@@ -113,7 +113,7 @@ def test_a_full_volume_ends_where_the_partition_ends(kind: str, tmp_path: Path) 
 
 
 @EVERY_KIND
-@pytest.mark.parametrize("kept", [0, 3, 14, 15, 30, 62])
+@pytest.mark.parametrize("kept", [0, 14, 62])
 def test_what_was_deleted_from_a_directory_stays_deleted(
     kind: str, kept: int, tmp_path: Path
 ) -> None:
@@ -238,7 +238,7 @@ def test_a_leftover_slot_of_a_long_name_hides_nothing(tmp_path: Path) -> None:
     assert volume.problems() == ("/: 1 slots of long names belong to no entry",)
     volume.write_file("/config.json", b"edited")
     image = tmp_path / "v"
-    image.write_bytes(vfat.patched(bytes(data), volume.changes()))
+    vfat.save(image, vfat.patched(bytes(data), volume.changes()))
     assert vfat.mtools("mtype", image, "::config.json") == b"edited"
 
 
@@ -252,7 +252,7 @@ def test_an_edit_is_nothing_until_its_sectors_are_asked_for(tmp_path: Path) -> N
     """Stock writes as it goes: killed half-way, it leaves a damaged volume two times in five."""
     image = tmp_path / "image"
     data = vfat.filled("fat16-40m")[0]
-    image.write_bytes(data)
+    vfat.save(image, data)
     with open_source(image) as source:
         volume = FatVolume.open(source, Extent(0, source.size))
         volume.write_file("/config.json", b"new")
@@ -282,7 +282,7 @@ def test_few_sectors_are_written_for_a_small_edit() -> None:
 def test_labels_are_read_whole(tmp_path: Path) -> None:
     """Stock shows "resin-bo.ot"."""
     image = tmp_path / "v"
-    image.write_bytes(vfat.filled("fat32-40m")[0])
+    vfat.save(image, vfat.filled("fat32-40m")[0])
     assert vfat.open_bytes(image.read_bytes()).label == "resin-boot"
     vfat.mtools("mlabel", image, "::flash-boot2")
     assert vfat.open_bytes(image.read_bytes()).label == "FLASH-BOOT2"
@@ -304,7 +304,7 @@ def test_too_much_content_leaves_the_old_in_place(kind: str, tmp_path: Path) -> 
     """Stock truncates first and asks for room then; a read-only file it truncates, and fails."""
     image = tmp_path / "v"
     data, files = vfat.filled(kind)
-    image.write_bytes(data)
+    vfat.save(image, data)
     vfat.mtools("mattrib", image, "+r", "::config.json")
     data = image.read_bytes()
     volume = vfat.open_bytes(data)
@@ -313,7 +313,7 @@ def test_too_much_content_leaves_the_old_in_place(kind: str, tmp_path: Path) -> 
     assert volume.changes() == ()
     assert volume.read_file("/config.json") == files["/config.json"]
     volume.write_file("/config.json", b"new")
-    image.write_bytes(vfat.patched(data, volume.changes()))
+    vfat.save(image, vfat.patched(data, volume.changes()))
     stored = fat_reader.read_volume(image.read_bytes()).entries["/config.json"]
     assert stored.content == b"new"
     assert stored.attributes & 0x01, "read-only no longer"
@@ -326,19 +326,19 @@ def test_the_fat_type_is_that_of_linux_at_the_border(clusters: int, tmp_path: Pa
     bits = 12 if clusters < 4085 else 16  # fatgen103, "FAT Type Determination"
     # One reserved sector, two tables, 32 sectors of root directory, clusters of one sector.
     table = -(-(clusters + 2) * bits // 8 // 512) + 1
-    image.write_bytes(bytes((1 + 2 * table + 32 + clusters) * 512))
+    vfat.save(image, bytes((1 + 2 * table + 32 + clusters) * 512))
     boot = _boot_sector(sectors=1 + 2 * table + 32 + clusters, table=table)
     data = bytearray(image.read_bytes())
     data[:512] = boot
     for start in (512, 512 + table * 512):
         data[start : start + 4] = b"\xf8\xff\xff\0" if bits == 12 else b"\xf8\xff\xff\xff"
-    image.write_bytes(data)
+    vfat.save(image, data)
     assert vfat.fsck_says(image) == ""
     volume = vfat.open_bytes(bytes(data))
     assert volume.fat_bits == bits
     assert volume.total_bytes == clusters * 512
     volume.write_file("/file", b"x" * volume.free_bytes)
-    image.write_bytes(vfat.patched(bytes(data), volume.changes()))
+    vfat.save(image, vfat.patched(bytes(data), volume.changes()))
     assert vfat.fsck_says(image) == ""
     assert vfat.mtools("mtype", image, "::file") == b"x" * clusters * 512
 

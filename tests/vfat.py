@@ -39,7 +39,7 @@ KINDS = {
     "fat12-2m": Kind(2048),
     "fat12-16m": Kind(16384, ("-F", "12")),
     "fat16-16m": Kind(16384, ("-F", "16")),
-    "fat16-small-root": Kind(16384, ("-F", "16", "-r", "112")),
+    "fat16-small-root": Kind(16384, ("-F", "16", "-r", "64")),
     "fat16-40m": Kind(40960),  # boot partitions until balenaOS v7
     "fat32-40m": Kind(40960, ("-F", "32")),  # of a Raspberry Pi
     "fat32-100m": Kind(102400, ("-F", "32")),  # from v8.0.0 on
@@ -139,6 +139,18 @@ def mtools_reads(image: Path) -> dict[str, bytes | None]:
 def open_bytes(data: bytes) -> FatVolume:
     """The package's view of a volume that fills all of ``data``."""
     return FatVolume.open(MemorySource(data), Extent(0, len(data)))
+
+
+def save(image: Path, data: bytes | bytearray) -> None:
+    """Write ``data`` to a new file with holes where it is zero, which is nearly everywhere."""
+    view, zeros = memoryview(data), bytes(1 << 16)
+    with image.open("wb") as file:
+        file.truncate(len(data))
+        for start in range(0, len(data), len(zeros)):
+            piece = view[start : start + len(zeros)]
+            if piece != zeros:
+                file.seek(start)
+                file.write(piece)
 
 
 def patched(data: bytes, patches: tuple[Patch, ...]) -> bytes:

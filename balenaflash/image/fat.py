@@ -34,6 +34,8 @@ from balenaflash.image.window import Window
 
 __all__ = ["FatEntry", "FatVolume"]
 
+_LAST_PART = FATLongDirectoryEntry.LAST_LONG_ENTRY
+
 
 class FatVolume(FatEditor):
     """The FAT volume in one partition of an image; edits stay in memory until ``changes``."""
@@ -49,14 +51,12 @@ class FatVolume(FatEditor):
         Only the boot sector and the first file allocation table are read now.
 
         Raises:
-            ImageError: there is no FAT volume, or its boot sector or table is not valid
-                (``fat-invalid``), or the image ends before the partition does
-                (``image-truncated``).
+            ImageError: there is no valid FAT volume (``fat-invalid``), or the image ends
+                before the partition does (``image-truncated``).
         """
         if extent.end > source.size:
             raise ImageError(
-                f"{source.name}: ends at byte {source.size}, inside the partition that"
-                f" ends at {extent.end}",
+                f"{source.name}: ends at byte {source.size}, inside the partition",
                 code="image-truncated",
                 hint="The file is probably an incomplete download or copy.",
             )
@@ -148,8 +148,8 @@ class _Core(PyFat):
         """Read the first table alone, and as many entries as there are clusters.
 
         pyfatfs takes the entries that fill up the last sector for clusters too: on a full volume
-        it allocates them and writes behind the partition, into the next one. It also decodes
-        entry by entry, which takes a third of a second for 100 MiB of FAT32.
+        it writes behind the partition, into the next one. It also decodes entry by entry, which
+        takes a third of a second for 100 MiB of FAT32.
         """
         self.bytes_per_cluster = self.layout.cluster_size
         table = self.layout.tables[0]
@@ -165,9 +165,8 @@ class _Core(PyFat):
     def parse_root_dir(self) -> None:
         """Leave directories to ``Directory``.
 
-        pyfatfs gives up on a directory with one leftover slot of a long name, reads on behind the
-        end of a directory into deleted entries, and finds names in one case only, without
-        regard to the bits for small letters.
+        pyfatfs gives up on a directory with one leftover slot of a long name, reads on behind its
+        end into deleted entries, and finds names in one case only.
         """
 
     def _is_dirty(self) -> bool:
@@ -212,8 +211,9 @@ class _Core(PyFat):
         left = memoryview(data)
         for extent in extents:
             piece, left = left[: extent.size], left[extent.size :]
-            whole = piece if len(piece) == extent.size else bytes(piece).ljust(extent.size, b"\0")
-            self._write_data_to_address(whole, extent.start)
+            self._write_data_to_address(piece, extent.start)
+            rest = extent.size - len(piece)
+            self._write_data_to_address(bytes(rest), extent.end - rest)
 
     def resize(self, first: int, size: int, owner: str) -> int:
         """Give a chain room for ``size`` bytes; its first cluster.
@@ -288,9 +288,8 @@ def _long_entry(name: str, short_name: EightDotThree) -> FATLongDirectoryEntry:
     long_entry = FATLongDirectoryEntry()
     parts = split_long(name)
     for number, part in enumerate(parts, start=1):
-        is_last = number == len(parts)
         long_entry.add_lfn_entry(
-            LDIR_Ord=number | FATLongDirectoryEntry.LAST_LONG_ENTRY if is_last else number,
+            LDIR_Ord=number if number < len(parts) else number | _LAST_PART,
             LDIR_Name1=part[:10],
             LDIR_Attr=FATDirectoryEntry.ATTR_LONG_NAME,
             LDIR_Type=0,

@@ -39,6 +39,9 @@ class FatEditor(FatTree):
     def __init__(self, storage: Storage) -> None:
         super().__init__(storage)
         self._faults_before: tuple[Fault, ...] | None = None
+        self.fixed_time: datetime | None = None
+        """Given to all that is made or changed, so that the same edits make the same bytes at any
+        time; ``None`` for each thing's own time."""
 
     def write_file(self, path: str, data: bytes, *, modified: datetime | None = None) -> None:
         """Create the file at ``path``, or replace its content.
@@ -58,7 +61,7 @@ class FatEditor(FatTree):
                 )
             parent, name = self._locate(path)
             record = parent.find(name)
-            fields = _new_fields(ARCHIVE, modified)
+            fields = _new_fields(ARCHIVE, self.fixed_time or modified)
             if record is None:
                 check_name(name)
                 self._add(parent, name, self._store(fields, data, path), path)
@@ -97,7 +100,7 @@ class FatEditor(FatTree):
             if parent.find(name) is not None:
                 raise EditError(f"{path}: is there already", code="file-exists")
             check_name(name)
-            fields = _new_fields(DIRECTORY, None)
+            fields = _new_fields(DIRECTORY, self.fixed_time)
             fields = replace(fields, cluster=self._storage.resize(0, 1, path))
             dots = (
                 replace(fields, short_name=DOT),
