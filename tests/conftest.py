@@ -10,6 +10,7 @@ import capabilities
 import commandline
 import loopdev
 import pytest
+from hypothesis import HealthCheck, settings
 from builders import BuiltImage, Layout
 from faultdev import FaultDevice, MakeFaultDevice
 from imagecopies import ImageStore, MakeImage
@@ -20,6 +21,11 @@ _MISSING = "missing capability"
 
 def pytest_configure(config: pytest.Config) -> None:
     capabilities.extend_path()
+    # A busy machine is slow, which says nothing about the code: no test is timed.
+    settings.register_profile(
+        "house", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+    )
+    settings.load_profile("house")
     config.addinivalue_line(
         "markers", "needs(*capabilities): skipped, by name, where the machine lacks one of them"
     )

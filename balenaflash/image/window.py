@@ -84,16 +84,18 @@ class Window:
 
     def changed_runs(self) -> Iterator[tuple[int, bytes]]:
         """Offset and content of each run of sectors that differ from the image's, in order."""
-        start, run = 0, bytearray()
-        for offset, sector in self._changed_sectors():
-            if run and offset != start + len(run):
-                yield start, bytes(run)
-                run.clear()
-            if not run:
+        start = end = 0
+        pieces: list[bytes] = []
+        for offset, piece in self._changed_pieces():
+            if pieces and offset != end:
+                yield start, b"".join(pieces)
+                pieces = []
+            if not pieces:
                 start = offset
-            run += sector
-        if run:
-            yield start, bytes(run)
+            pieces.append(piece)
+            end = offset + len(piece)
+        if pieces:
+            yield start, b"".join(pieces)
 
     def readable(self) -> bool:
         """Always true; asked by pyfatfs."""
@@ -147,14 +149,21 @@ class Window:
             else:
                 self._pages[page] = content
 
-    def _changed_sectors(self) -> Iterator[tuple[int, bytes]]:
+    def _changed_pieces(self) -> Iterator[tuple[int, bytes]]:
+        """Changed sectors, or a whole page of them: a page is not copied."""
         for page in sorted(self._pages):
-            new = self._pages[page]
-            old = self._source.read(self.extent.start + page * _PAGE, len(new))
-            for start in range(0, len(new), SECTOR_SIZE):
-                sector = new[start : start + SECTOR_SIZE]
-                if sector != old[start : start + SECTOR_SIZE]:
-                    yield page * _PAGE + start, sector
+            new, offset = self._pages[page], page * _PAGE
+            old = self._source.read(self.extent.start + offset, len(new))
+            sectors = [
+                start
+                for start in range(0, len(new), SECTOR_SIZE)
+                if new[start : start + SECTOR_SIZE] != old[start : start + SECTOR_SIZE]
+            ]
+            if len(sectors) * SECTOR_SIZE >= len(new):
+                yield offset, new
+            else:
+                for start in sectors:
+                    yield offset + start, new[start : start + SECTOR_SIZE]
 
     def _read_source(self, offset: int, buffer: memoryview) -> None:
         if buffer:
