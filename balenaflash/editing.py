@@ -1,8 +1,9 @@
-"""Change the boot partition of an image file, wholly or not at all."""
+"""Change the boot partition of an image file or a card, wholly or not at all."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -11,12 +12,15 @@ from balenaflash.boot.files import Action, FileChange
 from balenaflash.boot.fingerprint import listed_paths
 from balenaflash.boot.fingerprint import update as update_fingerprint
 from balenaflash.boot.invalidation import warnings_for
+from balenaflash.card_records import warn_of_cut_off
 from balenaflash.image.balenaos import BootPartition, find_boot_partition
 from balenaflash.image.bmap_beside import plan_updates
 from balenaflash.image.commit import CommitReport, ReadableImage
 from balenaflash.image.fat import FatVolume
 from balenaflash.image.opening import open_for_editing, open_for_reading
 from balenaflash.image.partitions import read_table
+from balenaflash.image.patch import Overlay, Patch
+from balenaflash.image.source import Source
 
 
 class Edit(Protocol):
@@ -75,7 +79,7 @@ def edit(
 
     They are made in memory; then what changed is committed to the file. The fingerprint, unless
     it is to be kept, and a block map beside the image are brought up to date with it. With
-    ``dry_run`` nothing is written, and an image that may only be read will do.
+    ``dry_run`` nothing is written, and an image that may only be read, or a card, will do.
 
     Raises:
         ImageError: it is not an image of balenaOS layout, or cannot be read.
@@ -84,38 +88,102 @@ def edit(
     """
     if dry_run:
         with open_for_reading(path) as image:
-            boot = _open_boot(image)
-            original = _open_boot(image).files
-            edited = _apply(edits, boot.files, keep_fingerprint=keep_fingerprint)
-            paths = (change.path for change in edited.changes)
-            return EditReport(
-                partition_number=boot.partition.partition.number,
-                changes=edited.changes,
-                diff=diff_files(original, boot.files, paths),
-                commit=image.preview(boot.files.changes()),
-                dry_run=True,
-                warnings=(*boot.warnings, *edited.warnings, *_invalidated(edited, boot, path)),
-            )
+            return _preview(image, path, edits, keep_fingerprint=keep_fingerprint)
     with open_for_editing(path) as image:
-        boot = _open_boot(image)
-        edited = _apply(edits, boot.files, keep_fingerprint=keep_fingerprint)
-        patches = boot.files.changes()
-        updates = plan_updates(path, image.source, patches)
-        commit = image.commit(patches)
-        about_maps = tuple(warning for update in updates for warning in update.finish())
-        return EditReport(
-            partition_number=boot.partition.partition.number,
-            changes=edited.changes,
-            diff=(),
-            commit=commit,
-            dry_run=False,
-            warnings=(
-                *boot.warnings,
-                *edited.warnings,
-                *_invalidated(edited, boot, path),
-                *about_maps,
-            ),
-        )
+        return edit_opened(image, path, edits, keep_fingerprint=keep_fingerprint)
+
+
+class Editable(Protocol):
+    """An image file or a card that is open for a change, which nobody else makes meanwhile."""
+
+    @property
+    def source(self) -> Source:
+        """What it holds."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the user should know about opening it, a sentence each."""
+
+    def commit(self, patches: Sequence[Patch]) -> CommitReport:
+        """Write what ``patches`` change; errors as `balenaflash.image.commit.commit`."""
+
+
+def edit_opened(
+    image: Editable, path: Path, edits: Sequence[Edit], *, keep_fingerprint: bool
+) -> EditReport:
+    """Make ``edits`` in ``image``, which was opened by ``path``; else as `edit`."""
+    boot = _open_boot(image)
+    edited = _apply(edits, boot.files, keep_fingerprint=keep_fingerprint)
+    patches = boot.files.changes()
+    updates = plan_updates(path, image.source, patches)
+    commit = image.commit(patches)
+    about_maps = tuple(warning for update in updates for warning in update.finish())
+    return EditReport(
+        partition_number=boot.partition.partition.number,
+        changes=edited.changes,
+        diff=(),
+        commit=commit,
+        dry_run=False,
+        warnings=(
+            *boot.warnings,
+            *edited.warnings,
+            *_invalidated(edited, boot, path),
+            *about_maps,
+        ),
+    )
+
+
+def _preview(
+    image: ReadableImage, path: Path, edits: Sequence[Edit], *, keep_fingerprint: bool
+) -> EditReport:
+    boot = _open_boot(image)
+    original = _open_boot(image).files
+    edited = _apply(edits, boot.files, keep_fingerprint=keep_fingerprint)
+    return EditReport(
+        partition_number=boot.partition.partition.number,
+        changes=edited.changes,
+        diff=diff_files(original, boot.files, edited.rewritten),
+        commit=image.preview(boot.files.changes()),
+        dry_run=True,
+        warnings=(*boot.warnings, *edited.warnings, *_invalidated(edited, boot, path)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class EditedImage:
+    """An open image as edits would leave it; the image itself is as it was."""
+
+    source: Source
+    """What it would hold."""
+
+    changes: tuple[FileChange, ...]
+    """In the order they were made."""
+
+    warnings: tuple[str, ...]
+
+
+def lay_over(image: ReadableImage, edits: Sequence[Edit]) -> EditedImage:
+    """``image`` with ``edits`` made in what is read of it and not in itself.
+
+    The same edits give the same bytes whenever they are made: what they make or change gets
+    ``SOURCE_DATE_EPOCH`` as its time or, without that, the newest one in the boot partition.
+
+    Raises:
+        ImageError: it is not an image of balenaOS layout, or cannot be read.
+        EditError: an edit cannot be made.
+    """
+    if not edits:
+        return EditedImage(image.source, (), image.warnings)
+    boot = _open_boot(image)
+    if not os.environ.get("SOURCE_DATE_EPOCH"):
+        times = (entry.modified for entry in boot.files.walk() if entry.modified is not None)
+        boot.files.fixed_time = max(times, default=None)
+    edited = _apply(edits, boot.files, keep_fingerprint=False)
+    return EditedImage(
+        source=Overlay(image.source, boot.files.changes()),
+        changes=edited.changes,
+        warnings=(*boot.warnings, *edited.warnings, *_invalidated(edited, boot, None)),
+    )
 
 
 @contextmanager
@@ -129,10 +197,11 @@ def open_boot_volume(path: Path) -> Iterator[BootVolume]:
         EditError: another process is editing it; or an edit was cut off and cannot be undone.
     """
     with open_for_reading(path) as image:
-        yield _open_boot(image)
+        boot = _open_boot(image)
+        yield replace(boot, opening_warnings=(*boot.opening_warnings, *warn_of_cut_off(path)))
 
 
-def _open_boot(image: ReadableImage) -> BootVolume:
+def _open_boot(image: ReadableImage | Editable) -> BootVolume:
     partition = find_boot_partition(image.source, read_table(image.source))
     volume = FatVolume.open(image.source, partition.partition.extent)
     return BootVolume(partition, volume, image.warnings)
@@ -147,9 +216,17 @@ class _Edited:
     @property
     def touched(self) -> tuple[str, ...]:
         """Paths of which something is otherwise than before."""
-        return tuple(
-            change.path for change in self.changes if change.action is not Action.UNCHANGED
-        )
+        return tuple(path for change in self.changes for path in change.touched)
+
+    @property
+    def rewritten(self) -> tuple[str, ...]:
+        """Paths whose old and new content can be compared.
+
+        What was moved is not among them: its content is as it was, and whether it is a secret
+        that must not be shown is told by the path it had.
+        """
+        moved = {change.path for change in self.changes if change.action is Action.MOVED}
+        return tuple(change.path for change in self.changes if change.path not in moved)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -165,5 +242,5 @@ def _apply(edits: Sequence[Edit], volume: FatVolume, *, keep_fingerprint: bool) 
     return edited
 
 
-def _invalidated(edited: _Edited, boot: BootVolume, path: Path) -> tuple[str, ...]:
+def _invalidated(edited: _Edited, boot: BootVolume, path: Path | None) -> tuple[str, ...]:
     return warnings_for(edited.touched, boot.files, shipped=edited.shipped, image=path)

@@ -4,7 +4,7 @@ BalenaflashError            1   (never raised itself; a plain exception is a bug
 ├── ImageError              3   the image is not what it should be, or cannot be read
 ├── EditError               3   the edit asked for cannot be made; nothing was changed
 ├── ConfigError             3   config.json, a recipe or a table is not valid
-│   └── InvalidConfigError  3   several things in config.json are wrong, told at once
+│   └── InvalidConfigError  3   several things in config.json or a recipe are wrong, told at once
 ├── ToolMissingError        3   a program that the work needs is not installed
 ├── ToolFailedError         3   a program that the work needs did not do its part
 ├── TargetRefusedError      4   nothing was written
@@ -74,7 +74,7 @@ class ConfigError(BalenaflashError):
 
 
 class InvalidConfigError(ConfigError):
-    """Values of config.json that balenaOS cannot work with. Nothing was written."""
+    """What balenaOS cannot work with in config.json, or what a recipe cannot say."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__("; ".join(problem.message for problem in problems))

@@ -10,9 +10,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from boot_volume import extract, file_tree
 from builders import BuiltImage, Layout
 from commandline import RunBalenaflash, clean_environment
 from faultdev import MakeFaultDevice, bit_flip, write_error
@@ -35,8 +37,9 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def compare_bytes(first: Path, second: Path, size: int) -> int:
-    command: list[str | Path] = ["cmp", "--bytes", str(size), first, second]
+def compare_bytes(first: Path, second: Path, size: int, *, skip: int = 0) -> int:
+    command: list[str | Path] = ["cmp", "--bytes", str(size)]
+    command += ["--ignore-initial", str(skip), first, second]
     return subprocess.run(command, check=False).returncode
 
 
@@ -407,3 +410,98 @@ def test_memory_stays_flat_however_large_the_image(gpt: BuiltImage, tmp_path: Pa
         capture_output=True,
     )
     assert int(measured.read_text()) < 150 * 1024
+
+
+# With a recipe: its edits are made in what is written, and the image stays as it is.
+
+
+@pytest.mark.parametrize("layout", [Layout.GPT_BOARD, Layout.MSDOS_FAT32])
+def test_a_recipe_changes_what_is_written_and_not_the_image(
+    layout: Layout,
+    image: MakeImage,
+    attach_loop: AttachLoop,
+    balenaflash: RunBalenaflash,
+    tmp_path: Path,
+) -> None:
+    built, copy = image(layout), image(layout)
+    recipe = write_recipe(tmp_path)
+    size, before = built.path.stat().st_size, sha256(built.path)
+    node = make_device(attach_loop, tmp_path / "disk", rounded(size))
+    options = ("--recipe", recipe, "--var", "bench=9")
+
+    run = balenaflash("write", "--yes", "--json", built.path, node, *options)
+
+    assert run.returncode == 0, run.stderr
+    told = json.loads(run.stdout)["result"]["recipe"]
+    assert (told["file"], told["name"]) == (str(recipe), "bench")
+    changes = {change["path"]: change["action"] for change in told["changes"]}
+    assert changes["/config.json"] == "replaced"
+    assert changes["/lab/large"] == "created"
+    assert sha256(built.path) == before
+    # Outside of the boot partition the device is the image, within it what `edit` makes of it.
+    boot = built.boot_extent
+    assert compare_bytes(built.path, node, boot.start) == 0
+    assert compare_bytes(built.path, node, size - boot.end, skip=boot.end) == 0
+    assert balenaflash("edit", copy.path, *options).returncode == 0
+    found = file_tree(extract(replace(built, path=node), tmp_path / "written"))
+    assert found == file_tree(extract(copy, tmp_path / "edited"))
+    assert found["/lab/large"] == bytes(300_000)
+    assert json.loads(found["/config.json"])["hostname"] == "bench-9"
+
+    # Time has passed: a time stamp of the run itself would be another one now.
+    time.sleep(2.1)
+    (tmp_path / "large").touch()
+    run = balenaflash("verify", built.path, node, *options)
+    assert run.returncode == 0, run.stderr
+    assert f"equal to {built.path} with the edits of {recipe}" in run.stdout
+    for others in ((), ("--recipe", recipe, "--var", "bench=8")):
+        run = balenaflash("verify", built.path, node, *others)
+        assert (run.returncode, run.stdout) == (6, "")
+        assert "resin-boot" in run.stderr or layout.table == "msdos"
+    assert sha256(built.path) == before
+
+
+def test_a_dry_run_with_a_recipe_tells_the_edits_and_writes_nothing(
+    gpt: BuiltImage, balenaflash: RunBalenaflash, tmp_path: Path
+) -> None:
+    recipe, before = write_recipe(tmp_path), sha256(gpt.path)
+    command = ("write", "--dry-run", gpt.path, tmp_path / "copy.img", "--recipe", recipe)
+    run = balenaflash(*command, "--var", "bench=9")
+    assert run.returncode == 0, run.stderr
+    assert "created /lab/large (300000 bytes)" in run.stdout
+    assert not (tmp_path / "copy.img").exists()
+    assert sha256(gpt.path) == before
+
+
+def test_the_time_of_what_a_recipe_changes_can_be_set(
+    image: MakeImage, balenaflash: RunBalenaflash, tmp_path: Path
+) -> None:
+    first, second = image(Layout.GPT_FAT16), image(Layout.GPT_FAT16)
+    options = ("--recipe", write_recipe(tmp_path), "--var", "bench=9")
+    epoch = {"SOURCE_DATE_EPOCH": "1600000000"}
+    written = tmp_path / "written.img"
+    assert balenaflash("write", first.path, written, *options, environment=epoch).returncode == 0
+    assert balenaflash("edit", second.path, *options, environment=epoch).returncode == 0
+    assert compare_bytes(written, second.path, second.path.stat().st_size) == 0
+
+
+def write_recipe(folder: Path) -> Path:
+    """A recipe that makes and changes files and directories, and all that it names."""
+    (folder / "large").write_bytes(bytes(300_000))
+    recipe = folder / "bench.toml"
+    recipe.write_text(
+        """
+        name = "bench"
+        [[step]]
+        mkdir = "/lab"
+        [[step]]
+        put = "large"
+        to = "/lab/"
+        [[step]]
+        rm = "/overlays"
+        recursive = true
+        [[step]]
+        config-set = "hostname=bench-${bench}"
+        """
+    )
+    return recipe

@@ -10,6 +10,7 @@ from balenaflash.cli.lazy import lazy_group
         "get": "boot_reads:take",
         "ls": "boot_reads:list_files",
         "mkdir": "boot_edits:make_directory",
+        "mv": "boot_edits:move",
         "put": "boot_edits:put",
         "rm": "boot_edits:remove",
         "splash": "boot_splash:splash",
@@ -17,11 +18,12 @@ from balenaflash.cli.lazy import lazy_group
     }
 )
 def boot() -> None:
-    """Look at and change the boot partition of an image file.
+    """Look at and change the boot partition of an image.
 
-    A PATH is a place in the boot partition, with or without a slash in front. Reading commands
-    also take a block device, such as a flashed card, as IMAGE. An edit is made wholly or not at
-    all, even if the power fails.
+    A PATH is a place in the boot partition, with or without a slash in front. Where patterns are
+    taken, * and ? match within a name, ** any number of directories, in any case; put them in
+    quotes. IMAGE may also be a block device, such as a flashed card. An edit is made wholly or not
+    at all, even if the power fails.
 
     \b
     Examples:

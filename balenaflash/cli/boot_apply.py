@@ -7,7 +7,7 @@ import click
 from balenaflash.cli.answer import Answer
 from balenaflash.cli.edit_answer import answer_edits
 from balenaflash.cli.given_content import read_given_text
-from balenaflash.cli.session import Session, dry_run_option, with_session
+from balenaflash.cli.session import Session, edit_options, with_session
 
 
 @click.command()
@@ -25,9 +25,9 @@ from balenaflash.cli.session import Session, dry_run_option, with_session
     required=True,
     help="What relative sources are relative to, such as tmp/deploy/images/MACHINE.",
 )
-@dry_run_option
+@edit_options
 @with_session
-def apply(_session: Session, image: Path, *, files: str, deploy_dir: Path, dry_run: bool) -> Answer:
+def apply(session: Session, image: Path, *, files: str, deploy_dir: Path) -> Answer:
     """Put the files of LIST from the directory DIR into the boot partition of IMAGE.
 
     LIST is the value of the Yocto variable BALENA_BOOT_PARTITION_FILES: SOURCE:DESTINATION
@@ -46,4 +46,4 @@ def apply(_session: Session, image: Path, *, files: str, deploy_dir: Path, dry_r
     from balenaflash.boot.file_list import ApplyFileList, parse, read_list
 
     entries = parse(read_given_text("-")) if files == "-" else read_list(files)
-    return answer_edits(image, [ApplyFileList(entries, deploy_dir)], dry_run=dry_run)
+    return answer_edits(session, image, [ApplyFileList(entries, deploy_dir)])

@@ -1,4 +1,4 @@
-"""``boot put``, ``boot rm``, ``boot mkdir``, ``boot use-internal``: change the boot partition."""
+"""``boot put, rm, mv, mkdir, use-internal``: change the boot partition."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ import click
 from balenaflash.cli.answer import Answer
 from balenaflash.cli.edit_answer import answer_edits
 from balenaflash.cli.given_content import read_given
-from balenaflash.cli.session import Session, dry_run_option, with_session
+from balenaflash.cli.session import Session, edit_options, with_session
 
 if TYPE_CHECKING:
     from balenaflash.editing import Edit
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("image", type=click.Path(path_type=Path))
 @click.argument("sources", metavar="SRC... [DEST]", nargs=-1, required=True)
-@dry_run_option
+@edit_options
 @with_session
-def put(_session: Session, image: Path, sources: tuple[str, ...], *, dry_run: bool) -> Answer:
+def put(session: Session, image: Path, sources: tuple[str, ...]) -> Answer:
     """Copy the files and directories SRC into the boot partition of IMAGE.
 
     With one SRC alone it goes to the root directory. Else the last word is DEST: a directory to
@@ -35,38 +35,61 @@ def put(_session: Session, image: Path, sources: tuple[str, ...], *, dry_run: bo
       jq '.hostname = "bench-7"' config.json | balenaflash boot put balena.img - /config.json
     """
     *given, target = sources if len(sources) > 1 else (*sources, "/")
-    return answer_edits(image, [_copy_edit(given, target)], dry_run=dry_run)
+    return answer_edits(session, image, [_copy_edit(given, target)])
 
 
 @click.command("rm")
 @click.argument("image", type=click.Path(path_type=Path))
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
 @click.option("-r", "--recursive", is_flag=True, help="Remove directories and all they hold.")
-@dry_run_option
+@edit_options
 @with_session
-def remove(
-    _session: Session, image: Path, paths: tuple[str, ...], *, recursive: bool, dry_run: bool
-) -> Answer:
+def remove(session: Session, image: Path, paths: tuple[str, ...], *, recursive: bool) -> Answer:
     """Remove the files at PATH from the boot partition of IMAGE.
+
+    PATH may be a pattern, in quotes.
 
     \b
     Examples:
       balenaflash boot rm balena.img /system-connections/balena-sample.ignore
       balenaflash boot rm -r --dry-run balena.img /overlays
+      balenaflash boot rm balena.img '/overlays/*.dtbo' '/**/*.sig'
     """
     from balenaflash.boot.files import Remove
 
-    return answer_edits(image, [Remove(path, recursive) for path in paths], dry_run=dry_run)
+    return answer_edits(session, image, [Remove(path, recursive) for path in paths])
+
+
+@click.command("mv")
+@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("sources", metavar="SRC...", nargs=-1, required=True)
+@click.argument("target", metavar="DEST")
+@edit_options
+@with_session
+def move(session: Session, image: Path, sources: tuple[str, ...], target: str) -> Answer:
+    """Move or rename files and directories in the boot partition of IMAGE.
+
+    DEST is a directory to move them into or, for one SRC, its new path. A file that has that path
+    is replaced, a directory only if it is empty. SRC may be a pattern, in quotes.
+
+    \b
+    Examples:
+      balenaflash boot mv balena.img /grub.cfg_internal /grub.cfg_old
+      balenaflash boot mv --dry-run balena.img '/overlays/w1-*.dtbo' /unused/
+    """
+    from balenaflash.boot.move import Move
+
+    return answer_edits(session, image, [Move(sources, target)])
 
 
 @click.command("mkdir")
 @click.argument("image", type=click.Path(path_type=Path))
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
 @click.option("-p", "--parents", is_flag=True, help="Make those above too; existing ones are fine.")
-@dry_run_option
+@edit_options
 @with_session
 def make_directory(
-    _session: Session, image: Path, paths: tuple[str, ...], *, parents: bool, dry_run: bool
+    session: Session, image: Path, paths: tuple[str, ...], *, parents: bool
 ) -> Answer:
     """Make the directory PATH in the boot partition of IMAGE.
 
@@ -77,28 +100,35 @@ def make_directory(
     """
     from balenaflash.boot.files import MakeDirectory
 
-    return answer_edits(image, [MakeDirectory(path, parents) for path in paths], dry_run=dry_run)
+    return answer_edits(session, image, [MakeDirectory(path, parents) for path in paths])
 
 
 @click.command("use-internal")
 @click.argument("image", type=click.Path(path_type=Path))
-@dry_run_option
+@click.option("--from", "source", metavar="FILE", help="The settings to use, in the image.")
+@click.option("--to", "target", metavar="PATH", help="Where the board reads its settings.")
+@click.option("--keep-old", is_flag=True, help="Keep what is replaced as PATH.old.")
+@edit_options
 @with_session
-def use_internal(_session: Session, image: Path, *, dry_run: bool) -> Answer:
-    """Let IMAGE start from internal storage: put grub.cfg_internal in the place of grub.cfg.
+def use_internal(
+    session: Session, image: Path, *, source: str | None, target: str | None, keep_old: bool
+) -> Answer:
+    """Let IMAGE start from internal storage, with its own settings for that.
 
     It is what a balenaOS flasher does as it installs: /grub.cfg_internal is copied to
-    /EFI/BOOT/grub.cfg, with its signature if there is one. In the boot partition of a flasher
-    itself this is refused, for the flasher would not start any more.
+    /EFI/BOOT/grub.cfg, and to /grub/grub.cfg if there is one; on a BeagleBone it is
+    /uEnv.txt_internal to /uEnv.txt. A signature beside the settings goes with them. In the boot
+    partition of a flasher itself this is refused, for the flasher would not start any more.
 
     \b
     Examples:
       balenaflash boot use-internal balena.img
-      balenaflash boot use-internal --dry-run balena.img
+      balenaflash boot use-internal --dry-run --keep-old balena.img
+      balenaflash boot use-internal --from /grub.cfg_lab --to /EFI/BOOT/grub.cfg balena.img
     """
     from balenaflash.boot.bootloader import UseInternal
 
-    return answer_edits(image, [UseInternal()], dry_run=dry_run)
+    return answer_edits(session, image, [UseInternal(source, target, keep_old)])
 
 
 def _copy_edit(sources: Sequence[str], target: str) -> "Edit":

@@ -24,24 +24,29 @@ if TYPE_CHECKING:
 def list_files(_session: Session, image: Path, path: str, *, long: bool, recursive: bool) -> Answer:
     """List the files at PATH in the boot partition of IMAGE.
 
+    PATH may be a pattern, in quotes; then what matches is listed, and not what directories hold.
+
     \b
     Examples:
       balenaflash boot ls balena.img
+      balenaflash boot ls -l balena.img '/overlays/*.dtbo'
       balenaflash boot ls -lR balena.img /EFI
       balenaflash boot ls --json balena.img | jq -r '.result.entries[].path'
     """
-    from balenaflash.boot.files import list_directory
+    from balenaflash.boot.patterns import is_pattern
+    from balenaflash.boot.reading import list_files as list_boot_files
     from balenaflash.editing import open_boot_volume
 
     with open_boot_volume(image) as boot:
-        entries = tuple(list_directory(boot.files, path, recursive=recursive))
+        entries = tuple(list_boot_files(boot.files, path, recursive=recursive))
+        whole_path = recursive or is_pattern(boot.files, path)
         warnings = boot.warnings
     result = {
         "image": str(image),
         "path": path,
         "entries": [_entry_result(entry) for entry in entries],
     }
-    names = [_shown_name(entry, whole_path=recursive) for entry in entries]
+    names = [_shown_name(entry, whole_path=whole_path) for entry in entries]
     lines = _long_lines(entries, names) if long else names
     return Answer(result, lines, warnings)
 
@@ -53,21 +58,25 @@ def list_files(_session: Session, image: Path, path: str, *, long: bool, recursi
 def cat(_session: Session, image: Path, path: str) -> Answer:
     """Print the file at PATH in the boot partition of IMAGE, byte for byte.
 
+    PATH may be a pattern, in quotes; then all files that match are printed, by name.
+
     \b
     Examples:
       balenaflash boot cat balena.img config.json | jq .deviceType
       balenaflash boot cat balena.img /EFI/BOOT/grub.cfg
     """
-    from balenaflash.boot.files import read_file
+    from balenaflash.boot.reading import read_files
     from balenaflash.editing import open_boot_volume
 
     with open_boot_volume(image) as boot:
-        content = read_file(boot.files, path)
+        files = read_files(boot.files, path)
         warnings = boot.warnings
+    content = b"".join(files.values())
     encoding, text = _as_text(content)
     result = {
         "image": str(image),
         "path": path,
+        "matches": list(files),
         "size": len(content),
         "encoding": encoding,
         "content": text,
@@ -85,13 +94,14 @@ def take(_session: Session, image: Path, path: str, out: str, *, force: bool) ->
     """Copy the file or directory at PATH in the boot partition of IMAGE to OUT.
 
     OUT is the new name, or a directory to put it in; without it, the current one. A directory is
-    copied with all it holds.
+    copied with all it holds. PATH may be a pattern, in quotes.
 
     \b
     Examples:
       balenaflash boot get balena.img config.json
       balenaflash boot get balena.img /EFI/BOOT/grub.cfg old-grub.cfg
       balenaflash boot get --force balena.img / boot-files/
+      balenaflash boot get balena.img '/system-connections/*' networks/
     """
     from balenaflash.boot.copy_out import copy_out
     from balenaflash.editing import open_boot_volume

@@ -7,15 +7,15 @@ import click
 from balenaflash.cli.answer import Answer
 from balenaflash.cli.edit_answer import answer_edits
 from balenaflash.cli.given_content import read_given
-from balenaflash.cli.session import Session, dry_run_option, with_session
+from balenaflash.cli.session import Session, edit_options, with_session
 
 
 @click.command()
 @click.argument("image", type=click.Path(path_type=Path))
 @click.argument("logo", metavar="LOGO.png")
-@dry_run_option
+@edit_options
 @with_session
-def splash(_session: Session, image: Path, logo: str, *, dry_run: bool) -> Answer:
+def splash(session: Session, image: Path, logo: str) -> Answer:
     """Show the PNG image LOGO while boards start from IMAGE; - is standard input.
 
     It goes to /splash/balena-logo.png, or to /splash/resin-logo.png in older images. A board
@@ -28,4 +28,4 @@ def splash(_session: Session, image: Path, logo: str, *, dry_run: bool) -> Answe
     """
     from balenaflash.boot.splash import SetSplash
 
-    return answer_edits(image, [SetSplash(logo, read_given(logo))], dry_run=dry_run)
+    return answer_edits(session, image, [SetSplash(logo, read_given(logo))])

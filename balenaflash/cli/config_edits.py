@@ -13,7 +13,7 @@ from balenaflash.cli.given_content import (
     read_given_text,
     require_one_standard_input,
 )
-from balenaflash.cli.session import Session, dry_run_option, with_session
+from balenaflash.cli.session import Session, edit_options, with_session
 
 if TYPE_CHECKING:
     from balenaflash.boot.config_assignment import Assignment
@@ -23,11 +23,9 @@ if TYPE_CHECKING:
 @click.command("set")
 @click.argument("image", type=click.Path(path_type=Path))
 @click.argument("assignments", metavar="KEY=VALUE...", nargs=-1, required=True)
-@dry_run_option
+@edit_options
 @with_session
-def set_keys(
-    _session: Session, image: Path, assignments: tuple[str, ...], *, dry_run: bool
-) -> Answer:
+def set_keys(session: Session, image: Path, assignments: tuple[str, ...]) -> Answer:
     """Set keys of config.json, all of them or none.
 
     VALUE is text, or JSON where KEY takes something else than a string or is not known; @FILE
@@ -46,15 +44,15 @@ def set_keys(
 
     parsed = [parse_assignment(text) for text in assignments]
     require_one_standard_input([each.source for each in parsed])
-    return _edit_config(image, [_step(each) for each in parsed], dry_run=dry_run)
+    return _edit_config(session, image, [_step(each) for each in parsed])
 
 
 @click.command()
 @click.argument("image", type=click.Path(path_type=Path))
 @click.argument("keys", metavar="KEY...", nargs=-1, required=True)
-@dry_run_option
+@edit_options
 @with_session
-def unset(_session: Session, image: Path, keys: tuple[str, ...], *, dry_run: bool) -> Answer:
+def unset(session: Session, image: Path, keys: tuple[str, ...]) -> Answer:
     """Remove keys from config.json, with all they hold.
 
     \b
@@ -66,15 +64,15 @@ def unset(_session: Session, image: Path, keys: tuple[str, ...], *, dry_run: boo
     from balenaflash.boot.config_steps import UnsetKey
 
     steps = [UnsetKey(parse_key(key)) for key in keys]
-    return _edit_config(image, steps, dry_run=dry_run)
+    return _edit_config(session, image, steps)
 
 
 @click.command()
 @click.argument("image", type=click.Path(path_type=Path))
 @click.argument("file")
-@dry_run_option
+@edit_options
 @with_session
-def merge(_session: Session, image: Path, file: str, *, dry_run: bool) -> Answer:
+def merge(session: Session, image: Path, file: str) -> Answer:
     """Take over every key of FILE, such as `balena config generate` makes; - is standard input.
 
     A key at the top is replaced as a whole, as balena's own tools do, so that an os in FILE
@@ -89,7 +87,7 @@ def merge(_session: Session, image: Path, file: str, *, dry_run: bool) -> Answer
     from balenaflash.boot.json_text import parse_document
 
     document = parse_document(read_given(file), file)
-    return _edit_config(image, [MergeObject(document.content)], dry_run=dry_run)
+    return _edit_config(session, image, [MergeObject(document.content)])
 
 
 def _step(assignment: "Assignment") -> "ConfigStep":
@@ -106,7 +104,7 @@ def _step(assignment: "Assignment") -> "ConfigStep":
     return assignment.step(value)
 
 
-def _edit_config(image: Path, steps: Sequence["ConfigStep"], *, dry_run: bool) -> Answer:
+def _edit_config(session: Session, image: Path, steps: Sequence["ConfigStep"]) -> Answer:
     from balenaflash.boot.config_edit import EditConfig
 
-    return answer_edits(image, [EditConfig(tuple(steps))], dry_run=dry_run)
+    return answer_edits(session, image, [EditConfig(tuple(steps))])

@@ -1,4 +1,4 @@
-"""The question before anything is destroyed."""
+"""The question before a disk is erased or changed."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -20,6 +20,16 @@ def confirm_erasing(disk: "Disk", *, yes: bool) -> None:
     Raises:
         TargetRefusedError: the answer was no, or nobody is there to give one.
     """
+    _confirm(disk, f"Erase all of {disk.node}?", "erase all of it", "erasing", yes=yes)
+
+
+def confirm_changing(disk: "Disk", *, yes: bool) -> None:
+    """Return when the user, or ``--yes``, agrees that files on ``disk`` change; as for erasing."""
+    question = f"Change the boot partition of {disk.node}?"
+    _confirm(disk, question, "change its boot partition", "changing", yes=yes)
+
+
+def _confirm(disk: "Disk", question: str, deed: str, doing: str, *, yes: bool) -> None:
     if yes:
         return
     if not sys.stdin.isatty():
@@ -27,16 +37,16 @@ def confirm_erasing(disk: "Disk", *, yes: bool) -> None:
             [
                 Problem(
                     "not-confirmed",
-                    f"{disk.node}: erasing it was not confirmed, and nobody is there to ask",
+                    f"{disk.node}: {doing} it was not confirmed, and nobody is there to ask",
                     "Add --yes to answer the question beforehand.",
                 )
             ]
         )
     if disk.is_external or disk.is_virtual:
-        agreed = click.confirm(f"Erase all of {disk.node}?", default=False, err=True)
+        agreed = click.confirm(question, default=False, err=True)
     else:
         typed = click.prompt(
-            f"{disk.node} is built in. Type its name ({disk.node.name}) to erase all of it",
+            f"{disk.node} is built in. Type its name ({disk.node.name}) to {deed}",
             default="",
             show_default=False,
             err=True,
@@ -44,5 +54,5 @@ def confirm_erasing(disk: "Disk", *, yes: bool) -> None:
         agreed = printable(typed).strip() in {disk.node.name, str(disk.node)}
     if not agreed:
         raise TargetRefusedError(
-            [Problem("not-confirmed", f"{disk.node}: erasing it was not confirmed")]
+            [Problem("not-confirmed", f"{disk.node}: {doing} it was not confirmed")]
         )

@@ -4,22 +4,52 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from balenaflash.cli.answer import Answer
+import click
+
+from balenaflash.cli.answer import Answer, printable
+from balenaflash.cli.session import Session
 from balenaflash.extent import format_size
 
 if TYPE_CHECKING:
     from balenaflash.boot.files import FileChange
+    from balenaflash.card import Card
     from balenaflash.editing import Edit, EditReport
 
 
-def answer_edits(
-    image: Path, edits: Sequence["Edit"], *, dry_run: bool, keep_fingerprint: bool = False
-) -> Answer:
-    """Make ``edits`` in ``image``, or with ``dry_run`` find out what they would change."""
+def answer_edits(session: Session, image: Path, edits: Sequence["Edit"]) -> Answer:
+    """Make ``edits`` in ``image``, or with ``--dry-run`` find out what they would change.
+
+    A card is looked at, shown and asked about before.
+    """
     from balenaflash.editing import edit
 
-    report = edit(image, edits, dry_run=dry_run, keep_fingerprint=keep_fingerprint)
+    options = session.edit
+    card = _confirmed_card(session, image, edits) if image.is_block_device() else None
+    if card is None or options.dry_run:
+        report = edit(
+            image, edits, dry_run=options.dry_run, keep_fingerprint=options.keep_fingerprint
+        )
+    else:
+        from balenaflash.card import edit_card
+
+        report = edit_card(card, edits, keep_fingerprint=options.keep_fingerprint)
     return Answer(_result(image, report), [*report.diff, *_lines(image, report)], report.warnings)
+
+
+def _confirmed_card(session: Session, node: Path, edits: Sequence["Edit"]) -> "Card":
+    from balenaflash.card import find_card
+    from balenaflash.cli.confirmation import confirm_changing
+    from balenaflash.cli.devices import describe_disk
+
+    card = find_card(node, allow_internal=session.edit.allow_internal)
+    if session.edit.dry_run:
+        return card
+    if not session.quiet:
+        changes = (printable(f"Change:  {each.describe()}") for each in edits)
+        for line in (*describe_disk(card.disk), *changes):
+            click.echo(line, err=True)
+    confirm_changing(card.disk, yes=session.edit.yes)
+    return card
 
 
 def _result(image: Path, report: "EditReport") -> dict[str, object]:
@@ -27,24 +57,26 @@ def _result(image: Path, report: "EditReport") -> dict[str, object]:
         "image": str(image),
         "dry_run": report.dry_run,
         "partition": report.partition_number,
-        "changes": [_change_result(change) for change in report.changes],
+        "changes": [change_result(change) for change in report.changes],
         "diff": list(report.diff),
         "sectors": report.commit.sectors,
         "bytes": report.commit.size,
     }
 
 
-def _change_result(change: "FileChange") -> dict[str, object]:
-    return {
+def change_result(change: "FileChange") -> dict[str, object]:
+    """What scripts get of one change."""
+    result: dict[str, object] = {
         "path": change.path,
         "action": change.action.value,
         "type": "directory" if change.is_directory else "file",
         "size": change.size,
     }
+    return result if change.origin is None else {**result, "from": change.origin}
 
 
 def _lines(image: Path, report: "EditReport") -> list[str]:
-    lines = [_change_line(change) for change in report.changes]
+    lines = [change_line(change) for change in report.changes]
     sectors, size = report.commit.sectors, report.commit.size
     if sectors == 0:
         return [*lines, f"{image}: nothing to change"]
@@ -53,7 +85,11 @@ def _lines(image: Path, report: "EditReport") -> list[str]:
     return [*lines, f"{image}: {amount} {done}"]
 
 
-def _change_line(change: "FileChange") -> str:
-    if change.is_directory:
-        return f"{change.action.value} {change.path}/"
-    return f"{change.action.value} {change.path} ({change.size} bytes)"
+def change_line(change: "FileChange") -> str:
+    """What people get of it."""
+    slash = "/" if change.is_directory else ""
+    place = f"{change.path}{slash}"
+    if change.origin is not None:
+        place = f"{change.origin}{slash} to {place}"
+    size = "" if change.is_directory else f" ({change.size} bytes)"
+    return f"{change.action.value} {place}{size}"

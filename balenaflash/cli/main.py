@@ -13,6 +13,7 @@ from balenaflash.cli.boot import boot
 from balenaflash.cli.completion import completion
 from balenaflash.cli.config import config
 from balenaflash.cli.devices import devices
+from balenaflash.cli.edit import edit
 from balenaflash.cli.inspect import inspect
 from balenaflash.cli.interrupts import interruptible
 from balenaflash.cli.manual import manual
@@ -80,6 +81,7 @@ for _command in (
     boot,
     config,
     network,
+    edit,
     devices,
     write,
     verify,

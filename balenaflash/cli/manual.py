@@ -11,12 +11,17 @@ from balenaflash.cli.session import Session, with_session
 
 _ENVIRONMENT = (
     ("NO_COLOR", "Where set and not empty, no colour is used."),
+    ("XDG_STATE_HOME", "Where undo records of disks are kept, in a folder balenaflash."),
     ("SOURCE_DATE_EPOCH", "Seconds since 1970; the time given to files put into an image."),
 )
 _FILES = (
     (
         ".IMAGE.balenaflash-undo",
         "Beside an image while it is edited: the sectors as they were, for the next opening.",
+    ),
+    (
+        "/var/lib/balenaflash, ~/.local/state/balenaflash",
+        "The same for disks: of root, and of other users. XDG_STATE_HOME names another place.",
     ),
     ("/etc/udev/rules.d/60-balenaflash.rules", "Lets a group write removable disks."),
 )

@@ -1,7 +1,6 @@
 """``network add``: give boards a network."""
 
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -16,7 +15,7 @@ from balenaflash.cli.network_options import (
     common_settings,
     network_from_keyfile,
 )
-from balenaflash.cli.session import Session, dry_run_option, with_session
+from balenaflash.cli.session import Session, edit_options, with_session
 
 if TYPE_CHECKING:
     from balenaflash.boot.connection import Security
@@ -45,10 +44,10 @@ def add() -> None:
     "--country", metavar="CC", help="Whose radio rules hold, such as DE; goes into config.json."
 )
 @common_options
-@dry_run_option
+@edit_options
 @with_session
 def wifi(
-    _session: Session,
+    session: Session,
     image: Path,
     *,
     ssid: str | None,
@@ -57,7 +56,6 @@ def wifi(
     wpa3: bool,
     hidden: bool,
     country: str | None,
-    dry_run: bool,
     **common: Unpack[CommonOptions],
 ) -> Answer:
     """Add a Wi-Fi network to IMAGE.
@@ -77,17 +75,15 @@ def wifi(
     else:
         security = _security(psk_file, unsecured=unsecured, wpa3=wpa3)
         network = _wifi_network(common, ssid, psk_file, security, hidden=hidden)
-    return _add(image, network, country, dry_run=dry_run)
+    return _add(session, image, network, country)
 
 
 @add.command()
 @click.argument("image", type=click.Path(path_type=Path))
 @common_options
-@dry_run_option
+@edit_options
 @with_session
-def ethernet(
-    _session: Session, image: Path, *, dry_run: bool, **common: Unpack[CommonOptions]
-) -> Answer:
+def ethernet(session: Session, image: Path, **common: Unpack[CommonOptions]) -> Answer:
     """Add a wired network to IMAGE. Without one, boards ask any wired network for an address.
 
     \b
@@ -96,15 +92,15 @@ def ethernet(
       balenaflash network add ethernet balena.img --interface eth1 --address 10.1.0.7/24
     """
     from balenaflash.boot.connection import EthernetConnection
-    from balenaflash.boot.network import AddNetwork
+    from balenaflash.boot.network import AddNetwork, default_name
 
     if (file := common["keyfile"]) is not None:
         network = network_from_keyfile(common, file, "ethernet", more_given=False)
     else:
-        settings = common_settings(common, _file_name("ethernet", common["interface"] or ""))
+        settings = common_settings(common, default_name("ethernet", common["interface"] or ""))
         keyfile = EthernetConnection(settings).keyfile()
         network = AddNetwork(settings.name, keyfile, common["overwrite"])
-    return _add(image, network, None, dry_run=dry_run)
+    return _add(session, image, network, None)
 
 
 def _security(psk_file: str | None, *, unsecured: bool, wpa3: bool) -> "Security":
@@ -128,11 +124,11 @@ def _wifi_network(
     hidden: bool,
 ) -> "AddNetwork":
     from balenaflash.boot.connection import WifiConnection
-    from balenaflash.boot.network import AddNetwork
+    from balenaflash.boot.network import AddNetwork, default_name
 
     if ssid is None:
         raise click.UsageError("One of --ssid and --keyfile is needed.")
-    settings = common_settings(common, _file_name("wifi", ssid))
+    settings = common_settings(common, default_name("wifi", ssid))
     connection = WifiConnection(
         settings,
         # Bytes that are no UTF-8 come back as they were on the command line (PEP 383).
@@ -144,19 +140,11 @@ def _wifi_network(
     return AddNetwork(settings.name, connection.keyfile(), common["overwrite"])
 
 
-def _file_name(kind: str, text: str) -> str:
-    """A name for the file that every system can hold: letters, digits and hyphens."""
-    plain = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-    if text and not plain:
-        plain = os.fsencode(text).hex()
-    return f"{kind}-{plain}" if plain else kind
-
-
-def _add(image: Path, network: "AddNetwork", country: str | None, *, dry_run: bool) -> Answer:
+def _add(session: Session, image: Path, network: "AddNetwork", country: str | None) -> Answer:
     from balenaflash.boot.config_edit import EditConfig
     from balenaflash.boot.config_steps import SetKey
 
     edits: list[AddNetwork | EditConfig] = [network]
     if country is not None:
         edits.append(EditConfig((SetKey(("country",), country.upper()),)))
-    return answer_edits(image, edits, dry_run=dry_run)
+    return answer_edits(session, image, edits)

@@ -7,7 +7,7 @@ import click
 
 from balenaflash.cli.answer import Answer, printable
 from balenaflash.cli.edit_answer import answer_edits
-from balenaflash.cli.session import Session, dry_run_option, with_session
+from balenaflash.cli.session import Session, edit_options, with_session
 from balenaflash.cli.text import table_lines
 
 if TYPE_CHECKING:
@@ -31,16 +31,16 @@ def list_all(_session: Session, image: Path) -> Answer:
     with open_boot_volume(image) as boot:
         networks = list_networks(boot.files)
         warnings = boot.warnings
-    result = {"image": str(image), "networks": [_network_result(each) for each in networks]}
+    result = {"image": str(image), "networks": [network_result(each) for each in networks]}
     return Answer(result, _lines(networks), (*warnings, *_faults(networks)))
 
 
 @click.command("rm")
 @click.argument("image", type=click.Path(path_type=Path))
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
-@dry_run_option
+@edit_options
 @with_session
-def remove(_session: Session, image: Path, names: tuple[str, ...], *, dry_run: bool) -> Answer:
+def remove(session: Session, image: Path, names: tuple[str, ...]) -> Answer:
     """Remove networks from IMAGE, by the names that `network ls` shows.
 
     \b
@@ -49,17 +49,18 @@ def remove(_session: Session, image: Path, names: tuple[str, ...], *, dry_run: b
     """
     from balenaflash.boot.network import RemoveNetwork
 
-    return answer_edits(image, [RemoveNetwork(name) for name in names], dry_run=dry_run)
+    return answer_edits(session, image, [RemoveNetwork(name) for name in names])
 
 
-def _network_result(network: "Network") -> dict[str, object]:
+def network_result(network: "Network") -> dict[str, object]:
+    """What scripts get of a network."""
     return {
         "name": network.name,
         "state": network.state.value,
         "fault": network.fault,
         "id": network.id,
         "type": network.type,
-        "ssid": _ssid_text(network.ssid),
+        "ssid": ssid_text(network.ssid),
         "ssid_hex": None if network.ssid is None else network.ssid.hex(),
         "security": network.security,
         "interface": network.interface,
@@ -75,7 +76,7 @@ def _lines(networks: "tuple[Network, ...]") -> list[str]:
             printable(each.name),
             each.state.value,
             printable(each.type or ""),
-            printable(_ssid_text(each.ssid) or ""),
+            printable(ssid_text(each.ssid) or ""),
             printable(each.security or ""),
             printable(each.interface or ""),
             printable(", ".join(each.addresses)),
@@ -89,5 +90,6 @@ def _faults(networks: "tuple[Network, ...]") -> tuple[str, ...]:
     return tuple(f"{each.name}: {each.fault}." for each in networks if each.fault)
 
 
-def _ssid_text(ssid: bytes | None) -> str | None:
+def ssid_text(ssid: bytes | None) -> str | None:
+    """An SSID as text; bytes that are no UTF-8 are escaped."""
     return None if ssid is None else ssid.decode("utf-8", "backslashreplace")

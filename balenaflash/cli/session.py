@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Concatenate, ParamSpec
 
@@ -23,6 +23,18 @@ class ProgressStyle(StrEnum):
 
 
 @dataclass(slots=True)
+class EditOptions:
+    """How a command that edits the boot partition is to do it."""
+
+    dry_run: bool = False
+    keep_fingerprint: bool = False
+    yes: bool = False
+    """Answer the question that is asked before a card is changed."""
+
+    allow_internal: bool = False
+
+
+@dataclass(slots=True)
 class Session:
     """Filled in while click parses; read by whatever shows something."""
 
@@ -30,6 +42,7 @@ class Session:
     json: bool = False
     quiet: bool = False
     progress: ProgressStyle = ProgressStyle.AUTO
+    edit: EditOptions = field(default_factory=EditOptions)
     signal: int | None = None
     """Number of the signal that interrupted the run, if one did."""
 
@@ -44,6 +57,10 @@ def _store_quiet(context: click.Context, _parameter: click.Parameter, value: boo
 
 def _store_progress(context: click.Context, _parameter: click.Parameter, value: str) -> None:
     context.ensure_object(Session).progress = ProgressStyle(value)
+
+
+def _store_edit_option(context: click.Context, parameter: click.Parameter, value: bool) -> None:  # noqa: FBT001 - click calls it so
+    setattr(context.ensure_object(Session).edit, parameter.name or "", value)
 
 
 _OPTIONS = (
@@ -64,6 +81,10 @@ _OPTIONS = (
     ),
 )
 
+YES_HELP = "Answer the question before a disk is changed; it lifts no refusal."
+ALLOW_INTERNAL_HELP = "Allow a disk that is built in."
+_DRY_RUN_HELP = "Do everything but the writing, and show what it would be."
+
 progress_option = click.option(
     "--progress",
     type=click.Choice([style.value for style in ProgressStyle]),
@@ -78,8 +99,26 @@ dry_run_option = click.option(
     "-n",
     "--dry-run",
     is_flag=True,
-    help="Do everything but the writing, and show what it would be.",
+    help=_DRY_RUN_HELP,
 )
+
+
+_EDIT_OPTIONS = (
+    ("-n", "--dry-run", _DRY_RUN_HELP),
+    ("--keep-fingerprint", "Leave balenaos.fingerprint as it is, untrue of what is changed."),
+    ("-y", "--yes", YES_HELP),
+    ("--allow-internal", ALLOW_INTERNAL_HELP),
+)
+
+
+def edit_options(command: Callable[P, Answer]) -> Callable[P, Answer]:
+    """Options of every command that edits the boot partition; they go into the session."""
+    for *names, text in reversed(_EDIT_OPTIONS):
+        option = click.option(
+            *names, is_flag=True, expose_value=False, callback=_store_edit_option, help=text
+        )
+        command = option(command)
+    return command
 
 
 def with_session(

@@ -1,0 +1,115 @@
+"""A recipe read from its file."""
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+from balenaflash.boot.config_edit import read_slug
+from balenaflash.boot.files import FileChange
+from balenaflash.editing import Edit
+from balenaflash.errors import ConfigError, EditError, InvalidConfigError
+from balenaflash.image.balenaos import DEVICE_TYPE_PATH
+from balenaflash.image.fat import FatVolume
+from balenaflash.recipe.checking import Checker
+from balenaflash.recipe.local_files import read_text
+from balenaflash.recipe.places import find_lines
+from balenaflash.recipe.schema import RECIPE
+from balenaflash.recipe.step import Source
+from balenaflash.recipe.steps import edits_of
+from balenaflash.recipe.variables import Variables
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Edits under a name."""
+
+    path: Path
+    name: str
+    edits: tuple[Edit, ...]
+    """In their order; the first of them may be that the image is for the right board."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequireDeviceType:
+    """Change nothing, and go on only with an image for one of some device types."""
+
+    slugs: tuple[str, ...]
+    source: Source
+
+    def apply(self, volume: FatVolume) -> tuple[FileChange, ...]:
+        """Look at ``volume``.
+
+        Raises:
+            EditError: the image is for another device type, or does not tell.
+        """
+        slug = read_slug(volume)
+        if slug in self.slugs:
+            return ()
+        fact = f"the image is for {slug!r}" if slug else f"{DEVICE_TYPE_PATH} of the image has none"
+        with self.source.blamed(("for",)):
+            raise EditError(
+                f"the recipe is for device type {' or '.join(self.slugs)}, and {fact}",
+                code="recipe-device-type",
+            )
+
+    def describe(self) -> str:
+        """What it does, in a few words."""
+        return f"require device type {' or '.join(self.slugs)}"
+
+
+def read_recipe(path: Path, variables: Variables) -> Recipe:
+    """The recipe in the file at ``path``, with ``variables`` filled in.
+
+    Local files are read now, except those that are copied as they are.
+
+    Raises:
+        ConfigError: it cannot be read or is not valid; all that is wrong is told at once, each
+            with its line and key.
+    """
+    content, source = _parse(path)
+    checker = Checker(source, variables)
+    steps = content.pop("step", [])
+    values = checker.check_table(content, RECIPE, ())
+    edits = _edits(steps, checker)
+    if checker.problems:
+        raise InvalidConfigError(checker.problems)
+    name, slugs = values["name"], values.get("for")
+    required = (RequireDeviceType(slugs, source),) if isinstance(slugs, tuple) else ()
+    return Recipe(path, str(name), (*required, *edits))
+
+
+def _parse(path: Path) -> tuple[dict[str, object], Source]:
+    try:
+        text = read_text(path)
+    except EditError as error:
+        raise ConfigError(str(error), code="recipe-unreadable", hint=error.hint) from error
+    try:
+        content: dict[str, object] = tomllib.loads(text)
+        return content, Source(path, find_lines(text))
+    except RecursionError as error:
+        raise _invalid(path, "it is nested too deeply") from error
+    except ValueError as error:  # also for a number with more digits than Python reads
+        raise _invalid(path, str(error)) from error
+
+
+def _edits(steps: object, checker: Checker) -> list[Edit]:
+    edits: list[Edit] = []
+    with checker.noted(("step",)):
+        for number, table in enumerate(_tables(steps)):
+            step = checker.check_step(table, ("step", number))
+            if step is not None:
+                with checker.gathered():
+                    edits += edits_of(step)
+    return edits
+
+
+def _tables(steps: object) -> list[object]:
+    if isinstance(steps, list) and steps:
+        return steps
+    raise ConfigError(
+        "there is no step", code="recipe-step", hint="Begin each with a line [[step]]."
+    )
+
+
+def _invalid(path: Path, fact: str) -> ConfigError:
+    return ConfigError(f"{path}: is not valid TOML: {fact}", code="recipe-toml")

@@ -1,0 +1,295 @@
+"""``edit --recipe`` as its users meet it."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+from boot_volume import extract, file_tree
+from builders import BuiltImage, Layout
+from commandline import RunBalenaflash
+from imagecopies import MakeImage
+from test_splash import SMALL
+
+from balenaflash.recipe.schema import STEPS
+
+PASSPHRASE = "correct; horse"  # noqa: S105 -- of no network
+API_KEY = "0123456789abcdef0123456789ABCDEF"  # of no fleet
+KEYFILE = "[connection]\nid=vpn\ntype=ethernet\n"
+
+EVERY_STEP = """
+name = "every step"
+for = ["intel-nuc", "generic-amd64"]
+
+[[step]]
+mkdir = ["/lab/deep", "/spare"]
+parents = true
+
+[[step]]
+put = ["motd", "certs"]
+to = "/lab/"
+
+[[step]]
+put = "motd"
+
+[[step]]
+apply = "files.txt"
+deploy-dir = "deploy"
+
+[[step]]
+mv = "/lab/motd"
+to = "/lab/${bench}.txt"
+
+[[step]]
+rm = ["/overlays", "/image-version-*"]
+recursive = true
+
+[[step]]
+use-internal = true
+keep-old = true
+
+[[step]]
+splash = "logo.png"
+
+[[step]]
+config-set = [
+    "hostname=bench-${bench}",
+    "x-price=5$$",
+    "os.sshKeys+=@lab.pub",
+    "apiKey=${env:API_KEY}",
+]
+
+[[step]]
+config-unset = ["developmentMode", "x-lab-note"]
+
+[[step]]
+config-merge = "generated.json"
+
+[[step]]
+wifi = "Lab"
+psk-file = "lab.psk"
+country = "de"
+hidden = true
+priority = 7
+
+[[step]]
+wifi = "Guest"
+open = true
+autoconnect = false
+
+[[step]]
+ethernet = true
+interface = "eth1"
+address = ["10.0.0.${bench}/24"]
+gateway = "10.0.0.1"
+dns = ["10.0.0.1", "8.8.8.8"]
+
+[[step]]
+keyfile = "vpn"
+name = "lab-vpn"
+
+[[step]]
+network-rm = "wifi-guest"
+"""
+
+
+@pytest.fixture
+def built(image: MakeImage) -> BuiltImage:
+    return image(Layout.GPT_FAT16)
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Path:
+    """A directory with a recipe that has every kind of step, and all that it names."""
+    folder = tmp_path / "lab"
+    (folder / "certs").mkdir(parents=True)
+    (folder / "deploy").mkdir()
+    for name, content in {
+        "lab.toml": EVERY_STEP,
+        "motd": "Welcome\n",
+        "certs/ca.pem": "certificate\n",
+        "files.txt": "# of the board\nuEnv.txt:/extra_uEnv.txt\n",
+        "deploy/uEnv.txt": "console=ttyS0\n",
+        "lab.pub": "ssh-ed25519 AAAA lab\n",
+        "lab.psk": f"{PASSPHRASE}\n",
+        "vpn": KEYFILE,
+        "generated.json": '{"applicationId": 7, "deviceType": "generic-amd64"}',
+    }.items():
+        (folder / name).write_text(content)
+    (folder / "logo.png").write_bytes(SMALL)
+    return folder
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def boot_tree(built: BuiltImage, folder: Path) -> dict[str, bytes]:
+    """The files of the boot partition as mtools reads them."""
+    return file_tree(extract(built, folder))
+
+
+def test_a_recipe_does_what_its_commands_do_one_by_one(
+    image: MakeImage, lab: Path, balenaflash: RunBalenaflash, tmp_path: Path
+) -> None:
+    by_recipe, by_hand = image(Layout.GPT_FAT16), image(Layout.GPT_FAT16)
+    run = balenaflash(
+        *("edit", by_recipe.path, "--recipe", lab / "lab.toml", "--var", "bench=7"),
+        environment={"API_KEY": API_KEY},
+    )
+    assert run.returncode == 0, run.stderr
+
+    def do(*words: str | Path, given: str | None = None) -> None:
+        group, name, *rest = words
+        command: tuple[str | Path, ...] = (group, name, by_hand.path, *rest)
+        if group == "network" and name == "add":
+            command = (group, name, rest[0], by_hand.path, *rest[1:])
+        done = balenaflash(*command, input=given, cwd=lab)
+        assert done.returncode == 0, done.stderr
+
+    do("boot", "mkdir", "-p", "/lab/deep", "/spare")
+    do("boot", "put", "motd", "certs", "/lab/")
+    do("boot", "put", "motd")
+    do("boot", "apply", "--files", "files.txt", "--deploy-dir", "deploy")
+    do("boot", "mv", "/lab/motd", "/lab/7.txt")
+    do("boot", "rm", "-r", "/overlays", "/image-version-*")
+    do("boot", "use-internal", "--keep-old")
+    do("boot", "splash", "logo.png")
+    do(
+        *("config", "set", "hostname=bench-7", "x-price=5$", "os.sshKeys+=@lab.pub", "apiKey=-"),
+        given=API_KEY,
+    )
+    do("config", "unset", "developmentMode", "x-lab-note")
+    do("config", "merge", "generated.json")
+    do(
+        *("network", "add", "wifi", "--ssid", "Lab", "--psk-file", "lab.psk", "--country", "de"),
+        *("--hidden", "--priority", "7"),
+    )
+    do("network", "add", "wifi", "--ssid", "Guest", "--open", "--no-autoconnect")
+    do(
+        *("network", "add", "ethernet", "--interface", "eth1", "--address", "10.0.0.7/24"),
+        *("--gateway", "10.0.0.1", "--dns", "10.0.0.1", "--dns", "8.8.8.8"),
+    )
+    do("network", "add", "ethernet", "--keyfile", "vpn", "--name", "lab-vpn")
+    do("network", "rm", "wifi-guest")
+
+    found = boot_tree(by_recipe, tmp_path / "by-recipe")
+    assert found == boot_tree(by_hand, tmp_path / "by-hand")
+    assert found["/lab/7.txt"] == b"Welcome\n"
+    assert found["/EFI/BOOT/grub.cfg"] == by_recipe.boot_files["/grub.cfg_internal"]
+    assert json.loads(found["/config.json"])["apiKey"] == API_KEY
+    kinds = {kind for kind in STEPS if re.search(rf"(?m)^{kind} = ", EVERY_STEP)}
+    assert kinds == STEPS.keys(), "a kind of step is not tried"
+
+
+@pytest.mark.parametrize("options", [["--dry-run"], ["--dry-run", "--json"], [], ["--json"]])
+def test_no_secret_is_shown_and_a_dry_run_shows_all_else_and_writes_nothing(
+    built: BuiltImage, lab: Path, balenaflash: RunBalenaflash, options: list[str]
+) -> None:
+    before = sha256(built.path)
+    run = balenaflash(
+        *("edit", built.path, "--recipe", lab / "lab.toml", "--var", "bench=7"),
+        *options,
+        environment={"API_KEY": API_KEY},
+    )
+    assert run.returncode == 0, run.stderr
+    for secret in (PASSPHRASE, PASSPHRASE.replace(";", "\\;"), API_KEY, API_KEY[:16]):
+        assert secret not in run.stdout + run.stderr
+    assert (sha256(built.path) == before) == ("--dry-run" in options)
+    if "--json" in options:
+        result = json.loads(run.stdout)["result"]
+        assert result["recipe"] == "every step"
+        changes = {change["path"]: change["action"] for change in result["changes"]}
+        assert changes["/lab/7.txt"] == "moved"
+    elif "--dry-run" in options:
+        lines = run.stdout.splitlines()
+        for line in ('+  "x-price": "5$",', "+psk=***", "+++ /extra_uEnv.txt", "+ssid=Lab"):
+            assert line in lines
+
+
+HEAD = 'name = "lab"\n[[step]]\n'
+
+BAD_RECIPES = {
+    "an unknown step": (HEAD + 'putt = "motd"', "line 2: 'putt' is not a known step"),
+    "a wrong key": (HEAD + 'put = "motd"\ninto = "/"', "line 4: into: 'into' is not a known key"),
+    "a path with ..": (HEAD + 'put = "motd"\nto = "/../x"', "line 4: to: '/../x': is not a path"),
+    "no TOML": ("name = lab", "lab.toml: is not valid TOML"),
+    "a file that is not there": (HEAD + 'put = "nowhere"', "line 3: put: "),
+    "a path that is not there": (HEAD + 'put = "motd"\n[[step]]\nrm = "/no"', "line 5: rm: /no: "),
+    "a name FAT cannot hold": (HEAD + 'put = "motd"\nto = "/a:b"', "line 3: put: "),
+    "a file too large": (HEAD + 'put = "large"', "line 3: put: "),
+    "a wrong value": (HEAD + 'config-set = ["hostname=a",\n"country=Utopia"]', "line 3: config"),
+    "another board": ('name = "lab"\nfor = "fincm3"\n[[step]]\nmkdir = "/a"', "line 2: for: "),
+    "an undefined variable": (HEAD + 'mkdir = "/${a}"', "line 3: mkdir: ${a} is not defined"),
+}
+
+
+SOME_FAULTS = ("an unknown step", "a path that is not there", "no file")
+
+
+@pytest.mark.parametrize(
+    ("command", "fault"),
+    [
+        *(("edit", fault) for fault in (*BAD_RECIPES, "no file")),
+        *((command, fault) for command in ("write", "verify") for fault in SOME_FAULTS),
+    ],
+)
+def test_a_recipe_that_cannot_be_followed_ends_in_3_with_one_line_and_touches_nothing(
+    built: BuiltImage, lab: Path, balenaflash: RunBalenaflash, command: str, fault: str
+) -> None:
+    recipe, target = lab / "lab.toml", lab / "target.img"
+    text, message = BAD_RECIPES.get(fault, ("", "lab.toml: cannot be read: No such file"))
+    recipe.write_text(text)
+    if fault == "no file":
+        recipe.unlink()
+    with (lab / "large").open("wb") as file:
+        file.truncate(200_000_000)
+    before = sha256(built.path)
+    targets = [] if command == "edit" else [target]
+    run = balenaflash(command, built.path, *targets, "--recipe", recipe)
+    assert (run.returncode, run.stdout) == (3, "")
+    first, *hint = run.stderr.splitlines()
+    assert first.startswith("balenaflash: ")
+    assert message in first
+    assert len(hint) <= 1
+    assert sha256(built.path) == before
+    assert not target.exists()
+
+
+def test_what_is_given_as_variable_must_have_a_name(
+    built: BuiltImage, lab: Path, balenaflash: RunBalenaflash
+) -> None:
+    for text in ("secret", "=secret", "a b=secret"):
+        run = balenaflash("edit", built.path, "--recipe", lab / "lab.toml", "--var", text)
+        assert (run.returncode, run.stdout) == (2, "")
+        assert "does not begin with NAME=" in run.stderr
+    for command in ("write", "verify"):
+        run = balenaflash(command, built.path, lab / "target", "--var", "a=b")
+        assert (run.returncode, run.stdout) == (2, "")
+        assert "there is no --recipe" in run.stderr
+
+
+def test_the_fingerprint_is_kept_when_that_is_asked_for(
+    built: BuiltImage, lab: Path, balenaflash: RunBalenaflash, tmp_path: Path
+) -> None:
+    (lab / "lab.toml").write_text(HEAD + 'put = "motd"\nto = "/os-release"')
+    path = "/balenaos.fingerprint"
+    command = ("edit", built.path, "--recipe", lab / "lab.toml")
+    assert balenaflash(*command, "--keep-fingerprint").returncode == 0
+    found = boot_tree(built, tmp_path / "kept")
+    assert found["/os-release"] == b"Welcome\n"
+    assert found[path] == built.boot_files[path]
+    (lab / "motd").write_text("Again\n")
+    assert balenaflash(*command).returncode == 0
+    digest = hashlib.md5(b"Again\n", usedforsecurity=False).hexdigest()
+    assert f"{digest}  os-release\n".encode() in boot_tree(built, tmp_path / "new")[path]
+
+
+def test_help_names_every_step_and_every_key_of_it(balenaflash: RunBalenaflash) -> None:
+    text = balenaflash("edit", "--help").stdout
+    for kind, fields in STEPS.items():
+        assert re.search(rf"(?m)^ +{kind} = ", text), kind
+        for name in fields:
+            assert re.search(rf"[ ,]{name}\b", text), name
