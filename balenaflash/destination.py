@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from balenaflash.card_records import drop_record
 from balenaflash.errors import Problem, TargetRefusedError
 from balenaflash.safety import Assessment, assess, require_writable
 from balenaflash.target.discovery import find_disk
@@ -78,6 +79,7 @@ def open_destination(destination: Destination, size: int) -> Iterator[Medium]:
     match destination:
         case DiskDestination(assessment=assessment):
             with open_disk(assessment.disk) as disk:
+                drop_record(assessment.disk)
                 yield disk
         case FileDestination(path=path, overwrite=overwrite):
             with create_file(path, size=size, overwrite=overwrite) as file:

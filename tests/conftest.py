@@ -10,9 +10,9 @@ import capabilities
 import commandline
 import loopdev
 import pytest
-from hypothesis import HealthCheck, settings
 from builders import BuiltImage, Layout
 from faultdev import FaultDevice, MakeFaultDevice
+from hypothesis import HealthCheck, settings
 from imagecopies import ImageStore, MakeImage
 
 _MISSING = "missing capability"

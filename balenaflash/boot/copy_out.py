@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from balenaflash.boot.files import require_entry
+from balenaflash.boot.patterns import find_matches, is_pattern, uppermost
 from balenaflash.errors import EditError, ImageError, WriteError
 from balenaflash.image.fat import FatEntry, FatVolume
 
@@ -30,6 +31,8 @@ def copy_out(
 ) -> tuple[CopiedFile, ...]:
     """Copy what is at ``path`` to ``target``, or into it if that is a directory.
 
+    ``path`` may be a pattern, as in ``patterns``; then ``target`` is a directory.
+
     ``target`` is local; with a slash at its end it means a directory. A directory is merged into
     one of its name that is there. What is at ``target`` is looked at before anything is written.
 
@@ -39,9 +42,13 @@ def copy_out(
         ImageError: the image holds a name that no file can have, or cannot be read.
         WriteError: writing failed; some of the files may be there.
     """
-    copies = tuple(_plan(volume, require_entry(volume, path), target))
+    if is_pattern(volume, path) and not Path(target).is_dir():
+        raise EditError(f"{target}: no such directory", code="output-unwritable")
+    matches = uppermost(find_matches(volume, path))
+    copies = tuple(copy for each in matches for copy in _plan(volume, each, target))
     for copy in copies:
         _require_free(copy, overwrite=overwrite)
+    _require_distinct(copies)
     for number, copy in enumerate(copies):
         content = None if copy.is_directory else volume.read_file(copy.path)
         try:
@@ -54,8 +61,9 @@ def copy_out(
     return copies
 
 
-def _plan(volume: FatVolume, entry: FatEntry, target: str) -> Iterator[CopiedFile]:
+def _plan(volume: FatVolume, path: str, target: str) -> Iterator[CopiedFile]:
     """What is to be copied where, each directory before what it holds."""
+    entry = require_entry(volume, path)
     place = Path(target)
     if place.is_dir():
         # The root has no name: what it holds goes straight into the target.
@@ -94,6 +102,19 @@ def _require_free(copy: CopiedFile, *, overwrite: bool) -> None:
         reason = "is a directory" if target.is_dir() else "is not a directory"
     hint = "Overwrite it with -f, or name another OUT." if reason == "exists already" else None
     raise EditError(f"{target}: {reason}", code="output-exists", hint=hint)
+
+
+def _require_distinct(copies: tuple[CopiedFile, ...]) -> None:
+    """A pattern may match files of one name in several directories."""
+    taken: dict[Path, CopiedFile] = {}
+    for copy in copies:
+        other = taken.setdefault(copy.target, copy)
+        if other is not copy and not (copy.is_directory and other.is_directory):
+            raise EditError(
+                f"{copy.target}: both {other.path} and {copy.path} would be copied there",
+                code="output-exists",
+                hint="Copy them one by one, or the directory that holds them.",
+            )
 
 
 def _create(path: Path, content: bytes | None, *, overwrite: bool) -> None:

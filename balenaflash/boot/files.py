@@ -6,6 +6,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from balenaflash.boot.paths import join, parent_of, volume_path
+from balenaflash.boot.patterns import find_matches, uppermost
 from balenaflash.errors import EditError
 from balenaflash.extent import format_size
 from balenaflash.image.fat import FatEntry, FatVolume
@@ -17,6 +18,7 @@ class Action(StrEnum):
     CREATED = "created"
     REPLACED = "replaced"
     REMOVED = "removed"
+    MOVED = "moved"
     UNCHANGED = "unchanged"
     """It was already as it was to be."""
 
@@ -35,6 +37,16 @@ class FileChange:
 
     warnings: tuple[str, ...] = ()
     """What the user should know of it, a sentence each."""
+
+    origin: str | None = None
+    """Where it was before it was moved."""
+
+    @property
+    def touched(self) -> tuple[str, ...]:
+        """Paths of which something is otherwise than before."""
+        if self.action is Action.UNCHANGED:
+            return ()
+        return (self.path,) if self.origin is None else (self.origin, self.path)
 
     def with_warnings(self, warnings: Iterable[str]) -> "FileChange":
         """The same change, with something more to know of it."""
@@ -86,39 +98,41 @@ class MakeDirectory:
 
 @dataclass(frozen=True, slots=True)
 class Remove:
-    """Remove a file, or a directory with all it holds."""
+    """Remove files, or directories with all they hold."""
 
     path: str
+    """Of one of them, or a pattern as in ``patterns``."""
+
     recursive: bool = False
     """Whether a directory may be removed."""
 
     def apply(self, volume: FatVolume) -> tuple[FileChange, ...]:
         """Make it so in ``volume``."""
-        entry = require_entry(volume, self.path)
+        paths = uppermost(find_matches(volume, self.path))
+        return tuple(change for path in paths for change in self._remove(volume, path))
+
+    def describe(self) -> str:
+        """What it does, in a few words."""
+        return f"remove {volume_path(self.path)}"
+
+    def _remove(self, volume: FatVolume, path: str) -> Iterator[FileChange]:
+        entry = require_entry(volume, path)
         if entry.path == "/":
             raise EditError("/: the root directory cannot be removed", code="path-invalid")
-        if not entry.is_directory:
-            volume.remove_file(entry.path)
-            return (_change(entry, Action.REMOVED),)
-        if not self.recursive:
+        if entry.is_directory and not self.recursive:
             raise EditError(
                 f"{entry.path}: is a directory",
                 code="is-a-directory",
                 hint="Remove it and all it holds with -r.",
             )
+        inside = volume.walk(entry.path) if entry.is_directory else ()
         # A directory can be removed once it is empty: what lies deepest goes first.
-        inside = sorted(volume.walk(entry.path), key=lambda each: -each.path.count("/"))
-        doomed = [*inside, entry]
-        for each in doomed:
+        for each in (*sorted(inside, key=lambda each: -each.path.count("/")), entry):
             if each.is_directory:
                 volume.remove_directory(each.path)
             else:
                 volume.remove_file(each.path)
-        return tuple(_change(each, Action.REMOVED) for each in doomed)
-
-    def describe(self) -> str:
-        """What it does, in a few words."""
-        return f"remove {volume_path(self.path)}"
+            yield _change(each, Action.REMOVED)
 
 
 def put_file(

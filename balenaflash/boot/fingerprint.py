@@ -29,8 +29,8 @@ class FingerprintReport:
     path: str
     """Of the fingerprint itself."""
 
-    differing: tuple[str, ...]
-    """Files with another content than listed."""
+    differing: tuple[str, ...] | None
+    """Files with another content than listed; ``None`` where none was read."""
 
     missing: tuple[str, ...]
     """Listed, and not there."""
@@ -42,9 +42,14 @@ class FingerprintReport:
     """Numbers of lines, from 1, that are none of ``md5sum``; they count for nothing."""
 
     @property
-    def matches(self) -> bool:
-        """Whether the files are those of the image as it was built or last edited."""
-        return not (self.differing or self.missing or self.new)
+    def matches(self) -> bool | None:
+        """Whether the files are those of the image as it was built or last edited.
+
+        ``None`` where that takes reading them.
+        """
+        if self.missing or self.new:
+            return False
+        return None if self.differing is None else not self.differing
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +67,11 @@ class _Line:
     """What stands between digest and path, an older build's slash included."""
 
 
-def check(volume: FatVolume) -> FingerprintReport | None:
+def check(volume: FatVolume, *, contents: bool = True) -> FingerprintReport | None:
     """Compare every file with its line; ``None`` where the volume has no fingerprint.
 
-    Names are compared as FAT does, whatever their case.
+    Names are compared as FAT does, whatever their case; without ``contents`` only these are,
+    which takes no time.
 
     Raises:
         ImageError: the fingerprint is absurdly large, or a file's content cannot be read.
@@ -76,13 +82,14 @@ def check(volume: FatVolume) -> FingerprintReport | None:
     lines = _read(volume, path)
     listed = {fold(line.path): line for line in lines if line.path is not None}
     stored = {fold(file): file for file in _listable(volume, "/")}
+    differing = (
+        file
+        for key, file in stored.items()
+        if key in listed and _digest(volume, file) != listed[key].digest
+    )
     return FingerprintReport(
         path,
-        differing=tuple(
-            file
-            for key, file in stored.items()
-            if key in listed and _digest(volume, file) != listed[key].digest
-        ),
+        differing=tuple(differing) if contents else None,
         missing=tuple(f"{line.path}" for key, line in listed.items() if key not in stored),
         new=tuple(file for key, file in stored.items() if key not in listed),
         malformed=tuple(number for number, line in enumerate(lines, 1) if line.path is None),

@@ -48,7 +48,7 @@ def warnings_for(
         return ()
     return (
         *_overwritten(paths, shipped),
-        *_low_space(volume),
+        *warn_of_low_space(volume),
         *_broken_signatures(paths, volume),
         *_broken_image_signature(image),
     )
@@ -60,18 +60,24 @@ def is_kept_by_updates(path: str) -> bool:
     return key in _KEPT or name_of(key) == _KEPT_NAME
 
 
-def _overwritten(paths: Collection[str], shipped: Collection[str] | None) -> Iterator[str]:
-    doomed = [
+def find_overwritten(paths: Collection[str], shipped: Collection[str] | None) -> list[str]:
+    """Those of ``paths`` that a host OS update replaces; ``shipped`` as in `warnings_for`."""
+    return [
         path
         for path in paths
         if not is_kept_by_updates(path) and (shipped is None or fold(path) in shipped)
     ]
+
+
+def _overwritten(paths: Collection[str], shipped: Collection[str] | None) -> Iterator[str]:
+    doomed = find_overwritten(paths, shipped)
     if doomed:
         its = "its own version of it" if len(doomed) == 1 else "its own versions of them"
         yield f"{_listed(doomed)}: the next host OS update puts {its} there"
 
 
-def _low_space(volume: FatVolume) -> Iterator[str]:
+def warn_of_low_space(volume: FatVolume) -> Iterator[str]:
+    """A sentence if a host OS update would not find the room that it needs."""
     files = (entry for entry in volume.walk() if not entry.is_directory)
     largest = max(files, key=lambda entry: entry.size, default=None)
     if largest is not None and volume.free_bytes < 2 * largest.size:

@@ -154,6 +154,14 @@ def list_networks(volume: FatVolume) -> tuple[Network, ...]:
     )
 
 
+def default_name(kind: str, text: str) -> str:
+    """A name for a network that every system can hold as a file: letters, digits and hyphens."""
+    plain = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    if text and not plain:
+        plain = text.encode("utf-8", "surrogateescape").hex()
+    return f"{kind}-{plain}" if plain else kind
+
+
 def check_network_name(name: str) -> None:
     """Return if a file of this name would be read.
 

@@ -1,11 +1,10 @@
-"""Change an image file so that it is, at any moment, wholly old or wholly new.
+"""Change an image so that it is, at any moment, wholly old or wholly new.
 
-What is about to be replaced goes into an undo record beside the image, onto the medium; then the
-changed sectors are written, flushed and read back; then the record is removed. Whoever opens the
-image next and finds a record deals with it first (`balenaflash.image.opening`).
+What is about to be replaced goes into an undo record elsewhere, for a file beside it, onto the
+medium; then the changed sectors are written, flushed and read back; then the record is removed.
+Whoever opens the image next and finds a record deals with it first (`balenaflash.image.opening`).
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,8 +13,16 @@ from balenaflash.extent import SECTOR_SIZE, Extent
 from balenaflash.image.patch import Patch
 from balenaflash.image.recovery import Recovery, discard_record
 from balenaflash.image.rewrite import ReadBackDiffersError, changed_runs, restore, write_runs
-from balenaflash.image.source import FileSource
-from balenaflash.image.undo import Replacement, read_record, remove_record, write_record
+from balenaflash.image.source import FileSource, Source
+from balenaflash.image.store import FileStore, Store, StoreFailedError
+from balenaflash.image.undo import (
+    RecordFile,
+    Replacement,
+    read_record,
+    record_beside,
+    remove_record,
+    write_record,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,47 +77,58 @@ class EditableImage(ReadableImage):
     """The open file, for reading and writing."""
 
     def commit(self, patches: Sequence[Patch]) -> CommitReport:
-        """Write what ``patches`` change, read it back, and make it last.
+        """Write what ``patches`` change, as `commit`.
 
         Of the file, only these bytes and its time of change differ afterwards.
-
-        Raises:
-            EditError: the undo record cannot be made; the image was not touched.
-            WriteError: writing failed; the message says whether the image is as it was, or the
-                next command that opens it is to undo the edit.
-            VerificationError: what was read back differs; likewise.
         """
-        path = self.source.path
-        runs = tuple(changed_runs(self.source, patches))
-        if not runs:
-            return CommitReport(())
-        replacements = (
-            Replacement.between(run.offset, self.source.read(run.offset, len(run.new)), run.new)
-            for run in runs
-        )
-        write_record(path, self.descriptor, len(runs), replacements)
-        try:
-            write_runs(self.descriptor, runs)
-        except KeyboardInterrupt:
-            self._undo()
-            raise
-        except OSError as error:
-            message = f"{path}: cannot be written: {error.strerror}; {self._undo()}"
-            raise WriteError(message, code="edit-write-failed") from error
-        except ReadBackDiffersError as error:
-            message = f"{path}: reads back otherwise than written at byte {error.offset}"
-            raise VerificationError(f"{message}; {self._undo()}") from error
-        discard_record(path)
-        return CommitReport(tuple(run.extent for run in runs))
+        file = record_beside(self.source.path, self.descriptor)
+        return commit(self.source, FileStore(self.descriptor), file, patches)
 
-    def _undo(self) -> str:
-        """Put back what the record holds, and say how that went."""
-        path = self.source.path
-        try:
-            record = read_record(path, os.fstat(self.descriptor).st_uid)
-            if record is not None:
-                restore(self.descriptor, record)
-            remove_record(path)
-        except (OSError, EditError, ReadBackDiffersError):
-            return "it is half-edited, and the next command that opens it tries to undo that"
-        return "it is as it was before"
+
+def commit(
+    source: Source, store: Store, file: RecordFile, patches: Sequence[Patch]
+) -> CommitReport:
+    """Write what ``patches`` change, read it back, and make it last.
+
+    ``source`` is what ``store`` holds; nobody else writes to it. ``file`` is where the undo record
+    is kept meanwhile.
+
+    Raises:
+        EditError: the undo record cannot be made; nothing was touched.
+        WriteError: writing failed; the message says whether all is as it was, or a later command
+            is to undo the edit.
+        VerificationError: what was read back differs; likewise.
+    """
+    runs = tuple(changed_runs(source, patches))
+    if not runs:
+        return CommitReport(())
+    replacements = (
+        Replacement.between(run.offset, source.read(run.offset, len(run.new)), run.new)
+        for run in runs
+    )
+    write_record(file, store.size, len(runs), replacements)
+    try:
+        write_runs(store, runs)
+    except KeyboardInterrupt:
+        _undo(store, file)
+        raise
+    except StoreFailedError as error:
+        message = f"{file.subject}: {error.reason}; {_undo(store, file)}"
+        raise WriteError(message, code="edit-write-failed") from error
+    except ReadBackDiffersError as error:
+        message = f"{file.subject}: reads back otherwise than written at byte {error.offset}"
+        raise VerificationError(f"{message}; {_undo(store, file)}") from error
+    discard_record(file)
+    return CommitReport(tuple(run.extent for run in runs))
+
+
+def _undo(store: Store, file: RecordFile) -> str:
+    """Put back what the record holds, and say how that went."""
+    try:
+        record = read_record(file)
+        if record is not None:
+            restore(store, record)
+        remove_record(file)
+    except (OSError, EditError, StoreFailedError, ReadBackDiffersError):
+        return f"it is half-edited, and {file.undone_by} tries to undo that"
+    return "it is as it was before"

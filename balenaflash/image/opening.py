@@ -11,7 +11,8 @@ from balenaflash.errors import EditError
 from balenaflash.image.commit import EditableImage, ReadableImage
 from balenaflash.image.recovery import Recovery, settle
 from balenaflash.image.source import Container, FileSource, open_source
-from balenaflash.image.undo import undo_path
+from balenaflash.image.store import FileStore
+from balenaflash.image.undo import record_beside, undo_path
 
 
 @contextmanager
@@ -28,15 +29,11 @@ def open_for_editing(path: Path) -> Iterator[EditableImage]:
     """
     with open_source(path) as source:
         if source.container is not Container.RAW:
-            raise EditError(
-                f"{path}: is a block device; only image files can be edited",
-                code="image-is-device",
-                hint="Edit the image file, then write it to the device.",
-            )
+            raise EditError(f"{path}: is a block device, not an image file", code="image-is-device")
     descriptor = _open_to_write(path)
     try:
         _lock(path, descriptor, fcntl.LOCK_EX)
-        recovery = settle(path, descriptor)
+        recovery = settle(record_beside(path, descriptor), FileStore(descriptor))
         size = os.fstat(descriptor).st_size
         source = FileSource(path, descriptor, Container.RAW, size)
         yield EditableImage(source, recovery, descriptor)

@@ -1,22 +1,22 @@
 """Deal with an edit that a crash or a kill had cut off."""
 
-import os
 from enum import StrEnum
-from pathlib import Path
 
 from balenaflash.errors import WriteError
 from balenaflash.image.rewrite import (
+    EditState,
     NeitherOldNorNewError,
     ReadBackDiffersError,
-    is_wholly_new,
+    find_state,
     restore,
 )
+from balenaflash.image.store import Store, StoreFailedError
 from balenaflash.image.undo import (
+    RecordFile,
     UndoRecord,
     cannot_undo,
     read_record,
     remove_record,
-    undo_path,
 )
 
 
@@ -37,60 +37,60 @@ class Recovery(StrEnum):
         return "An earlier edit had been cut off after its last byte; it is complete."
 
 
-def settle(path: Path, descriptor: int) -> Recovery | None:
-    """Deal with the undo record of the image that is open, and locked, as ``descriptor``.
+def settle(file: RecordFile, store: Store) -> Recovery | None:
+    """Deal with the undo record of an image that is open, and locked, as ``store``.
 
     Raises:
         EditError: it cannot be undone; nothing was touched.
         WriteError: putting the old bytes back failed; the record stays.
     """
-    status = os.fstat(descriptor)
     try:
-        record = read_record(path, status.st_uid)
+        record = read_record(file)
     except FileNotFoundError:
         return None
     recovery = None
     if record is not None:
-        if record.image_size != status.st_size:
-            raise cannot_undo(path, "its size is another one now")
-        recovery = _make_whole(path, descriptor, record)
-    discard_record(path)
+        if record.image_size != store.size:
+            raise cannot_undo(file, "its size is another one now")
+        recovery = _make_whole(file, store, record)
+    discard_record(file)
     return recovery
 
 
-def discard_record(path: Path) -> None:
+def discard_record(file: RecordFile) -> None:
     """Remove the record of an image that is whole."""
     try:
-        remove_record(path)
+        remove_record(file)
     except OSError as error:
         raise WriteError(
-            f"{path}: is whole, but its undo record cannot be removed: {error.strerror}",
+            f"{file.subject}: is whole, but its undo record cannot be removed: {error.strerror}",
             code="undo-record-stays",
-            hint=f"Remove {undo_path(path)}.",
+            hint=f"Remove {file.path}.",
         ) from error
 
 
-def _make_whole(path: Path, descriptor: int, record: UndoRecord) -> Recovery:
+def _make_whole(file: RecordFile, store: Store, record: UndoRecord) -> Recovery:
     """Make the image wholly new if it already is, wholly old if not, on the medium too."""
     try:
-        if is_wholly_new(descriptor, record):
-            os.fsync(descriptor)
+        if find_state(store, record) is EditState.NEW:
+            store.flush()
             return Recovery.COMPLETE
-        restore(descriptor, record)
+        restore(store, record)
     except NeitherOldNorNewError as error:
         reason = f"byte {error.offset} and those after it were changed by something else since"
-        raise cannot_undo(path, reason) from error
-    except OSError as error:
-        raise _undo_failed(path, error.strerror or "unknown error") from error
+        raise cannot_undo(file, reason) from error
+    except StoreFailedError as error:
+        raise undo_failed(file, error.reason) from error
     except ReadBackDiffersError as error:
         reason = f"byte {error.offset} reads back otherwise than written"
-        raise _undo_failed(path, reason) from error
+        raise undo_failed(file, reason) from error
     return Recovery.UNDONE
 
 
-def _undo_failed(path: Path, reason: str) -> WriteError:
+def undo_failed(file: RecordFile, reason: str) -> WriteError:
+    """The error for an interrupted edit that is still to be undone."""
     return WriteError(
-        f"{path}: an edit of it was cut off, and undoing it failed: {reason}",
+        f"{file.subject}: an edit of it was cut off, and undoing it failed: {reason}",
         code="undo-failed",
-        hint="The next command that opens it tries again.",
+        hint=f"{file.undone_by[0].upper()}{file.undone_by[1:]} tries again.",
     )

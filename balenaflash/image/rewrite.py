@@ -1,13 +1,13 @@
-"""Rewrite ranges of an open image file, and see that they arrived."""
+"""Rewrite ranges of an image, and see that they arrived."""
 
-import mmap
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from balenaflash.extent import MIB, Extent
 from balenaflash.image.patch import Patch, in_order
 from balenaflash.image.source import Source
+from balenaflash.image.store import Store
 from balenaflash.image.undo import Replacement, UndoRecord, sector_digest, sector_slices
 
 _RUN_SIZE = MIB
@@ -29,6 +29,17 @@ class NeitherOldNorNewError(Exception):
     def __init__(self, offset: int) -> None:
         super().__init__(offset)
         self.offset = offset
+
+
+class EditState(Enum):
+    """How much of an edit is in an image."""
+
+    OLD = auto()
+    """Nothing."""
+
+    MIXED = auto()
+    NEW = auto()
+    """All."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,24 +82,23 @@ def _differing_runs(offset: int, old: bytes, new: memoryview) -> Iterator[Run]:
     yield Run(offset + start, new[start:end])
 
 
-def write_runs(descriptor: int, runs: Iterable[Run]) -> None:
+def write_runs(store: Store, runs: Iterable[Run]) -> None:
     """Write ``runs``, flush them, and compare them with what the medium then holds.
 
     Raises:
-        OSError: the kernel refused; some of the runs may be written.
-        ReadBackDiffersError: it accepted, and the medium holds something else.
+        StoreFailedError: some of the runs may be written.
+        ReadBackDiffersError: the medium accepted them, and holds something else.
     """
     runs = tuple(runs)
     for run in runs:
-        _write(descriptor, run.offset, run.new)
-    os.fsync(descriptor)
+        store.write(run.offset, run.new)
+    store.flush()
     for run in runs:
-        _drop_cache(descriptor, run.extent)
-        if _read(descriptor, run.offset, len(run.new)) != run.new:
+        if store.read_back(run.offset, len(run.new)) != run.new:
             raise ReadBackDiffersError(run.offset)
 
 
-def restore(descriptor: int, record: UndoRecord) -> None:
+def restore(store: Store, record: UndoRecord) -> None:
     """Put the old bytes of ``record`` back where the image holds others; errors as `write_runs`.
 
     Sectors that already hold them are not written: on a full disk, writing into a hole that was
@@ -96,60 +106,36 @@ def restore(descriptor: int, record: UndoRecord) -> None:
     """
     runs: list[Run] = []
     for replacement in record.replacements:
-        current = _read(descriptor, replacement.offset, len(replacement.old))
+        current = store.read(replacement.offset, len(replacement.old))
         if current != replacement.old:
             old = memoryview(replacement.old)
             runs += _differing_runs(replacement.offset, current, old)
-    write_runs(descriptor, runs)
+    write_runs(store, runs)
 
 
-def is_wholly_new(descriptor: int, record: UndoRecord) -> bool:
-    """Whether every sector of the edit of ``record`` is in the image; else each is new or old.
+def find_state(store: Store, record: UndoRecord) -> EditState:
+    """How much of the edit of ``record`` is in the image.
 
     Raises:
         NeitherOldNorNewError: something else has been written there since, or this is another
             image.
+        StoreFailedError: it cannot be read.
     """
-    # All of them are looked at, also after an old one.
-    are_new = [_is_new(descriptor, replacement) for replacement in record.replacements]
-    return all(are_new)
+    # All of them are looked at, also where the first two tell that it is mixed.
+    found = {
+        is_new for replacement in record.replacements for is_new in _are_new(store, replacement)
+    }
+    if len(found) > 1:
+        return EditState.MIXED
+    return EditState.OLD if False in found else EditState.NEW
 
 
-def _is_new(descriptor: int, replacement: Replacement) -> bool:
-    current = _read(descriptor, replacement.offset, len(replacement.old))
-    is_new = True
+def _are_new(store: Store, replacement: Replacement) -> Iterator[bool]:
+    current = store.read(replacement.offset, len(replacement.old))
     for piece, digest in replacement.pieces():
         if current[piece] == replacement.old[piece]:
-            is_new = False
-        elif sector_digest(current[piece]) != digest:
+            yield False
+        elif sector_digest(current[piece]) == digest:
+            yield True
+        else:
             raise NeitherOldNorNewError(replacement.offset + piece.start)
-    return is_new
-
-
-def _write(descriptor: int, offset: int, content: memoryview) -> None:
-    done = 0
-    while done < len(content):
-        done += os.pwrite(descriptor, content[done:], offset + done)
-
-
-def _read(descriptor: int, offset: int, length: int) -> bytes:
-    """The bytes ``[offset, offset + length)``, or fewer where the file ends."""
-    blocks = []
-    while length > 0:
-        block = os.pread(descriptor, length, offset)
-        if not block:
-            break
-        blocks.append(block)
-        offset += len(block)
-        length -= len(block)
-    return b"".join(blocks)
-
-
-def _drop_cache(descriptor: int, extent: Extent) -> None:
-    """Let the next read come from the medium, which works for flushed pages that are not mapped.
-
-    The kernel leaves pages alone that lie only partly in the range (posix_fadvise(2)).
-    """
-    start = extent.start // mmap.PAGESIZE * mmap.PAGESIZE
-    length = -(-extent.end // mmap.PAGESIZE) * mmap.PAGESIZE - start
-    os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_DONTNEED)

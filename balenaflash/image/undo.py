@@ -1,4 +1,4 @@
-"""The undo record: what a commit is about to replace, kept beside the image until it is done.
+"""The undo record: what a commit is about to replace, kept elsewhere until it is done.
 
 The format, little-endian: a header (magic, version, number of replacements, size of the image);
 for each replacement its offset and length, the old bytes, and 8 bytes of XXH3 of each new sector;
@@ -78,6 +78,32 @@ class UndoRecord:
     replacements: tuple[Replacement, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class RecordFile:
+    """Where the undo record of one image or card is kept, and what to tell of it."""
+
+    path: Path
+    subject: str
+    """What it is the record of, as messages call that."""
+
+    owner: int
+    """User that the image belongs to: in a directory that others may write to, a record of
+    anybody else than them, root or ourselves is not believed."""
+
+    group: int
+    undone_by: str = "the next command that opens it"
+    """Who deals with a record that was left."""
+
+    if_stuck: str = "Replace the image by a good copy"
+    """What the user can do where it cannot be dealt with."""
+
+
+def record_beside(image: Path, descriptor: int) -> RecordFile:
+    """Where the record of the image file lies that is open as ``descriptor``."""
+    status = os.fstat(descriptor)
+    return RecordFile(undo_path(image), str(image), status.st_uid, status.st_gid)
+
+
 def undo_path(image: Path) -> Path:
     """Where the record of ``image`` lies: beside the file itself, not beside a link to it."""
     real = image.resolve()
@@ -85,69 +111,63 @@ def undo_path(image: Path) -> Path:
 
 
 def write_record(
-    image: Path, descriptor: int, count: int, replacements: Iterable[Replacement]
+    file: RecordFile, image_size: int, count: int, replacements: Iterable[Replacement]
 ) -> None:
-    """Put the record of ``count`` replacements beside ``image``, safe from a loss of power.
+    """Keep the record of ``count`` replacements, safe from a loss of power.
 
-    ``descriptor`` is the open image. The record holds parts of files that may be secret, so only
-    the owner of the image may read it.
+    It holds parts of files that may be secret, so only the owner of the image may read it.
 
     Raises:
         EditError: it cannot be made; nothing is left of it.
     """
-    path, status = undo_path(image), os.fstat(descriptor)
-    blocks = _encode(status.st_size, count, replacements)
+    blocks = _encode(image_size, count, replacements)
     try:
-        record = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        record = os.open(file.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            with os.fdopen(record, "wb") as file:
+            with os.fdopen(record, "wb") as stream:
                 if os.geteuid() == 0:
-                    os.fchown(record, status.st_uid, status.st_gid)
-                file.writelines(blocks)
-                file.flush()
+                    os.fchown(record, file.owner, file.group)
+                stream.writelines(blocks)
+                stream.flush()
                 os.fsync(record)
-            _sync_directory(path.parent)
+            _sync_directory(file.path.parent)
         except BaseException:
-            path.unlink()
+            file.path.unlink()
             raise
     except OSError as error:
-        raise _cannot_keep(image, error) from error
+        raise _cannot_keep(file, error) from error
 
 
-def remove_record(image: Path) -> None:
-    """Remove the record of ``image``, for good even if the power is lost; none is no error."""
-    path = undo_path(image)
+def remove_record(file: RecordFile) -> None:
+    """Remove the record, for good even if the power is lost; none is no error."""
     with suppress(FileNotFoundError):
-        path.unlink()
-    _sync_directory(path.parent)
+        file.path.unlink()
+    _sync_directory(file.path.parent)
 
 
-def read_record(image: Path, owner: int) -> UndoRecord | None:
-    """The record of ``image``; ``None`` if it was never finished.
-
-    ``owner`` is the user that the image belongs to: in a directory that others may write to, a
-    record of anybody else than them, root or ourselves is not believed.
+def read_record(file: RecordFile) -> UndoRecord | None:
+    """The record; ``None`` if it was never finished.
 
     Raises:
         FileNotFoundError: there is none.
         EditError: it cannot be read, or somebody else made it.
     """
-    path = undo_path(image)
     try:
-        record = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        record = os.open(file.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             status = os.fstat(record)
-            if not stat.S_ISREG(status.st_mode) or status.st_uid not in {owner, os.geteuid(), 0}:
-                raise cannot_undo(image, f"{path} is not the image owner's")
-            with os.fdopen(record, "rb", closefd=False) as file:
-                content = file.read()
+            is_ours = status.st_uid in {file.owner, os.geteuid(), 0}
+            if not (stat.S_ISREG(status.st_mode) and is_ours):
+                raise cannot_undo(file, f"{file.path} is not the image owner's")
+            with os.fdopen(record, "rb", closefd=False) as stream:
+                content = stream.read()
         finally:
             os.close(record)
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise cannot_undo(image, f"{path}: {error.strerror}") from error
-    return _decode(image, content)
+        raise cannot_undo(file, f"{file.path}: {error.strerror}") from error
+    return _decode(file, content)
 
 
 def _encode(image_size: int, count: int, replacements: Iterable[Replacement]) -> Iterator[bytes]:
@@ -166,12 +186,12 @@ def _body(image_size: int, count: int, replacements: Iterable[Replacement]) -> I
         yield b"".join(replacement.new_digests)
 
 
-def _decode(image: Path, content: bytes) -> UndoRecord | None:
+def _decode(file: RecordFile, content: bytes) -> UndoRecord | None:
     if len(content) < _HEADER.size or not content.startswith(_MAGIC):
         return None
     _magic, version, count, image_size = _HEADER.unpack_from(content)
     if version != _VERSION:
-        raise cannot_undo(image, f"{undo_path(image)} is of another version of balenaflash")
+        raise cannot_undo(file, f"{file.path} is of another version of balenaflash")
     view = memoryview(content)
     body, end = view[:-_END_SIZE], view[-_END_SIZE:]
     if xxhash.xxh3_128_digest(body) != end:
@@ -208,19 +228,19 @@ def _sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def cannot_undo(image: Path, reason: str) -> EditError:
-    """The error for an interrupted edit of ``image`` that cannot be dealt with."""
+def cannot_undo(file: RecordFile, reason: str) -> EditError:
+    """The error for an interrupted edit that cannot be dealt with."""
     return EditError(
-        f"{image}: an edit of it was cut off and cannot be undone: {reason}",
+        f"{file.subject}: an edit of it was cut off and cannot be undone: {reason}",
         code="undo-impossible",
-        hint=f"Replace the image by a good copy, and remove {undo_path(image)}.",
+        hint=f"{file.if_stuck}, and remove {file.path}.",
     )
 
 
-def _cannot_keep(image: Path, error: OSError) -> EditError:
-    hint = f"An edit keeps what it replaces in {undo_path(image).parent} until it is done."
+def _cannot_keep(file: RecordFile, error: OSError) -> EditError:
     return EditError(
-        f"{image}: cannot be edited safely: its undo record cannot be made: {error.strerror}",
+        f"{file.subject}: cannot be edited safely: its undo record cannot be made: "
+        f"{error.strerror}",
         code="undo-record-failed",
-        hint=hint,
+        hint=f"An edit keeps what it replaces in {file.path.parent} until it is done.",
     )

@@ -1,0 +1,130 @@
+"""A disk as what a commit rewrites, and as an image to read: past the cache, in whole sectors."""
+
+import mmap
+from collections.abc import Iterator
+
+from balenaflash.errors import ImageError, WriteError
+from balenaflash.extent import KIB, MIB, Extent
+from balenaflash.image.store import StoreFailedError
+from balenaflash.target.medium import Medium
+
+_BUFFER_SIZE = MIB
+_BLOCK_SIZE = 64 * KIB  # a multiple of every logical sector size
+_MAX_BLOCKS = 256  # kept at a time
+
+
+class CardStore:
+    """An open disk; bytes at any offset, which the disk itself reads and writes by sectors."""
+
+    def __init__(self, medium: Medium) -> None:
+        self._medium = medium
+        self._buffer = memoryview(mmap.mmap(-1, _BUFFER_SIZE))  # aligned as O_DIRECT wants it
+
+    @property
+    def name(self) -> str:
+        """Its node."""
+        return self._medium.name
+
+    @property
+    def size(self) -> int:
+        """Bytes from start to end."""
+        return self._medium.size
+
+    def read(self, offset: int, length: int) -> bytes:
+        """The bytes ``[offset, offset + length)``, from the medium."""
+        content = bytearray()
+        for sectors, wanted in self._pieces(offset, length):
+            buffer = self._fill(sectors)
+            content += buffer[wanted.start - sectors.start : wanted.end - sectors.start]
+        return bytes(content)
+
+    def write(self, offset: int, content: memoryview) -> None:
+        """Replace the bytes from ``offset`` on; the rest of their sectors is written as it is."""
+        for sectors, wanted in self._pieces(offset, len(content)):
+            whole = sectors == wanted
+            buffer = self._buffer[: sectors.size] if whole else self._fill(sectors)
+            new = content[wanted.start - offset : wanted.end - offset]
+            buffer[wanted.start - sectors.start : wanted.end - sectors.start] = new
+            try:
+                self._medium.write(sectors.start, buffer)
+            except WriteError as error:
+                raise self._failure(error) from error
+
+    def flush(self) -> None:
+        """Let the disk empty its own cache."""
+        try:
+            self._medium.flush()
+        except WriteError as error:
+            raise self._failure(error) from error
+
+    def read_back(self, offset: int, length: int) -> bytes:
+        """As `read`, which never comes from a cache of the kernel."""
+        return self.read(offset, length)
+
+    def _pieces(self, offset: int, length: int) -> Iterator[tuple[Extent, Extent]]:
+        """Ranges of whole sectors that fit the buffer, and what of each is asked for."""
+        unit, end = self._medium.alignment, offset + length
+        start = offset - offset % unit
+        while start < end:
+            stop = min(start + _BUFFER_SIZE, -(-end // unit) * unit)
+            yield Extent(start, stop), Extent(max(start, offset), min(stop, end))
+            start = stop
+
+    def _fill(self, sectors: Extent) -> memoryview:
+        buffer = self._buffer[: sectors.size]
+        try:
+            self._medium.readinto(sectors.start, buffer)
+        except WriteError as error:
+            raise self._failure(error) from error
+        return buffer
+
+    def _failure(self, error: WriteError) -> StoreFailedError:
+        return StoreFailedError(str(error).removeprefix(f"{self.name}: "))
+
+
+class CardSource:
+    """What a disk holds, as the image that is to be edited; it is not written meanwhile."""
+
+    def __init__(self, store: CardStore) -> None:
+        self._store = store
+        self._blocks: dict[int, bytes] = {}
+
+    @property
+    def name(self) -> str:
+        """The node of the disk."""
+        return self._store.name
+
+    @property
+    def size(self) -> int:
+        """Bytes from start to end."""
+        return self._store.size
+
+    def read(self, offset: int, length: int) -> bytes:
+        """The bytes ``[offset, offset + length)``, all of them."""
+        end = offset + length
+        if offset < 0 or length < 0 or end > self.size:
+            raise ImageError(
+                f"{self.name}: ends at byte {self.size}, but bytes up to {end} are needed",
+                code="image-truncated",
+                hint="The image on it is larger than the disk.",
+            )
+        first, last = offset // _BLOCK_SIZE, (end - 1) // _BLOCK_SIZE
+        content = b"".join(self._block(number) for number in range(first, last + 1))
+        return content[offset - first * _BLOCK_SIZE :][:length]
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` from ``offset`` on."""
+        buffer[:] = self.read(offset, len(buffer))
+
+    def _block(self, number: int) -> bytes:
+        block = self._blocks.get(number)
+        if block is None:
+            start = number * _BLOCK_SIZE
+            try:
+                block = self._store.read(start, min(_BLOCK_SIZE, self.size - start))
+            except StoreFailedError as error:
+                raise ImageError(f"{self.name}: {error.reason}", code="image-unreadable") from error
+            if len(self._blocks) >= _MAX_BLOCKS:
+                self._blocks.clear()
+            self._blocks[number] = block
+        return block
