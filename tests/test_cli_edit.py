@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -293,3 +294,35 @@ def test_help_names_every_step_and_every_key_of_it(balenaflash: RunBalenaflash) 
         assert re.search(rf"(?m)^ +{kind} = ", text), kind
         for name in fields:
             assert re.search(rf"[ ,]{name}\b", text), name
+
+
+def test_single_steps_follow_those_of_the_recipe(
+    built: BuiltImage, balenaflash: RunBalenaflash, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "lab.toml"
+    recipe.write_text('name = "lab"\n[[step]]\nmkdir = "/lab"\n')
+    (tmp_path / "logo.txt").write_bytes(b"logo")
+    run = balenaflash(
+        *("edit", built.path, "--recipe", recipe, "--var", "file=logo.txt"),
+        *("--step", 'put = "${file}", to = "/lab/"', "--step", 'config-set = "hostname=bench-7"'),
+        cwd=tmp_path,
+    )
+    assert run.returncode == 0, run.stderr
+    volume = f"{built.path}@@{built.boot_extent.start}"
+    for path, wanted in (("::/lab/logo.txt", b"logo"), ("::/config.json", b'"bench-7"')):
+        read = subprocess.run(["mtype", "-i", volume, path], capture_output=True, check=True)
+        assert wanted in read.stdout
+
+
+def test_what_is_wrong_with_a_single_step_is_told_by_its_number(
+    built: BuiltImage, balenaflash: RunBalenaflash
+) -> None:
+    before = built.path.read_bytes()
+    run = balenaflash("edit", built.path, "--step", 'mkdir = "/a"', "--step", 'putt = "x"')
+    assert (run.returncode, run.stdout) == (3, "")
+    assert "--step, line 2: " in run.stderr
+    run = balenaflash("edit", built.path, "--step", "mkdir = /a")
+    assert (run.returncode, run.stdout) == (3, "")
+    assert "--step: is not valid TOML" in run.stderr
+    assert balenaflash("edit", built.path).returncode == 2
+    assert built.path.read_bytes() == before

@@ -125,7 +125,7 @@ FORBIDDING: dict[Callable[[Damage], None], str] = {
     into_bad: "runs into a bad cluster",
     out_of_range: "which does not exist",
     lost: "1 clusters are in use by no file",
-    tables_differ: "file allocation table differ",
+    tables_differ: "file allocation table and copy 2 of it differ",
     no_media: "first entry of the file allocation table",
     too_long: "10 bytes, but",
     too_short: "1000000 bytes, but",

@@ -15,7 +15,7 @@ from fat_sequences import Edit, Model, Operation, Sequence
 from balenaflash.errors import EditError
 from balenaflash.image.fat import FatVolume
 
-EDITS = int(os.environ.get("BALENAFLASH_FAT_EDITS", "600"))
+EDITS = int(os.environ.get("BALENAFLASH_FAT_EDITS", "3000"))
 PER_SEQUENCE = 60
 KINDS = ("fat12-2m", "fat16-16m", "fat32-40m", "fat16-small-root", "fat12-16m", "fat16-40m")
 SEQUENCES = [
@@ -94,7 +94,9 @@ class Run:
             return
         assert code == "no-space"
         there = self.model.stored(edit.path)
-        own = len(self.model.entries.get(there or "") or b"")
+        # Only a file that is written again gives up clusters of its own.
+        written = edit.operation is Operation.WRITE
+        own = len(self.model.entries.get(there or "") or b"") if written else 0
         needed = -(-len(edit.content) // size) - -(-own // size)
         # A longer directory takes up to two clusters for one entry, a new one takes another.
         assert (needed + 3) * size > free

@@ -8,27 +8,27 @@ import click
 
 from balenaflash.cli.answer import Answer
 from balenaflash.cli.edit_answer import answer_edits
-from balenaflash.cli.recipe_options import read_given_recipe, variable_option
+from balenaflash.cli.recipe_options import chosen_recipe, recipe_options
 from balenaflash.cli.session import Session, edit_options, with_session
 
 
 @click.command()
 @click.argument("image", type=click.Path(path_type=Path))
-@click.option(
-    "--recipe",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="The edits to make.",
-)
-@variable_option
+@recipe_options
 @edit_options
 @with_session
-def edit(session: Session, image: Path, *, recipe: Path, variables: Mapping[str, str]) -> Answer:
+def edit(
+    session: Session,
+    image: Path,
+    *,
+    recipe: Path | None,
+    steps: tuple[str, ...],
+    variables: Mapping[str, str],
+) -> Answer:
     """Make all edits of a recipe in the boot partition of IMAGE, or none of them.
 
-    A recipe is a TOML file. Each [[step]] has the key that says what it does, named as the
-    command is, and keys named as the options of that command:
+    Single ones may be given as --step. A recipe is a TOML file. Each [[step]] has the key that
+    says what it does, named as the command is, and keys named as the options of that command:
 
     \b
       name = "bench"                     # optional: for = ["generic-amd64"]
@@ -67,8 +67,11 @@ def edit(session: Session, image: Path, *, recipe: Path, variables: Mapping[str,
     Examples:
       balenaflash edit balena.img --recipe bench.toml --var bench=7 --dry-run
       LAB_PSK=$(pass show wifi/lab) balenaflash edit balena.img --recipe bench.toml --var bench=7
+      balenaflash edit balena.img --step 'splash = "logo.png"' --step 'rm = "/overlays/*-old*"'
       balenaflash write balena.img /dev/sdX --recipe bench.toml --var bench=7
     """
-    read = read_given_recipe(recipe, variables)
+    read = chosen_recipe(recipe, steps, variables)
+    if read is None:
+        raise click.UsageError("One of --recipe and --step is needed.")
     answer = answer_edits(session, image, read.edits)
     return replace(answer, result={"recipe": read.name, **answer.result})

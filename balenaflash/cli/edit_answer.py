@@ -80,7 +80,8 @@ def _lines(image: Path, report: "EditReport") -> list[str]:
     sectors, size = report.commit.sectors, report.commit.size
     if sectors == 0:
         return [*lines, f"{image}: nothing to change"]
-    amount = f"{sectors} sectors ({format_size(size)}) of partition {report.partition_number}"
+    count = "1 sector" if sectors == 1 else f"{sectors} sectors"
+    amount = f"{count} ({format_size(size)}) of partition {report.partition_number}"
     done = "would change; nothing was written (--dry-run)" if report.dry_run else "changed"
     return [*lines, f"{image}: {amount} {done}"]
 

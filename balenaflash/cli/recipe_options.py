@@ -1,6 +1,7 @@
-"""``--recipe`` and ``--var``: the edits of a recipe for the command they are given to."""
+"""``--recipe``, ``--step``, ``--var``: edits for the command that they are given to."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -29,43 +30,53 @@ def _split_variables(
     return variables
 
 
-recipe_option = click.option(
-    "--recipe",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="Make the edits of this recipe in what is written or compared; IMAGE stays as it is.",
-)
-
-variable_option = click.option(
-    "--var",
-    "variables",
-    metavar="NAME=VALUE",
-    callback=_split_variables,
-    multiple=True,
-    help="What ${NAME} stands for in the recipe.",
+_OPTIONS = (
+    click.option(
+        "--recipe",
+        metavar="FILE",
+        type=click.Path(path_type=Path),
+        help="The edits to make; balenaflash edit --help tells what it may hold.",
+    ),
+    click.option(
+        "--step",
+        "steps",
+        metavar="STEP",
+        multiple=True,
+        help='One more edit, as in a recipe: \'put = "logo.txt", to = "/lab/"\'.',
+    ),
+    click.option(
+        "--var",
+        "variables",
+        metavar="NAME=VALUE",
+        callback=_split_variables,
+        multiple=True,
+        help="What ${NAME} stands for in the recipe.",
+    ),
 )
 
 
 def recipe_options(command: F) -> F:
-    """Give ``command`` the parameters ``recipe`` and ``variables``, for `chosen_recipe`."""
-    return recipe_option(variable_option(command))
+    """Give ``command`` the parameters ``recipe``, ``steps``, ``variables``, for `chosen_recipe`."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
 
 
-def read_given_recipe(path: Path, variables: Mapping[str, str]) -> "Recipe":
-    """The recipe that the command line asks for."""
-    from balenaflash.recipe.reading import read_recipe
+def chosen_recipe(
+    path: Path | None, steps: Sequence[str], variables: Mapping[str, str]
+) -> "Recipe | None":
+    """The edits that the command line asks for, those of its recipe first; ``None`` for none."""
+    from balenaflash.recipe.reading import parse_steps, read_recipe
     from balenaflash.recipe.variables import Variables
 
-    return read_recipe(path, Variables(variables))
-
-
-def chosen_recipe(path: Path | None, variables: Mapping[str, str]) -> "Recipe | None":
-    """The recipe that the command line asks for, if it does."""
-    if path is None:
-        if variables:
-            raise click.UsageError("--var is for a recipe, and there is no --recipe.")
-        return None
-    return read_given_recipe(path, variables)
+    if variables and path is None and not steps:
+        raise click.UsageError("--var is for a recipe, and there is no --recipe.")
+    given = Variables(variables)
+    read = None if path is None else read_recipe(path, given)
+    single = parse_steps(steps, given) if steps else None
+    if read is None or single is None:
+        return read or single
+    return replace(read, edits=(*read.edits, *single.edits))
 
 
 def recipe_result(

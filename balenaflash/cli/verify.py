@@ -28,6 +28,7 @@ def verify(
     target: Path,
     *,
     recipe: Path | None,
+    steps: tuple[str, ...],
     variables: Mapping[str, str],
 ) -> Answer:
     """Compare TARGET, byte for byte, with IMAGE.
@@ -50,7 +51,7 @@ def verify(
     from balenaflash.planning import plan_write
     from balenaflash.verification import verify as compare
 
-    edits = chosen_recipe(recipe, variables)
+    edits = chosen_recipe(recipe, steps, variables)
     with open_for_reading(image) as opened:
         edited = lay_over(opened, edits.edits if edits else ())
         plan = plan_write(edited.source)

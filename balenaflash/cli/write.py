@@ -52,6 +52,7 @@ def write(
     allow_internal: bool,
     overwrite: bool,
     recipe: Path | None,
+    steps: tuple[str, ...],
     variables: Mapping[str, str],
     dry_run: bool,
 ) -> Answer:
@@ -68,13 +69,14 @@ def write(
       balenaflash write --yes --progress json balena.img /dev/sdX
       balenaflash write balena.img copy.img
       balenaflash write balena.img /dev/sdX --recipe bench.toml --var bench=7
+      balenaflash write balena.img /dev/sdX --step 'config-set = "hostname=bench-7"'
     """
     from balenaflash.destination import find_destination
     from balenaflash.editing import lay_over
     from balenaflash.image.opening import open_for_reading
     from balenaflash.planning import plan_write
 
-    edits = chosen_recipe(recipe, variables)
+    edits = chosen_recipe(recipe, steps, variables)
     with open_for_reading(image) as opened:
         edited = lay_over(opened, edits.edits if edits else ())
         plan = plan_write(edited.source)

@@ -87,7 +87,7 @@ class _Check:
         used = -(-self._layout.end_cluster * self._layout.fat_type // 8)
         for number, copy in enumerate(self._copies[1:], start=2):
             if copy[:used] != self._copies[0][:used]:
-                self._forbid(f"the first and the {number}. file allocation table differ")
+                self._forbid(f"the first file allocation table and copy {number} of it differ")
         if self._table.entries[0] < self._table.last & ~0xFF | 0xF0:  # media byte, then ones
             self._forbid("the first entry of the file allocation table is damaged")
 

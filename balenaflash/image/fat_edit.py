@@ -190,7 +190,8 @@ class FatEditor(FatTree):
             raise EditError(
                 f"{self._storage.name}: the volume is damaged and is not edited: {fault.message}",
                 code="volume-unsound",
-                hint="Repair a copy of it with fsck.vfat, or take a fresh image.",
+                hint="Take a fresh image, or repair a copy with fsck.vfat; older tools, "
+                "`balena config inject` among them, leave some volumes so.",
             )
 
     def _store(self, fields: Fields, data: bytes, path: str) -> Fields:

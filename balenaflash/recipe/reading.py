@@ -1,6 +1,7 @@
 """A recipe read from its file."""
 
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,15 +59,39 @@ class RequireDeviceType:
 
 
 def read_recipe(path: Path, variables: Variables) -> Recipe:
-    """The recipe in the file at ``path``, with ``variables`` filled in.
+    """The recipe in the file at ``path``, with ``variables`` filled in; errors as `parse_recipe`.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        text = read_text(path)
+    except EditError as error:
+        raise ConfigError(str(error), code="recipe-unreadable", hint=error.hint) from error
+    return parse_recipe(text, path, variables)
+
+
+def parse_steps(steps: Sequence[str], variables: Variables) -> Recipe:
+    """The recipe of single ``steps``, such as ``put = "logo.txt", to = "/lab/"``.
+
+    Each is the inside of an inline table of TOML. Messages call them lines of ``--step``; local
+    paths are relative to the current directory. Errors as `parse_recipe`.
+    """
+    # On one line each, the first on line 1, so that the number of a line is that of its step.
+    tables = ",\n".join(f"{{ {step} }}" for step in steps)
+    return parse_recipe(f'step = [{tables}]\nname = "--step"\n', Path("--step"), variables)
+
+
+def parse_recipe(text: str, path: Path, variables: Variables) -> Recipe:
+    """The recipe in ``text``, which was read from ``path``, with ``variables`` filled in.
 
     Local files are read now, except those that are copied as they are.
 
     Raises:
-        ConfigError: it cannot be read or is not valid; all that is wrong is told at once, each
-            with its line and key.
+        ConfigError: it is not valid; all that is wrong is told at once, each with its line and
+            key.
     """
-    content, source = _parse(path)
+    content, source = _parse(text, path)
     checker = Checker(source, variables)
     steps = content.pop("step", [])
     values = checker.check_table(content, RECIPE, ())
@@ -78,11 +103,7 @@ def read_recipe(path: Path, variables: Variables) -> Recipe:
     return Recipe(path, str(name), (*required, *edits))
 
 
-def _parse(path: Path) -> tuple[dict[str, object], Source]:
-    try:
-        text = read_text(path)
-    except EditError as error:
-        raise ConfigError(str(error), code="recipe-unreadable", hint=error.hint) from error
+def _parse(text: str, path: Path) -> tuple[dict[str, object], Source]:
     try:
         content: dict[str, object] = tomllib.loads(text)
         return content, Source(path, find_lines(text))
