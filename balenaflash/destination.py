@@ -7,6 +7,7 @@ from pathlib import Path
 
 from balenaflash.card_records import drop_record
 from balenaflash.errors import Problem, TargetRefusedError
+from balenaflash.planning import WritePlan
 from balenaflash.safety import Assessment, assess, require_writable
 from balenaflash.target.discovery import find_disk
 from balenaflash.target.disk import open_disk
@@ -46,9 +47,9 @@ Destination = DiskDestination | FileDestination
 
 
 def find_destination(
-    target: Path, *, image: Path, image_size: int, allow_internal: bool, overwrite: bool
+    target: Path, *, image: Path, plan: WritePlan, allow_internal: bool, overwrite: bool
 ) -> Destination:
-    """What ``target`` names, checked: whatever is returned may be written.
+    """What ``target`` names, checked: whatever is returned may be written with ``image``.
 
     Raises:
         TargetRefusedError: with every reason at once. Nothing was opened for writing.
@@ -61,8 +62,9 @@ def find_destination(
         return FileDestination(target, overwrite)
     assessment = assess(
         find_disk(target),
-        image_size=image_size,
+        image_size=plan.image_size,
         image_path=image,
+        image_sector_size=plan.table.sector_size,
         allow_internal=allow_internal,
     )
     require_writable(assessment)

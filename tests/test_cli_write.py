@@ -197,6 +197,15 @@ def test_a_small_disk_is_refused_with_both_sizes(
     assert str(gpt.path.stat().st_size) in said
 
 
+def test_a_disk_with_sectors_of_another_size_is_refused(
+    gpt: BuiltImage, attach_loop: AttachLoop, balenaflash: RunBalenaflash, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    node = make_device(attach_loop, disk, rounded(gpt.path.stat().st_size), sector_size=4096)
+    said = assert_refused(balenaflash, gpt, node, disk, {"target-sector-size"})
+    assert "sectors of 4096 bytes" in said
+
+
 def test_a_mounted_disk_is_refused_and_no_byte_of_it_changes(
     gpt: BuiltImage, attach_loop: AttachLoop, balenaflash: RunBalenaflash, tmp_path: Path
 ) -> None:

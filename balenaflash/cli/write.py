@@ -83,7 +83,7 @@ def write(
         destination = find_destination(
             target,
             image=image,
-            image_size=plan.image_size,
+            plan=plan,
             allow_internal=allow_internal,
             overwrite=overwrite,
         )
