@@ -326,3 +326,22 @@ def test_what_is_wrong_with_a_single_step_is_told_by_its_number(
     assert "--step: is not valid TOML" in run.stderr
     assert balenaflash("edit", built.path).returncode == 2
     assert built.path.read_bytes() == before
+
+
+def test_the_recipe_of_the_readme_works(
+    built: BuiltImage, balenaflash: RunBalenaflash, tmp_path: Path
+) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    text = readme.partition("```toml\n")[2].partition("```")[0]
+    (tmp_path / "lab.toml").write_text(text)
+    (tmp_path / "lab.pub").write_text("ssh-ed25519 AAAA lab\n")
+    (tmp_path / "logo.txt").write_text("logo")
+    (tmp_path / "certs").mkdir()
+    (tmp_path / "certs" / "root.pem").write_text("pem")
+    run = balenaflash(
+        *("edit", built.path, "--recipe", tmp_path / "lab.toml", "--var", "bench=7"),
+        environment={"LAB_PSK": "correct horse"},
+    )
+    assert run.returncode == 0, run.stderr
+    listed = balenaflash("boot", "ls", "-R", built.path, "/certs").stdout
+    assert "/certs/root.pem" in listed

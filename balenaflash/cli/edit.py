@@ -34,7 +34,7 @@ def edit(
       name = "bench"                     # optional: for = ["generic-amd64"]
       [[step]]
       put = ["logo.txt", "certs"]        # relative to the recipe
-      to = "/lab/"                       # in the boot partition
+      to = "/"                           # in the boot partition
       [[step]]
       config-set = ["hostname=bench-${bench}", "os.sshKeys+=@lab.pub"]
       [[step]]
