@@ -42,7 +42,7 @@ _OPTIONS = (
         "steps",
         metavar="STEP",
         multiple=True,
-        help='One more edit, as in a recipe: \'put = "logo.txt", to = "/lab/"\'.',
+        help='One more edit, as in a recipe: \'put = "logo.txt", to = "/splash/"\'.',
     ),
     click.option(
         "--var",
