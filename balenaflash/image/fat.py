@@ -5,6 +5,10 @@ entries. Whatever of it damages volumes or believes what a hostile one says is r
 ``_Core`` below, each method with its reason; names, directories and the choice of clusters are
 in modules of their own, which hold no pyfatfs. The faults were found by random edits compared
 with fsck.vfat and mtools, and each has a test in ``tests/test_fat_pyfatfs_faults.py``.
+
+Upstream (nathanhi/pyfatfs) has had neither a release nor a commit since March 2024, and knows of
+one of them: short names without a ``~N`` tail, its issue 45. So the version is pinned, and a
+newer one needs that test file to pass before anything here may go.
 """
 
 import struct
