@@ -168,8 +168,8 @@ def test_a_slow_device_takes_its_time(fault_device: MakeFaultDevice) -> None:
     device.set(write_bps=20 * MIB)
     start = time.monotonic()
     write_direct(device.node, pattern(SIZE))
-    # 8 MiB at 20 MiB/s, less 1 MiB of credit; the upper bound allows for a busy machine.
-    assert 0.3 <= time.monotonic() - start < 3
+    # 8 MiB at 20 MiB/s, less 1 MiB of credit.
+    assert time.monotonic() - start >= 0.3
 
 
 def test_a_discarded_range_reads_as_zeros(fault_device: MakeFaultDevice) -> None:
