@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from abc import ABC, abstractmethod
 from typing import Never
 
 import click
@@ -76,7 +77,7 @@ class _Bar:
             self._bar = None
 
 
-class _Counter:
+class _Counter(ABC):
     """Counts, and tells a subclass at most every ``interval`` seconds."""
 
     interval: float
@@ -107,8 +108,9 @@ class _Counter:
         """Bytes per second since the phase began."""
         return self.done / max(time.monotonic() - self._started, 1e-6)
 
+    @abstractmethod
     def tell(self, event: str) -> None:
-        raise NotImplementedError
+        """Show where the phase is; ``event`` is begin, advance or end."""
 
 
 class _Lines(_Counter):
