@@ -9,11 +9,11 @@ from balenaflash.card_records import record_of, settle_records
 from balenaflash.card_store import CardSource, CardStore
 from balenaflash.editing import Edit, EditReport, edit_opened
 from balenaflash.errors import ImageError
-from balenaflash.image.commit import CommitReport, commit
+from balenaflash.image.commit.commit import CommitReport, commit
 from balenaflash.image.opening import open_for_reading
-from balenaflash.image.partitions import read_table
 from balenaflash.image.patch import Patch
 from balenaflash.image.source import Source
+from balenaflash.image.table.partitions import read_table
 from balenaflash.safety import Assessment, assess, require_writable
 from balenaflash.target.discovery import Disk, find_disk
 from balenaflash.target.disk import open_disk
@@ -45,7 +45,7 @@ class EditableCard:
     store: CardStore
 
     def commit(self, patches: Sequence[Patch]) -> CommitReport:
-        """Write what ``patches`` change, as `balenaflash.image.commit.commit`."""
+        """Write what ``patches`` change, as `balenaflash.image.commit.commit.commit`."""
         return commit(self.source, self.store, record_of(self.disk), patches)
 
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from balenaflash.errors import EditError, WriteError
-from balenaflash.image.recovery import settle, undo_failed
-from balenaflash.image.rewrite import EditState, NeitherOldNorNewError, find_state
-from balenaflash.image.store import Store, StoreFailedError
-from balenaflash.image.undo import RecordFile, read_record
+from balenaflash.image.commit.recovery import settle, undo_failed
+from balenaflash.image.commit.rewrite import EditState, NeitherOldNorNewError, find_state
+from balenaflash.image.commit.store import Store, StoreFailedError
+from balenaflash.image.commit.undo import RecordFile, read_record
 from balenaflash.target.identity import read_serial
 from balenaflash.target.kernel import RUNNING_KERNEL, DeviceNumber
 from balenaflash.target.sysfs import SIZE_UNIT, read_int

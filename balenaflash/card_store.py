@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from balenaflash.errors import ImageError, WriteError
 from balenaflash.extent import KIB, MIB, Extent
-from balenaflash.image.store import StoreFailedError
+from balenaflash.image.commit.store import StoreFailedError
 from balenaflash.target.medium import Medium
 
 _BUFFER_SIZE = MIB

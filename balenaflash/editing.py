@@ -14,13 +14,13 @@ from balenaflash.boot.fingerprint import update as update_fingerprint
 from balenaflash.boot.invalidation import warnings_for
 from balenaflash.card_records import warn_of_cut_off
 from balenaflash.image.balenaos import BootPartition, find_boot_partition
-from balenaflash.image.bmap_beside import plan_updates
-from balenaflash.image.commit import CommitReport, ReadableImage
-from balenaflash.image.fat import FatVolume
+from balenaflash.image.bmap.beside import plan_updates
+from balenaflash.image.commit.commit import CommitReport, ReadableImage
+from balenaflash.image.fat.volume import FatVolume
 from balenaflash.image.opening import open_for_editing, open_for_reading
-from balenaflash.image.partitions import read_table
 from balenaflash.image.patch import Overlay, Patch
 from balenaflash.image.source import Source
+from balenaflash.image.table.partitions import read_table
 
 
 class Edit(Protocol):
@@ -105,7 +105,7 @@ class Editable(Protocol):
         """What the user should know about opening it, a sentence each."""
 
     def commit(self, patches: Sequence[Patch]) -> CommitReport:
-        """Write what ``patches`` change; errors as `balenaflash.image.commit.commit`."""
+        """Write what ``patches`` change; errors as `balenaflash.image.commit.commit.commit`."""
 
 
 def edit_opened(

@@ -13,18 +13,18 @@ from balenaflash.card_records import warn_of_cut_off
 from balenaflash.errors import ImageError
 from balenaflash.extent import Extent
 from balenaflash.image.balenaos import BalenaFacts, BootPartition, find_boot_partition, read_facts
-from balenaflash.image.bmap import Bmap, differing_ranges, require_same_size
-from balenaflash.image.bmap_beside import find_beside, read_bmap
-from balenaflash.image.fat import FatEntry, FatVolume
+from balenaflash.image.bmap.beside import find_beside, read_bmap
+from balenaflash.image.bmap.block_map import Bmap, differing_ranges, require_same_size
+from balenaflash.image.fat.volume import FatEntry, FatVolume
 from balenaflash.image.filesystems import Filesystem, probe
 from balenaflash.image.opening import open_for_reading
-from balenaflash.image.partitions import (
+from balenaflash.image.source import Container, Source
+from balenaflash.image.table.partitions import (
     Partition,
     PartitionKind,
     PartitionTable,
     read_table,
 )
-from balenaflash.image.source import Container, Source
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from balenaflash.extent import MIB, Extent, format_size
 from balenaflash.image.balenaos import find_boot_partition
-from balenaflash.image.partitions import Partition, PartitionTable, read_table
 from balenaflash.image.source import Source
+from balenaflash.image.table.partitions import Partition, PartitionTable, read_table
 
 CHUNK_SIZE = 4 * MIB
 """Bytes per request: large enough for the medium's full speed, and balenaOS aligns to it."""

@@ -16,12 +16,12 @@ from balenaflash.boot.paths import parent_of
 from balenaflash.errors import Problem, TargetRefusedError
 from balenaflash.extent import KIB, MIB, Extent
 from balenaflash.image.balenaos import FINGERPRINT_PATHS
-from balenaflash.image.fat import FatVolume
-from balenaflash.image.fat_time import time_of_edit
+from balenaflash.image.fat.time import time_of_edit
+from balenaflash.image.fat.volume import FatVolume
 from balenaflash.image.new_image import PROGRAMS, NewPartition, make_ext4, make_fat, write_table
-from balenaflash.image.partition_table import TableKind
 from balenaflash.image.programs import require_programs
 from balenaflash.image.source import open_source
+from balenaflash.image.table.model import TableKind
 from balenaflash.progress import Phase, Progress
 
 _ALIGNMENT = 4 * MIB  # of every partition, and the gap before each logical one (meta-balena)

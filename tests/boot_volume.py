@@ -6,7 +6,7 @@ from pathlib import Path
 
 from builders import BuiltImage, run
 
-from balenaflash.image.fat import FatVolume
+from balenaflash.image.fat.volume import FatVolume
 from balenaflash.image.source import open_source
 
 

@@ -9,7 +9,7 @@ from builders import ENVIRONMENT, run, write_tree
 from fakes import MemorySource
 
 from balenaflash.extent import Extent
-from balenaflash.image.fat import FatVolume
+from balenaflash.image.fat.volume import FatVolume
 
 
 @dataclass(frozen=True, slots=True)

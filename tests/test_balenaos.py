@@ -20,10 +20,10 @@ from balenaflash.image.balenaos import (
     is_cloned,
     read_facts,
 )
-from balenaflash.image.fat import FatVolume
+from balenaflash.image.fat.volume import FatVolume
 from balenaflash.image.filesystems import Filesystem
-from balenaflash.image.partitions import read_table
 from balenaflash.image.source import open_source
+from balenaflash.image.table.partitions import read_table
 
 MIB = 1 << 20
 BOOT_OFFSET = 4 * MIB

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from balenaflash.errors import ImageError
 from balenaflash.extent import Extent
-from balenaflash.image.bmap import Bmap, MappedRange, differing_ranges, updated
-from balenaflash.image.bmap_beside import read_bmap
-from balenaflash.image.bmap_xml import parse, serialise
+from balenaflash.image.bmap.beside import read_bmap
+from balenaflash.image.bmap.block_map import Bmap, MappedRange, differing_ranges, updated
+from balenaflash.image.bmap.xml import parse, serialise
 from balenaflash.image.patch import Overlay, Patch
 from balenaflash.image.source import open_source
 

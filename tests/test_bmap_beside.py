@@ -7,9 +7,9 @@ from bmaptool import BLOCK, bmaptool, needs_bmaptool, small_image, sparse_image
 from builders import Layout
 from imagecopies import MakeImage
 
-from balenaflash.image.bmap import Bmap, MappedRange, differing_ranges
-from balenaflash.image.bmap_beside import find_beside, plan_updates, read_bmap
-from balenaflash.image.bmap_xml import serialise
+from balenaflash.image.bmap.beside import find_beside, plan_updates, read_bmap
+from balenaflash.image.bmap.block_map import Bmap, MappedRange, differing_ranges
+from balenaflash.image.bmap.xml import serialise
 from balenaflash.image.patch import Patch
 from balenaflash.image.source import open_source
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from balenaflash.errors import ImageError
-from balenaflash.image.bmap import Bmap, MappedRange, updated
-from balenaflash.image.bmap_beside import read_bmap
-from balenaflash.image.bmap_xml import parse, serialise
+from balenaflash.image.bmap.beside import read_bmap
+from balenaflash.image.bmap.block_map import Bmap, MappedRange, updated
+from balenaflash.image.bmap.xml import parse, serialise
 from balenaflash.image.patch import Overlay, Patch
 
 # Written by hand after the comments of BmapCreate.py; checksums by

@@ -25,7 +25,7 @@ from balenaflash.boot.paths import join, name_of, parent_of, volume_path
 from balenaflash.editing import Edit
 from balenaflash.errors import EditError, ImageError, WriteError
 from balenaflash.extent import GIB
-from balenaflash.image.fat import FatEntry
+from balenaflash.image.fat.volume import FatEntry
 
 pytestmark = pytest.mark.needs("dosfstools", "mtools")
 

@@ -12,7 +12,7 @@ import vfat
 
 from balenaflash.errors import EditError, ImageError
 from balenaflash.extent import GIB, MIB, Extent
-from balenaflash.image.fat import FatEntry, FatVolume
+from balenaflash.image.fat.volume import FatEntry, FatVolume
 from balenaflash.image.patch import Patch
 from balenaflash.image.source import open_source
 

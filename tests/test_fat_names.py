@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balenaflash.errors import EditError
-from balenaflash.image import fat_names
-from balenaflash.image.fat_names import (
+from balenaflash.image.fat import names
+from balenaflash.image.fat.names import (
     check_name,
     decode_short,
     fold,
@@ -112,7 +112,7 @@ def test_case_is_folded_letter_by_letter() -> None:
 @given(stored=st.binary(min_size=11, max_size=11), case_bits=st.integers(0, 255))
 def test_no_stored_8_3_name_can_change_a_path_or_a_terminal(stored: bytes, case_bits: int) -> None:
     shown = decode_short(stored, case_bits)
-    assert fat_names.is_safe(shown)
+    assert names.is_safe(shown)
 
 
 NAMES_OF_MTOOLS = (

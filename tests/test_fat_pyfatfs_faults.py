@@ -16,7 +16,7 @@ from pyfatfs import _exceptions as pyfatfs_exceptions
 
 from balenaflash.errors import BalenaflashError, EditError, ImageError
 from balenaflash.extent import Extent
-from balenaflash.image.fat import FatVolume, _pyfatfs_errors
+from balenaflash.image.fat.volume import FatVolume, _pyfatfs_errors
 from balenaflash.image.source import open_source
 
 pytestmark = pytest.mark.needs("dosfstools", "mtools")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from balenaflash.errors import ImageError
 from balenaflash.extent import Extent
-from balenaflash.image.window import Window
+from balenaflash.image.fat.window import Window
 
 IMAGE = bytes(range(256)) * 120
 EXTENT = Extent(512, 512 * 50)

@@ -10,7 +10,7 @@ from imagecopies import MakeImage
 from balenaflash.boot.files import Remove
 from balenaflash.boot.fingerprint import FingerprintReport, check, listed_paths, update
 from balenaflash.errors import ImageError
-from balenaflash.image.fat import FatVolume
+from balenaflash.image.fat.volume import FatVolume
 
 FINGERPRINT = "/balenaos.fingerprint"
 CLEAN = FingerprintReport(FINGERPRINT, (), (), (), ())

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from balenaflash.errors import InterruptedWriteError, VerificationError, WriteError
 from balenaflash.extent import MIB, Extent
 from balenaflash.flashing import flash, write_image
-from balenaflash.image.partition_table import (
+from balenaflash.image.table.model import (
     Partition,
     PartitionKind,
     PartitionTable,

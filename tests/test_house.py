@@ -18,9 +18,9 @@ FLOOR = {"errors", "extent", "progress"}
 HOMES = {
     "click": {"cli"},
     "tqdm": {"cli"},
-    "parted": {"image/partitions.py"},
-    "_ped": {"image/partitions.py"},
-    "pyfatfs": {"image/fat.py"},
+    "parted": {"image/table/partitions.py"},
+    "_ped": {"image/table/partitions.py"},
+    "pyfatfs": {"image/fat/volume.py"},
     "pyudev": {"target/discovery.py"},
 }
 """A third-party library to the only places that import it."""

@@ -30,11 +30,11 @@ from tablefiles import (
 
 from balenaflash.errors import ImageError
 from balenaflash.extent import Extent
-from balenaflash.image import partitions
-from balenaflash.image.partition_table import PartitionKind, PartitionTable, TableSectors
-from balenaflash.image.partitions import read_table
 from balenaflash.image.source import Source, open_source
-from balenaflash.image.table_sectors import read_table_sectors
+from balenaflash.image.table import partitions
+from balenaflash.image.table.model import PartitionKind, PartitionTable, TableSectors
+from balenaflash.image.table.partitions import read_table
+from balenaflash.image.table.sectors import read_table_sectors
 
 MIB = 1 << 20
 
@@ -346,7 +346,7 @@ def test_neither_the_image_nor_paths_like_it_are_opened_for_writing(
     script = f"""
 from pathlib import Path
 from balenaflash.image.source import Source, open_source
-from balenaflash.image.partitions import read_table
+from balenaflash.image.table.partitions import read_table
 with open_source(Path({str(path)!r})) as source:
     print(len(read_table(source).partitions))
 """

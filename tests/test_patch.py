@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from balenaflash.errors import EditError, ImageError, VerificationError, WriteError
 from balenaflash.extent import KIB, MIB
-from balenaflash.image.commit import EditableImage
+from balenaflash.image.commit.commit import EditableImage
+from balenaflash.image.commit.recovery import Recovery
 from balenaflash.image.opening import open_for_editing, open_for_reading, recover
 from balenaflash.image.patch import Overlay, Patch
-from balenaflash.image.recovery import Recovery
 from balenaflash.image.source import Container, FileSource, open_source
 
 KILLS = int(os.environ.get("BALENAFLASH_TEST_KILLS", "30"))

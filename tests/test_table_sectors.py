@@ -15,9 +15,9 @@ from tablefiles import boot_record, read_at, rewrite_primary, sfdisk_partitions,
 
 from balenaflash.errors import ImageError
 from balenaflash.extent import Extent
-from balenaflash.image.partition_table import PartitionKind
 from balenaflash.image.source import open_source
-from balenaflash.image.table_sectors import read_table_sectors
+from balenaflash.image.table.model import PartitionKind
+from balenaflash.image.table.sectors import read_table_sectors
 
 MIB = 1 << 20
 EXTENDED_FIRST, EXTENDED_COUNT = 100, 800

@@ -16,7 +16,7 @@ from builders import ENVIRONMENT
 from fakes import MemorySource
 
 from balenaflash.extent import Extent
-from balenaflash.image.fat import FatVolume
+from balenaflash.image.fat.volume import FatVolume
 from balenaflash.image.patch import Patch
 
 FSCK_SECONDS = 60

@@ -16,8 +16,8 @@ from balenaflash.boot.files import (
 )
 from balenaflash.boot.paths import parent_of, volume_path
 from balenaflash.errors import EditError
-from balenaflash.image.fat import FatVolume
-from balenaflash.image.fat_names import fold
+from balenaflash.image.fat.names import fold
+from balenaflash.image.fat.volume import FatVolume
 
 OLD_SUFFIX = ".old"
 """Added to the name of settings that are kept."""

@@ -16,7 +16,7 @@ from balenaflash.boot.json_text import (
 )
 from balenaflash.errors import ConfigError, InvalidConfigError, Problem
 from balenaflash.image.balenaos import CONFIG_PATH, DEVICE_TYPE_PATH
-from balenaflash.image.fat import FatVolume
+from balenaflash.image.fat.volume import FatVolume
 
 
 class ReadableFiles(Protocol):

@@ -17,7 +17,7 @@ from balenaflash.boot.files import (
 )
 from balenaflash.boot.paths import join, volume_path
 from balenaflash.errors import EditError
-from balenaflash.image.fat import FatVolume
+from balenaflash.image.fat.volume import FatVolume
 
 
 @dataclass(frozen=True, slots=True)

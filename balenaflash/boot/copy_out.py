@@ -8,7 +8,7 @@ from pathlib import Path
 from balenaflash.boot.files import require_entry
 from balenaflash.boot.patterns import find_matches, is_pattern, uppermost
 from balenaflash.errors import EditError, ImageError, WriteError
-from balenaflash.image.fat import FatEntry, FatVolume
+from balenaflash.image.fat.volume import FatEntry, FatVolume
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from balenaflash.boot.network import DIRECTORY
 from balenaflash.errors import ConfigError
 from balenaflash.extent import MIB, format_size
 from balenaflash.image.balenaos import CONFIG_PATH
-from balenaflash.image.fat import FatVolume
-from balenaflash.image.fat_names import fold
+from balenaflash.image.fat.names import fold
+from balenaflash.image.fat.volume import FatVolume
 
 _LARGEST = MIB
 """Bytes of a file that is still compared line by line; difflib is slow on more."""

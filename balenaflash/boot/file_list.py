@@ -20,7 +20,7 @@ from balenaflash.boot.files import FileChange, is_directory, make_directories
 from balenaflash.boot.paths import join, parent_of, volume_path
 from balenaflash.errors import EditError
 from balenaflash.extent import MIB, format_size
-from balenaflash.image.fat import FatVolume
+from balenaflash.image.fat.volume import FatVolume
 
 SIGNATURE_SUFFIX = ".sig"
 """Of the signature of a file, beside the file."""

@@ -9,7 +9,7 @@ from balenaflash.boot.paths import join, parent_of, volume_path
 from balenaflash.boot.patterns import find_matches, uppermost
 from balenaflash.errors import EditError
 from balenaflash.extent import format_size
-from balenaflash.image.fat import FatEntry, FatVolume
+from balenaflash.image.fat.volume import FatEntry, FatVolume
 
 
 class Action(StrEnum):

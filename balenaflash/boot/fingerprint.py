@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from balenaflash.errors import EditError, ImageError
 from balenaflash.extent import MIB, format_size
 from balenaflash.image.balenaos import FINGERPRINT_PATHS
-from balenaflash.image.fat import FatVolume
-from balenaflash.image.fat_names import fold, split_path
+from balenaflash.image.fat.names import fold, split_path
+from balenaflash.image.fat.volume import FatVolume
 
 _MAX_SIZE = MIB  # bytes of a fingerprint; one of 200 files has 12 KiB
 _UNLISTED_NAME = fold("config.json")
@@ -118,7 +118,7 @@ def update(volume: FatVolume, touched: Iterable[str]) -> str | None:
 
 
 def listed_paths(volume: FatVolume) -> frozenset[str] | None:
-    """Folded absolute paths (see ``fat_names.fold``) of the files listed; ``None`` without a list.
+    """Folded absolute paths (see ``names.fold``) of the files listed; ``None`` without a list.
 
     Raises:
         ImageError: the fingerprint is absurdly large, or cannot be read.

@@ -7,8 +7,8 @@ from balenaflash.boot.file_list import SIGNATURE_SUFFIX
 from balenaflash.boot.paths import name_of
 from balenaflash.extent import format_size
 from balenaflash.image.balenaos import FINGERPRINT_PATHS
-from balenaflash.image.fat import FatVolume
-from balenaflash.image.fat_names import fold
+from balenaflash.image.fat.names import fold
+from balenaflash.image.fat.volume import FatVolume
 
 KEPT_BY_UPDATES = frozenset(
     {

@@ -13,8 +13,8 @@ from balenaflash.boot.files import (
 from balenaflash.boot.paths import join, parent_of, volume_path
 from balenaflash.boot.patterns import find_matches, is_pattern, uppermost
 from balenaflash.errors import EditError
-from balenaflash.image.fat import FatEntry, FatVolume
-from balenaflash.image.fat_names import fold
+from balenaflash.image.fat.names import fold
+from balenaflash.image.fat.volume import FatEntry, FatVolume
 
 
 @dataclass(frozen=True, slots=True)

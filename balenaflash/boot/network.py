@@ -15,8 +15,8 @@ from balenaflash.boot.files import FileChange, Remove, make_directories, put_fil
 from balenaflash.boot.keyfile import ALIASES, Keyfile, parse_keyfile
 from balenaflash.boot.paths import join
 from balenaflash.errors import EditError, ImageError
-from balenaflash.image.fat import FatVolume
-from balenaflash.image.fat_names import check_name
+from balenaflash.image.fat.names import check_name
+from balenaflash.image.fat.volume import FatVolume
 
 DIRECTORY = "/system-connections"
 

@@ -6,8 +6,8 @@ from fnmatch import fnmatchcase
 
 from balenaflash.boot.paths import volume_path
 from balenaflash.errors import EditError
-from balenaflash.image.fat import FatVolume
-from balenaflash.image.fat_names import fold, split_path
+from balenaflash.image.fat.names import fold, split_path
+from balenaflash.image.fat.volume import FatVolume
 
 _WILDCARD = re.compile(r"[*?\[]")
 _ANY_DEPTH = "**"

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from balenaflash.boot.files import list_directory, read_file, require_entry
 from balenaflash.boot.patterns import find_matches, is_pattern, uppermost
-from balenaflash.image.fat import FatEntry, FatVolume
+from balenaflash.image.fat.volume import FatEntry, FatVolume
 
 
 def list_files(volume: FatVolume, path: str, *, recursive: bool = False) -> Iterator[FatEntry]:

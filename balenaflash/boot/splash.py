@@ -7,7 +7,7 @@ from balenaflash.boot.files import FileChange, make_directories, put_file
 from balenaflash.boot.paths import parent_of
 from balenaflash.boot.png import PngImage, read_png
 from balenaflash.extent import MIB, format_size
-from balenaflash.image.fat import FatVolume
+from balenaflash.image.fat.volume import FatVolume
 
 SPLASH_PATH = "/splash/balena-logo.png"
 """Where Plymouth looks for it, and what a host OS update leaves alone."""

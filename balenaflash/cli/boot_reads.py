@@ -12,7 +12,7 @@ from balenaflash.cli.session import Session, with_session
 
 if TYPE_CHECKING:
     from balenaflash.boot.copy_out import CopiedFile
-    from balenaflash.image.fat import FatEntry
+    from balenaflash.image.fat.volume import FatEntry
 
 
 @click.command("ls")

@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-import balenaflash.image.partitions as tables
+import balenaflash.image.table.partitions as tables
 
 
 def library_versions() -> list[tuple[str, str]]:

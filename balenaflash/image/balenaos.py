@@ -9,10 +9,10 @@ from enum import StrEnum
 
 from balenaflash.errors import ImageError
 from balenaflash.image.documents import Documents
-from balenaflash.image.fat import FatVolume
+from balenaflash.image.fat.volume import FatVolume
 from balenaflash.image.filesystems import Filesystem, probe
-from balenaflash.image.partition_table import Partition, PartitionKind, PartitionTable
 from balenaflash.image.source import Source
+from balenaflash.image.table.model import Partition, PartitionKind, PartitionTable
 
 BOOT_LABELS = ("resin-boot", "flash-boot", "balena-boot", "resin-conf", "flash-conf")
 """Names of the boot partition, in the order of balena-config-json; the last two are resinOS 1.x."""

@@ -7,7 +7,7 @@ from typing import NoReturn, TypeVar
 
 from balenaflash.errors import EditError, ImageError
 from balenaflash.extent import MIB, format_size
-from balenaflash.image.fat import FatVolume
+from balenaflash.image.fat.volume import FatVolume
 
 _MAX_FILE_SIZE = MIB  # of a file that is parsed; config.json has a few KiB
 _MAX_DEPTH = 64  # of nested JSON; config.json has four levels

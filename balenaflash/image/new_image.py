@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from balenaflash.extent import KIB, SECTOR_SIZE, Extent
-from balenaflash.image.partition_table import TableKind
 from balenaflash.image.programs import (
     DEBUGFS,
     MKFS_EXT4,
@@ -19,6 +18,7 @@ from balenaflash.image.programs import (
     failure,
     run_program,
 )
+from balenaflash.image.table.model import TableKind
 
 PROGRAMS = (SFDISK, MKFS_VFAT, MKFS_EXT4, DEBUGFS)
 """All that the functions below run."""

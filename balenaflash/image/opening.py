@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from balenaflash.errors import EditError
-from balenaflash.image.commit import EditableImage, ReadableImage
-from balenaflash.image.recovery import Recovery, settle
+from balenaflash.image.commit.commit import EditableImage, ReadableImage
+from balenaflash.image.commit.recovery import Recovery, settle
+from balenaflash.image.commit.store import FileStore
+from balenaflash.image.commit.undo import record_beside, undo_path
 from balenaflash.image.source import Container, FileSource, open_source
-from balenaflash.image.store import FileStore
-from balenaflash.image.undo import record_beside, undo_path
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from balenaflash.boot.files import FileChange
 from balenaflash.editing import Edit
 from balenaflash.errors import ConfigError, EditError, InvalidConfigError
 from balenaflash.image.balenaos import DEVICE_TYPE_PATH
-from balenaflash.image.fat import FatVolume
+from balenaflash.image.fat.volume import FatVolume
 from balenaflash.recipe.checking import Checker
 from balenaflash.recipe.local_files import read_text
 from balenaflash.recipe.places import find_lines

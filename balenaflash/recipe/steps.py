@@ -20,7 +20,7 @@ from balenaflash.boot.splash import SetSplash
 from balenaflash.editing import Edit
 from balenaflash.errors import ConfigError
 from balenaflash.extent import MIB
-from balenaflash.image.fat import FatVolume
+from balenaflash.image.fat.volume import FatVolume
 from balenaflash.recipe.local_files import read_content, read_text
 from balenaflash.recipe.networks import ethernet_edits, keyfile_edits, wifi_edits
 from balenaflash.recipe.step import Step

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from balenaflash.errors import ImageError
-from balenaflash.image.bmap import Bmap, updated
-from balenaflash.image.bmap_xml import MAX_FILE_SIZE, parse, serialise
+from balenaflash.image.bmap.block_map import Bmap, updated
+from balenaflash.image.bmap.xml import MAX_FILE_SIZE, parse, serialise
 from balenaflash.image.patch import Overlay, Patch
 from balenaflash.image.source import Source
 

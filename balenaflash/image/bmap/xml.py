@@ -13,7 +13,7 @@ from xml.parsers import expat
 
 from balenaflash.errors import ImageError
 from balenaflash.extent import MIB, format_size
-from balenaflash.image.bmap import CHECKSUM_TYPES, Bmap, MappedRange
+from balenaflash.image.bmap.block_map import CHECKSUM_TYPES, Bmap, MappedRange
 
 MAX_FILE_SIZE = 16 * MIB
 """Bytes; room for 140,000 ranges, where the map of a balenaOS image has some thousand."""

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from balenaflash.extent import MIB, Extent
+from balenaflash.image.commit.store import Store
+from balenaflash.image.commit.undo import Replacement, UndoRecord, sector_digest, sector_slices
 from balenaflash.image.patch import Patch, in_order
 from balenaflash.image.source import Source
-from balenaflash.image.store import Store
-from balenaflash.image.undo import Replacement, UndoRecord, sector_digest, sector_slices
 
 _RUN_SIZE = MIB
 """Bytes handled at a time, so that a large edit needs no copy of itself."""

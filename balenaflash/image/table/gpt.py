@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from balenaflash.extent import KIB, MIB, SECTOR_SIZE, Extent, format_size
-from balenaflash.image.mbr import MbrEntry
-from balenaflash.image.partition_table import (
+from balenaflash.image.source import Source
+from balenaflash.image.table.mbr import MbrEntry
+from balenaflash.image.table.model import (
     Partition,
     PartitionKind,
     PartitionTable,
@@ -18,7 +19,6 @@ from balenaflash.image.partition_table import (
     invalid_table,
     refuse_truncated,
 )
-from balenaflash.image.source import Source
 
 SIGNATURE = b"EFI PART"
 PRIMARY_LBA = 1

@@ -10,12 +10,10 @@ from dataclasses import dataclass
 
 from balenaflash.errors import EditError, VerificationError, WriteError
 from balenaflash.extent import SECTOR_SIZE, Extent
-from balenaflash.image.patch import Patch
-from balenaflash.image.recovery import Recovery, discard_record
-from balenaflash.image.rewrite import ReadBackDiffersError, changed_runs, restore, write_runs
-from balenaflash.image.source import FileSource, Source
-from balenaflash.image.store import FileStore, Store, StoreFailedError
-from balenaflash.image.undo import (
+from balenaflash.image.commit.recovery import Recovery, discard_record
+from balenaflash.image.commit.rewrite import ReadBackDiffersError, changed_runs, restore, write_runs
+from balenaflash.image.commit.store import FileStore, Store, StoreFailedError
+from balenaflash.image.commit.undo import (
     RecordFile,
     Replacement,
     read_record,
@@ -23,6 +21,8 @@ from balenaflash.image.undo import (
     remove_record,
     write_record,
 )
+from balenaflash.image.patch import Patch
+from balenaflash.image.source import FileSource, Source
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ from enum import IntEnum
 
 from balenaflash.errors import ImageError
 from balenaflash.extent import MIB, SECTOR_SIZE, Extent, format_size
-from balenaflash.image.fat_names import decode_short
-from balenaflash.image.window import Window
+from balenaflash.image.fat.names import decode_short
+from balenaflash.image.fat.window import Window
 
 SLOT_SIZE = 32  # bytes of a directory slot (fatgen103, "FAT Directory Structure")
 

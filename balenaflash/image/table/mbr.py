@@ -4,7 +4,8 @@ import struct
 from dataclasses import dataclass
 
 from balenaflash.extent import SECTOR_SIZE, Extent
-from balenaflash.image.partition_table import (
+from balenaflash.image.source import Source
+from balenaflash.image.table.model import (
     Partition,
     PartitionKind,
     PartitionTable,
@@ -14,7 +15,6 @@ from balenaflash.image.partition_table import (
     invalid_table,
     refuse_truncated,
 )
-from balenaflash.image.source import Source
 
 PROTECTIVE = 0xEE  # type of the entry that protects a GPT, UEFI 2.10, table 5.4
 _EXTENDED = frozenset({0x05, 0x0F, 0x85})  # CHS, LBA and Linux, as the kernel's msdos.c takes them

@@ -7,9 +7,9 @@ Only the first copy is kept up to date, as it asks.
 import struct
 
 from balenaflash.extent import SECTOR_SIZE
-from balenaflash.image.fat_layout import FIRST_CLUSTER, FatLayout
-from balenaflash.image.fat_table import FREE, FatTable
-from balenaflash.image.window import Window
+from balenaflash.image.fat.layout import FIRST_CLUSTER, FatLayout
+from balenaflash.image.fat.table import FREE, FatTable
+from balenaflash.image.fat.window import Window
 
 _SIGNATURES = ((0, b"RRaA"), (484, b"rrAa"), (508, b"\0\0\x55\xaa"))
 _NUMBERS_AT = 488

@@ -24,17 +24,17 @@ from pyfatfs.PyFat import PyFat
 
 from balenaflash.errors import ImageError
 from balenaflash.extent import Extent
-from balenaflash.image import fat_fsinfo
-from balenaflash.image.fat_check import Fault, find_faults
-from balenaflash.image.fat_directory import Fields
-from balenaflash.image.fat_edit import FatEditor
-from balenaflash.image.fat_layout import FatLayout, read_layout
-from balenaflash.image.fat_names import split_long
-from balenaflash.image.fat_table import FatTable
-from balenaflash.image.fat_tree import FatEntry
+from balenaflash.image.fat import fsinfo
+from balenaflash.image.fat.check import Fault, find_faults
+from balenaflash.image.fat.directory import Fields
+from balenaflash.image.fat.edit import FatEditor
+from balenaflash.image.fat.layout import FatLayout, read_layout
+from balenaflash.image.fat.names import split_long
+from balenaflash.image.fat.table import FatTable
+from balenaflash.image.fat.tree import FatEntry
+from balenaflash.image.fat.window import Window
 from balenaflash.image.patch import Patch
 from balenaflash.image.source import Source
-from balenaflash.image.window import Window
 
 __all__ = ["FatEntry", "FatVolume"]
 
@@ -266,7 +266,7 @@ class _Core(PyFat):
         if not self._edited:
             return
         self.flush_fat()
-        fat_fsinfo.refresh(self.window, self.layout, self.table)
+        fsinfo.refresh(self.window, self.layout, self.table)
         self._edited = False
 
     @contextmanager

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from balenaflash.extent import MIB
-from balenaflash.image.fat_layout import SLOT_SIZE
-from balenaflash.image.fat_names import checksum, decode_short, fold, is_safe, join_long
-from balenaflash.image.fat_time import decode_time
+from balenaflash.image.fat.layout import SLOT_SIZE
+from balenaflash.image.fat.names import checksum, decode_short, fold, is_safe, join_long
+from balenaflash.image.fat.time import decode_time
 
 MAX_DIRECTORY = 65_536 * SLOT_SIZE
 """Bytes of one directory (fatgen103; linux/fat/fat.h, FAT_MAX_DIR_SIZE)."""

@@ -8,8 +8,8 @@ from array import array
 from dataclasses import dataclass
 
 from balenaflash.extent import SECTOR_SIZE
-from balenaflash.image import fat_fsinfo
-from balenaflash.image.fat_directory import (
+from balenaflash.image.fat import fsinfo
+from balenaflash.image.fat.directory import (
     DOT,
     DOT_DOT,
     MAX_DIRECTORIES,
@@ -19,10 +19,10 @@ from balenaflash.image.fat_directory import (
     Scan,
     scan,
 )
-from balenaflash.image.fat_layout import FIRST_CLUSTER, FatLayout, FatType
-from balenaflash.image.fat_names import MAX_PATH, fold, is_storable
-from balenaflash.image.fat_table import FREE, FatTable
-from balenaflash.image.window import Window
+from balenaflash.image.fat.layout import FIRST_CLUSTER, FatLayout, FatType
+from balenaflash.image.fat.names import MAX_PATH, fold, is_storable
+from balenaflash.image.fat.table import FREE, FatTable
+from balenaflash.image.fat.window import Window
 
 _MAX_FAULTS = 100
 _SHORT_FORBIDDEN = frozenset(b'"*+,./:;<=>?[\\]|') | frozenset(range(0x20))
@@ -112,7 +112,7 @@ class _Check:
             backup = window.read_at(layout.backup_offset, SECTOR_SIZE)
             if backup[_GEOMETRY] != window.read_at(0, SECTOR_SIZE)[_GEOMETRY]:
                 self._note("the boot sector and its backup differ")
-        fault = fat_fsinfo.find_fault(window, layout, self._table)
+        fault = fsinfo.find_fault(window, layout, self._table)
         if fault is not None:
             self._note(fault)
 

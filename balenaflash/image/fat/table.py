@@ -7,7 +7,7 @@ from typing import Self
 
 from balenaflash.errors import EditError, ImageError
 from balenaflash.extent import format_size
-from balenaflash.image.fat_layout import FIRST_CLUSTER, FatLayout, FatType
+from balenaflash.image.fat.layout import FIRST_CLUSTER, FatLayout, FatType
 
 FREE = 0
 _NUMBER = {FatType.FAT12: 0xFFF, FatType.FAT16: 0xFFFF, FatType.FAT32: 0x0FFF_FFFF}

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from balenaflash.errors import EditError
-from balenaflash.image.fat_directory import (
+from balenaflash.image.fat.directory import (
     ARCHIVE,
     DIRECTORY,
     DOT,
@@ -17,13 +17,13 @@ from balenaflash.image.fat_directory import (
     Fields,
     Record,
 )
-from balenaflash.image.fat_layout import SLOT_SIZE
-from balenaflash.image.fat_names import MAX_PATH, check_name, short_name, split_path
-from balenaflash.image.fat_time import encode_time, time_of_edit
-from balenaflash.image.fat_tree import FatTree, Storage
+from balenaflash.image.fat.layout import SLOT_SIZE
+from balenaflash.image.fat.names import MAX_PATH, check_name, short_name, split_path
+from balenaflash.image.fat.time import encode_time, time_of_edit
+from balenaflash.image.fat.tree import FatTree, Storage
 
 if TYPE_CHECKING:
-    from balenaflash.image.fat_check import Fault
+    from balenaflash.image.fat.check import Fault
 
 _MAX_FILE = 0xFFFF_FFFF  # bytes: the width of DIR_FileSize (fatgen103)
 _CASE_BITS = 0x18  # of DIR_NTRes; the other bits are not ours

@@ -20,8 +20,9 @@ import parted
 
 from balenaflash.errors import ImageError
 from balenaflash.extent import Extent
-from balenaflash.image import gpt, mbr
-from balenaflash.image.partition_table import (
+from balenaflash.image.source import Source
+from balenaflash.image.table import gpt, mbr
+from balenaflash.image.table.model import (
     Partition,
     PartitionKind,
     PartitionTable,
@@ -29,8 +30,7 @@ from balenaflash.image.partition_table import (
     TableReading,
     invalid_table,
 )
-from balenaflash.image.source import Source
-from balenaflash.image.table_sectors import read_table_sectors
+from balenaflash.image.table.sectors import read_table_sectors
 
 __all__ = ["Partition", "PartitionKind", "PartitionTable", "TableKind", "read_table"]
 

@@ -3,15 +3,15 @@
 from enum import StrEnum
 
 from balenaflash.errors import WriteError
-from balenaflash.image.rewrite import (
+from balenaflash.image.commit.rewrite import (
     EditState,
     NeitherOldNorNewError,
     ReadBackDiffersError,
     find_state,
     restore,
 )
-from balenaflash.image.store import Store, StoreFailedError
-from balenaflash.image.undo import (
+from balenaflash.image.commit.store import Store, StoreFailedError
+from balenaflash.image.commit.undo import (
     RecordFile,
     UndoRecord,
     cannot_undo,

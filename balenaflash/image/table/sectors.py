@@ -11,14 +11,14 @@ from itertools import pairwise
 from balenaflash.errors import ImageError
 from balenaflash.extent import SECTOR_SIZE, Extent
 from balenaflash.image import filesystems
-from balenaflash.image.gpt import read_gpt
-from balenaflash.image.mbr import PROTECTIVE, read_entries, read_mbr
-from balenaflash.image.partition_table import (
+from balenaflash.image.source import Source
+from balenaflash.image.table.gpt import read_gpt
+from balenaflash.image.table.mbr import PROTECTIVE, read_entries, read_mbr
+from balenaflash.image.table.model import (
     PartitionKind,
     TableReading,
     invalid_table,
 )
-from balenaflash.image.source import Source
 
 
 def read_table_sectors(source: Source) -> TableReading:

@@ -8,16 +8,16 @@ from typing import Protocol
 
 from balenaflash.errors import EditError, ImageError
 from balenaflash.extent import Extent
-from balenaflash.image.fat_check import Fault
-from balenaflash.image.fat_directory import (
+from balenaflash.image.fat.check import Fault
+from balenaflash.image.fat.directory import (
     MAX_DIRECTORIES,
     MAX_DIRECTORY,
     Directory,
     Fields,
     Record,
 )
-from balenaflash.image.fat_layout import FatLayout, FatType, decode_label
-from balenaflash.image.fat_names import MAX_PATH, split_path
+from balenaflash.image.fat.layout import FatLayout, FatType, decode_label
+from balenaflash.image.fat.names import MAX_PATH, split_path
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,1 @@
+"""Block maps (.bmap): read, checked, kept up to date beside an image."""

@@ -1,0 +1,1 @@
+"""Partition tables: read, and refused where they can be read in two ways."""
