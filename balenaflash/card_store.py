@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from balenaflash.errors import ImageError, WriteError
 from balenaflash.extent import KIB, MIB, Extent
 from balenaflash.image.commit.store import StoreFailedError
+from balenaflash.image.source import RandomAccess
 from balenaflash.target.medium import Medium
 
 _BUFFER_SIZE = MIB
@@ -82,7 +83,7 @@ class CardStore:
         return StoreFailedError(str(error).removeprefix(f"{self.name}: "))
 
 
-class CardSource:
+class CardSource(RandomAccess):
     """What a disk holds, as the image that is to be edited; it is not written meanwhile."""
 
     def __init__(self, store: CardStore) -> None:

@@ -3,13 +3,14 @@
 from typing import TYPE_CHECKING
 
 from balenaflash.errors import ImageError, WriteError
+from balenaflash.image.source import RandomAccess
 from balenaflash.progress import Phase
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class MemorySource:
+class MemorySource(RandomAccess):
     """An image in memory; reads that touch ``broken_at`` or more fail."""
 
     def __init__(self, content: bytes, *, broken_at: int | None = None) -> None:
@@ -43,6 +44,10 @@ class MemoryMedium:
         self.flushes = 0
         self.fails_at: int | None = None
         self.spoil: Callable[[bytearray], None] | None = None
+        self.zeroed: list[tuple[int, int]] = []
+        self.write_through: Callable[[int, bytes, bytearray], None] | None = None
+        """Stores in the content what is written at an offset, in place of just doing so."""
+
         self._alignment = alignment
         self._reading_back = False
 
@@ -52,6 +57,10 @@ class MemoryMedium:
 
     @property
     def size(self) -> int:
+        return len(self.content)
+
+    @property
+    def capacity(self) -> int:
         return len(self.content)
 
     @property
@@ -69,17 +78,29 @@ class MemoryMedium:
         if self.fails_at is not None and end > self.fails_at:
             raise WriteError("medium in memory: failed", written=0)
         assert end <= len(self.content)
-        self.content[offset:end] = buffer
+        if self.write_through is not None:
+            self.write_through(offset, bytes(buffer), self.content)
+        else:
+            self.content[offset:end] = buffer
         self.writes.append((offset, end))
+
+    def zero(self, offset: int, length: int) -> None:
+        self.write(offset, memoryview(bytes(length)))
+        self.zeroed.append(self.writes.pop())
 
     def flush(self) -> None:
         self.flushes += 1
 
     def begin_read_back(self) -> None:
         assert self.flushes, "read back before the flush"
+        self.flush()
         self._reading_back = True
         if self.spoil is not None:
             self.spoil(self.content)
+
+    def insert_again(self) -> None:
+        """Nothing is in a cache, as of a card that was just inserted."""
+        self._reading_back = True
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
         assert self._reading_back, "this read may come from the cache"

@@ -8,19 +8,19 @@ from pathlib import Path
 from builders import run
 
 from balenaflash.extent import SECTOR_SIZE, Extent
-from balenaflash.image.source import Source
+from balenaflash.image.source import RandomAccess, Source
 
 ENTRIES = 446  # offset of the four entries of a boot record
 MIB = 1 << 20
 
 
-class OverlaidSource:
+class OverlaidSource(RandomAccess):
     """An image with some bytes replaced; the image itself stays as it is."""
 
     def __init__(self, base: Source, changes: dict[int, bytes], *, size: int | None = None) -> None:
         self._base = base
         self._changes = changes
-        self._size = base.size if size is None else size
+        self._size = base.measure() if size is None else size
 
     @property
     def name(self) -> str:

@@ -14,7 +14,7 @@ from balenaflash.errors import EditError, ImageError
 from balenaflash.extent import GIB, MIB, Extent
 from balenaflash.image.fat.volume import FatEntry, FatVolume
 from balenaflash.image.patch import Patch
-from balenaflash.image.source import open_source
+from balenaflash.image.source import RandomAccess, open_source
 
 pytestmark = pytest.mark.needs("dosfstools", "mtools")
 
@@ -141,7 +141,7 @@ def test_a_file_of_four_gibibytes_is_too_large(volume: FatVolume) -> None:
 
 
 def test_a_failure_to_read_the_image_undoes_the_edit_it_interrupts() -> None:
-    class Source:
+    class Source(RandomAccess):
         """Breaks on reading free clusters, which only an edit looks at."""
 
         name = "breaking image"

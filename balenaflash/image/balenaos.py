@@ -3,7 +3,7 @@
 The names come from meta-balena v8.0.2 (``image_types_balena.bbclass``, ``image-balena.bbclass``).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -148,15 +148,22 @@ class _Candidate:
 
 
 def _find_fat_partitions(source: Source, table: PartitionTable) -> tuple[_Candidate, ...]:
-    def search() -> Iterator[_Candidate]:
-        for partition in table.partitions:
-            if partition.kind is PartitionKind.EXTENDED:
-                continue
-            filesystem = probe(source, partition.extent)
-            if filesystem is not None and filesystem.type == "vfat":
-                yield _Candidate(partition, filesystem)
+    """Those that may be the one; of a stream only up to the first that is called so.
 
-    return tuple(search())
+    To see the others all of it would have to be decoded.
+    """
+    found: list[_Candidate] = []
+    for partition in sorted(table.partitions, key=lambda each: each.extent):
+        if partition.kind is PartitionKind.EXTENDED:
+            continue
+        filesystem = probe(source, partition.extent)
+        if filesystem is None or filesystem.type != "vfat":
+            continue
+        candidate = _Candidate(partition, filesystem)
+        found.append(candidate)
+        if not source.seekable and any(map(candidate.is_called, BOOT_LABELS)):
+            break
+    return tuple(sorted(found, key=lambda each: each.partition.number))
 
 
 def _find_by_label(candidates: tuple[_Candidate, ...]) -> BootPartition | None:

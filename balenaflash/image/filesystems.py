@@ -41,7 +41,8 @@ class _Area:
     def __init__(self, source: Source, extent: Extent) -> None:
         self._source = source
         self._start = extent.start
-        self.size = max(0, min(extent.end, source.size) - extent.start)
+        end = extent.end if source.size is None else min(extent.end, source.size)
+        self.size = max(0, end - extent.start)
 
     def read(self, offset: int, length: int) -> bytes:
         available = max(0, min(length, self.size - offset))

@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from balenaflash.extent import Extent
@@ -24,17 +25,18 @@ class Patch:
         return Extent(self.offset, self.offset + len(self.data))
 
 
-def in_order(patches: Iterable[Patch], image_size: int) -> tuple[Patch, ...]:
+def in_order(patches: Iterable[Patch], image_size: int | None) -> tuple[Patch, ...]:
     """``patches`` sorted by offset.
 
     Raises:
-        ValueError: one is empty or outside ``[0, image_size)``, or two overlap. Patches are
-            made by this program, so that is a bug and no fault of an image.
+        ValueError: one is empty or outside ``[0, image_size)``, if that is known, or two overlap.
+            Patches are made by this program, so that is a bug and no fault of an image.
     """
     ordered = tuple(sorted(patches))
     position = 0
     for patch in ordered:
-        if not patch.data or patch.offset < position or patch.extent.end > image_size:
+        is_outside = image_size is not None and patch.extent.end > image_size
+        if not patch.data or patch.offset < position or is_outside:
             raise ValueError(f"patch of {len(patch.data)} bytes at {patch.offset} is out of place")
         position = patch.extent.end
     return ordered
@@ -54,9 +56,31 @@ class Overlay:
         return self._source.name
 
     @property
-    def size(self) -> int:
+    def size(self) -> int | None:
         """Bytes from start to end; patches never change it."""
         return self._source.size
+
+    @property
+    def seekable(self) -> bool:
+        """As the image below."""
+        return self._source.seekable
+
+    def fork(self) -> "Overlay | None":
+        """The same with a fork of the image below."""
+        source = self._source.fork()
+        return None if source is None else Overlay(source, self._patches)
+
+    def sequential(self) -> AbstractContextManager[None]:
+        """As the image below."""
+        return self._source.sequential()
+
+    def finish(self) -> None:
+        """As the image below."""
+        self._source.finish()
+
+    def measure(self, limit: int | None = None) -> int:
+        """As the image below."""
+        return self._source.measure(limit)
 
     def read(self, offset: int, length: int) -> bytes:
         """The bytes ``[offset, offset + length)``, all of them; errors as the image's own."""

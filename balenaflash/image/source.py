@@ -5,32 +5,17 @@ import fcntl
 import os
 import stat
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
-from enum import StrEnum
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
 from balenaflash.errors import ImageError
+from balenaflash.image.container.kinds import Container
 
 # Size in bytes of a block device: _IOR(0x12, 114, size_t), linux/fs.h and asm-generic/ioctl.h.
 _BLKGETSIZE64 = 2 << 30 | struct.calcsize("@N") << 16 | 0x12 << 8 | 114
-
-_MAGICS = {
-    b"\x1f\x8b": ("gzip", "gzip -dk"),  # RFC 1952, section 2.3.1
-    b"\xfd7zXZ\x00": ("xz", "xz -dk"),  # xz file format 1.2.1, section 2.1.1.1
-    b"BZh": ("bzip2", "bzip2 -dk"),
-    b"\x28\xb5\x2f\xfd": ("zstd", "zstd -dk"),  # RFC 8878, section 3.1.1
-    b"PK\x03\x04": ("zip", "unzip"),  # APPNOTE 6.3.10, section 4.3.7
-}
-"""First bytes of a container to its name and the command that unpacks it."""
-
-
-class Container(StrEnum):
-    """What an image is stored in."""
-
-    RAW = "raw"
-    BLOCK_DEVICE = "block-device"
 
 
 class Source(Protocol):
@@ -41,8 +26,15 @@ class Source(Protocol):
         """What to call it in messages: its path as the user gave it."""
 
     @property
-    def size(self) -> int:
-        """Bytes from start to end."""
+    def size(self) -> int | None:
+        """Bytes from start to end; ``None`` of a stream that does not tell before its end."""
+
+    @property
+    def seekable(self) -> bool:
+        """Whether a far place costs no more to read than a near one.
+
+        Where not, as in a compressed stream, what lies between is read as well.
+        """
 
     def read(self, offset: int, length: int) -> bytes:
         """The bytes ``[offset, offset + length)``, all of them.
@@ -52,16 +44,88 @@ class Source(Protocol):
         """
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
-        """Fill ``buffer`` from ``offset`` on, without a copy in between; errors as ``read``."""
+        """Fill ``buffer`` from ``offset`` on, without a copy in between; errors as ``read``.
+
+        An empty one brings a stream that is not as far yet to ``offset``.
+        """
+
+    def fork(self) -> "Source | None":
+        """The same image for somebody who reads it at another pace; closed with this one.
+
+        ``None`` where it can be read only once.
+        """
+
+    def sequential(self) -> AbstractContextManager[None]:
+        """Within the block, what ``readinto`` reads in ascending order is not read again.
+
+        A stream then need not keep it.
+        """
+
+    def finish(self) -> None:
+        """Read on to the end of a stream, to have what it ends with checked.
+
+        Raises:
+            ImageError: it is damaged or cut short.
+        """
+
+    def measure(self, limit: int | None = None) -> int:
+        """The exact size, after reading to the end of a stream and checking what it ends with.
+
+        Raises:
+            ImageError: the stream is damaged or cut short; or more than ``limit`` bytes
+                come out of it (``image-too-large``).
+        """
 
 
-class FileSource:
+class RandomAccess(ABC):
+    """What is the same of every source that is no stream."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What to call it in messages."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Bytes from start to end."""
+
+    @abstractmethod
+    def read(self, offset: int, length: int) -> bytes:
+        """As `Source.read`."""
+
+    @abstractmethod
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        """As `Source.readinto`."""
+
+    @property
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def fork(self) -> Source | None:
+        """Itself: reading leaves nothing behind."""
+        return self
+
+    def sequential(self) -> AbstractContextManager[None]:
+        """Nothing to do: nothing is kept."""
+        return nullcontext()
+
+    def finish(self) -> None:  # noqa: B027 - not abstract: there is nothing to do
+        """There is no end to be read."""
+
+    def measure(self, limit: int | None = None) -> int:  # noqa: ARG002 - only a stream can surprise
+        """The size, as it was known before."""
+        return self.size
+
+
+class FileSource(RandomAccess):
     """A raw image: a regular file, or a block device opened for reading."""
 
     def __init__(self, path: Path, descriptor: int, container: Container, size: int) -> None:
         self.path = path
         self.container = container
-        self._descriptor = descriptor
+        self.descriptor = descriptor
         self._size = size
 
     @property
@@ -87,7 +151,7 @@ class FileSource:
         done = 0
         while done < len(buffer):
             try:
-                count = os.preadv(self._descriptor, [buffer[done:]], offset + done)
+                count = os.preadv(self.descriptor, [buffer[done:]], offset + done)
             except OSError as error:
                 raise ImageError(
                     f"{self.name}: cannot be read at byte {offset + done}: {error.strerror}",
@@ -107,18 +171,17 @@ class FileSource:
 
 @contextmanager
 def open_source(path: Path) -> Iterator[FileSource]:
-    """The raw image at ``path``, open for reading until the block ends.
+    """What lies at ``path``, byte for byte, open for reading until the block ends.
 
     Raises:
-        ImageError: there is nothing, it is not a file or block device, it is empty,
-            it may not be read, or it is compressed.
+        ImageError: there is nothing, it is not a file or block device, it is empty, or it may not
+            be read.
     """
     descriptor = _open_for_reading(path)
     try:
         container, size = _measure(path, descriptor)
         if size == 0:
             raise ImageError(f"{path}: is empty", code="image-empty")
-        _refuse_compressed(path, os.pread(descriptor, 8, 0))
         yield FileSource(path, descriptor, container, size)
     finally:
         os.close(descriptor)
@@ -146,13 +209,3 @@ def _measure(path: Path, descriptor: int) -> tuple[Container, int]:
         return Container.BLOCK_DEVICE, int(struct.unpack("=Q", answer)[0])
     kind = "a directory" if stat.S_ISDIR(status.st_mode) else "neither a file nor a block device"
     raise ImageError(f"{path}: is {kind}, not an image", code="image-not-a-file")
-
-
-def _refuse_compressed(path: Path, start: bytes) -> None:
-    for magic, (container, command) in _MAGICS.items():
-        if start.startswith(magic):
-            raise ImageError(
-                f"{path}: is {container}-compressed; a raw image is needed",
-                code="image-compressed",
-                hint=f"Unpack it first: {command} {path}",
-            )

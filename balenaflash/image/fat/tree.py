@@ -161,6 +161,24 @@ class FatTree:
             raise self._broken(f"{path} has fewer clusters than its {size} bytes need")
         return self._storage.read(extents)[:size]
 
+    def extents(self, path: str) -> tuple[Extent, ...]:
+        """Where the clusters of the file or directory at ``path`` lie, in the order of its content.
+
+        In bytes from the start of the volume; what is behind the end of a file in its last
+        cluster is included. An empty file has none.
+
+        Raises:
+            EditError: there is nothing (``no-such-file``).
+            ImageError: a directory or the cluster chain is broken.
+        """
+        if not split_path(path):
+            return tuple(self._directory_extents(0, "/"))
+        record = self._require(*self._locate(path), path)
+        if record.fields.cluster == 0:
+            return ()
+        owner = f"{self._storage.name}: {path}"
+        return tuple(self._storage.extents(record.fields.cluster, owner))
+
     def _locate(self, path: str) -> tuple[Directory, str]:
         """The directory that holds or would hold ``path``, and the last name of ``path``."""
         *parents, name = split_path(path) or ("",)

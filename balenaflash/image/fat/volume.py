@@ -58,7 +58,7 @@ class FatVolume(FatEditor):
             ImageError: there is no valid FAT volume (``fat-invalid``), or the image ends
                 before the partition does (``image-truncated``).
         """
-        if extent.end > source.size:
+        if source.size is not None and extent.end > source.size:
             raise ImageError(
                 f"{source.name}: ends at byte {source.size}, inside the partition",
                 code="image-truncated",

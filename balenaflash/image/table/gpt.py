@@ -24,9 +24,11 @@ SIGNATURE = b"EFI PART"
 PRIMARY_LBA = 1
 _SECTOR_SIZES = (SECTOR_SIZE, 4 * KIB)
 _HEADER = struct.Struct("<8sIIIIQQQQ16sQIII")  # UEFI 2.10, table 5.5
+_SIZE_OFFSET, _OWN_LBA_OFFSET, _ARRAY_LBA_OFFSET = 12, 24, 72  # of fields in it
 _HEADER_CRC = slice(16, 20)  # taken as zero when the checksum is computed
 _ENTRY = struct.Struct("<16s16sQQQ72s")  # UEFI 2.10, table 5.6
 _ENTRY_SIZES = frozenset({128, 256, 512, 1024, 2048, 4096})  # 128 times a power of two
+_MAX_SIZE = 1 << 63  # bytes
 _MAX_ARRAY = MIB  # far above the 16 KiB in use, far below what a hostile header can ask for
 
 
@@ -100,11 +102,14 @@ class _Reader:
     def __init__(self, source: Source, sector_size: int) -> None:
         self._source = source
         self._sector_size = sector_size
-        self._count = source.size // sector_size
+        # No disk has more: GPT counts sectors in 64 bits, Linux bytes in 63.
+        self._count = (_MAX_SIZE if source.size is None else source.size) // sector_size
 
     def read(self) -> TableReading | None:
         """The table for this size of sectors; ``None`` if no copy is sound."""
         primary = self._read_copy(PRIMARY_LBA)
+        if not self._source.seekable:
+            return None if primary is None else self._read_without_backup(primary)
         if primary is None:
             backup = self._read_copy(self._count - 1)
             damage = "The primary GPT is damaged; the backup at the end of the image is used."
@@ -115,11 +120,35 @@ class _Reader:
             return self._reading(primary, (primary,), ["The backup GPT is damaged."])
         return self._reading(primary, (primary, backup), self._compare(primary, backup))
 
+    def _read_without_backup(self, primary: _Copy) -> TableReading:
+        """The table of a stream, whose end is out of reach; libparted is shown a made-up backup."""
+        return self._reading(primary, (primary, self._made_up_backup(primary)), [])
+
+    def _made_up_backup(self, primary: _Copy) -> _Copy:
+        """The backup that UEFI wants beside ``primary`` (UEFI 2.10, section 5.3.2)."""
+        header = primary.header
+        array = primary.sectors[1].data
+        own_lba = header.alternate_lba
+        array_lba = own_lba - len(array) // self._sector_size
+        if array_lba <= header.last_usable:
+            raise invalid_table(self._source, "the GPT leaves no room for its backup")
+        sector = bytearray(header.sector)
+        struct.pack_into("<QQ", sector, _OWN_LBA_OFFSET, own_lba, header.own_lba)
+        struct.pack_into("<Q", sector, _ARRAY_LBA_OFFSET, array_lba)
+        (size,) = struct.unpack_from("<I", sector, _SIZE_OFFSET)
+        sector[_HEADER_CRC] = bytes(4)
+        struct.pack_into("<I", sector, _HEADER_CRC.start, zlib.crc32(sector[:size]))
+        runs = (
+            TableSectors(own_lba * self._sector_size, bytes(sector)),
+            TableSectors(array_lba * self._sector_size, array),
+        )
+        return _Copy(header, primary.entries, runs)
+
     def _compare(self, primary: _Copy, backup: _Copy) -> list[str]:
         warnings = []
         if primary.entries != backup.entries:
             warnings.append("The two copies of the GPT differ; the primary is used.")
-        behind = self._source.size - (backup.header.own_lba + 1) * self._sector_size
+        behind = (self._count - backup.header.own_lba - 1) * self._sector_size
         if behind >= self._sector_size:
             warnings.append(
                 f"The backup GPT lies {format_size(behind)} before the end: "
@@ -176,8 +205,12 @@ class _Reader:
             _guid(used.header.disk_guid),
             partitions,
             tuple(warnings),
+            disk_size=self._disk_size(used.header),
         )
         return TableReading(table, tuple(run for copy in copies for run in copy.sectors))
+
+    def _disk_size(self, header: _Header) -> int:
+        return (max(header.own_lba, header.alternate_lba) + 1) * self._sector_size
 
     def _partitions(self, copy: _Copy) -> list[Partition]:
         header = copy.header

@@ -85,8 +85,15 @@ def canonical_record(sector: bytes) -> bytes:
     return bytes(record)
 
 
+EMPTY_RECORD = canonical_record(bytes(SECTOR_SIZE))
+"""A boot record without entries."""
+
+
 def read_mbr(source: Source, sector: bytes, entries: tuple[MbrEntry, ...]) -> TableReading:
     """The msdos table that starts with the record ``sector``, whose ``entries`` are given.
+
+    The records of logical partitions are spread over the whole disk, so those of a stream are
+    left out, as the table then says.
 
     Sectors are taken to be 512 bytes: the record does not say, and no balenaOS image differs.
 
@@ -100,15 +107,20 @@ def read_mbr(source: Source, sector: bytes, entries: tuple[MbrEntry, ...]) -> Ta
     extended = [each for each in partitions if each.kind is PartitionKind.EXTENDED]
     if len(extended) > 1:
         raise invalid_table(source, "has more than one extended partition")
-    if extended:
-        chain = _Chain(source, extended[0].extent)
+    if extended and source.seekable:
+        chain = Chain(source, extended[0].extent)
         chain.walk()
         partitions += chain.partitions
         sectors += sorted(chain.records)
         warnings += chain.warnings
     (disk_id,) = struct.unpack_from("<I", sector, _DISK_ID_OFFSET)
     table = PartitionTable(
-        TableKind.MSDOS, SECTOR_SIZE, f"0x{disk_id:08x}", tuple(partitions), tuple(warnings)
+        TableKind.MSDOS,
+        SECTOR_SIZE,
+        f"0x{disk_id:08x}",
+        tuple(partitions),
+        tuple(warnings),
+        is_complete=not extended or source.seekable,
     )
     return TableReading(table, tuple(sectors))
 
@@ -122,30 +134,44 @@ def _partition(number: int, entry: MbrEntry, extent: Extent, kind: PartitionKind
     return Partition(number, extent, kind, f"0x{entry.type_id:02x}", name=None, uuid=None)
 
 
-class _Chain:
+class Chain:
     """The extended boot records of one extended partition, each with one logical partition."""
 
     def __init__(self, source: Source, extended: Extent) -> None:
+        """Read nothing yet."""
         self._source = source
         self._extended = extended
+        self._seen = set[int]()
+        self.next: int | None = extended.start
+        """Offset in bytes of the record that `step` reads; ``None`` behind the last."""
+
         self.partitions: list[Partition] = []
         self.records: list[TableSectors] = []
         self.warnings: list[str] = []
 
     def walk(self) -> None:
         """Follow the chain from the first sector of the extended partition to its end."""
-        offset: int | None = self._extended.start
-        seen = set[int]()
-        while offset is not None:
-            if offset in seen:
-                raise self._invalid(offset, "is reached a second time")
-            if len(seen) >= _MAX_LOGICAL:
-                raise self._invalid(offset, f"is number {len(seen) + 1} of its chain")
-            seen.add(offset)
-            offset = self._step(offset)
+        while self.next is not None:
+            self.step()
 
-    def _step(self, offset: int) -> int | None:
-        """Take in the record at ``offset``; the offset of the next one."""
+    def step(self) -> None:
+        """Take in the next record, and what it describes.
+
+        Raises:
+            ImageError: it is none, describes what it must not, or was read before.
+        """
+        offset = self.next
+        if offset is None:
+            return
+        if offset in self._seen:
+            raise self._invalid(offset, "is reached a second time")
+        if len(self._seen) >= _MAX_LOGICAL:
+            raise self._invalid(offset, f"is number {len(self._seen) + 1} of its chain")
+        self._seen.add(offset)
+        self.next = self._take_in(offset)
+
+    def _take_in(self, offset: int) -> int | None:
+        """Read the record at ``offset``; the offset of the next one."""
         if not self._extended.encloses(Extent(offset, offset + SECTOR_SIZE)):
             raise self._invalid(offset, "lies outside the extended partition")
         sector = self._source.read(offset, SECTOR_SIZE)

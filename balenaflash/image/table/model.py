@@ -65,6 +65,17 @@ class PartitionTable:
     warnings: tuple[str, ...] = ()
     """Sentences about what is wrong and did not hinder the reading."""
 
+    disk_size: int | None = None
+    """Bytes of the disk by the GPT's own word; ``None`` on msdos, which does not tell."""
+
+    is_complete: bool = True
+    """False where logical partitions were not looked for: they lie too far into a stream."""
+
+    @property
+    def end(self) -> int:
+        """Offset one past the last byte that the table speaks of: the image is not smaller."""
+        return self.disk_size or max((each.extent.end for each in self.partitions), default=0)
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class TableSectors:
@@ -99,10 +110,12 @@ def invalid_table(source: Source, fact: str) -> ImageError:
 def refuse_truncated(source: Source, end: int) -> None:
     """Raise unless the image has all the bytes up to ``end``, which its table speaks of.
 
+    Of a stream that does not tell its size it is found out later.
+
     Raises:
         ImageError: it is too short; the message says by how much.
     """
-    if end > source.size:
+    if source.size is not None and end > source.size:
         raise ImageError(
             f"{source.name}: is cut off: its partition table reaches byte {end}, "
             f"but the image ends at byte {source.size}; {end - source.size} bytes are missing",

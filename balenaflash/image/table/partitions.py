@@ -187,7 +187,7 @@ def _stand_in(source: Source, reading: TableReading) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="balenaflash-") as folder:
         descriptor = os.memfd_create("table", os.MFD_CLOEXEC)
         try:
-            os.truncate(descriptor, source.size)
+            os.truncate(descriptor, source.size or reading.table.end)
             for offset, data in _shown(reading):
                 os.pwrite(descriptor, data, offset)
             path = Path(folder, "table")
@@ -204,6 +204,10 @@ def _shown(reading: TableReading) -> Iterator[tuple[int, bytes]]:
     if is_gpt:
         # Where the primary is damaged, its signature makes libparted look for the backup.
         yield reading.table.sector_size, gpt.SIGNATURE
+    if not reading.table.is_complete:
+        for partition in reading.table.partitions:
+            if partition.kind is PartitionKind.EXTENDED:
+                yield partition.extent.start, mbr.EMPTY_RECORD
     for run in reading.sectors:
         is_record = not is_gpt or run.offset == 0
         # libparted follows links of no sectors, and guesses a geometry from cylinders and

@@ -9,7 +9,7 @@ assertions fails.
 from itertools import pairwise
 
 from balenaflash.errors import ImageError
-from balenaflash.extent import SECTOR_SIZE, Extent
+from balenaflash.extent import MIB, SECTOR_SIZE, Extent
 from balenaflash.image import filesystems
 from balenaflash.image.source import Source
 from balenaflash.image.table.gpt import read_gpt
@@ -20,6 +20,8 @@ from balenaflash.image.table.model import (
     invalid_table,
 )
 
+_PROBED = MIB  # bytes; every signature that is looked for lies within
+
 
 def read_table_sectors(source: Source) -> TableReading:
     """The partition table of an image, without libparted's flags, and the sectors it lies in.
@@ -28,11 +30,11 @@ def read_table_sectors(source: Source) -> TableReading:
         ImageError: there is no table (``table-missing``), it contradicts itself
             (``table-invalid``), or the image is shorter than it says (``image-truncated``).
     """
-    if source.size < SECTOR_SIZE:
+    if source.size is not None and source.size < SECTOR_SIZE:
         raise _missing(source)
     sector = source.read(0, SECTOR_SIZE)
     entries = read_entries(sector)
-    if entries is None or (not entries and filesystems.probe(source, Extent(0, source.size))):
+    if entries is None or (not entries and _probe_whole(source) is not None):
         raise _missing(source)
     # Any protective entry makes it a GPT, as libparted and libfdisk have it.
     protected = any(entry.type_id == PROTECTIVE for entry in entries)
@@ -43,7 +45,7 @@ def read_table_sectors(source: Source) -> TableReading:
 
 
 def _missing(source: Source) -> ImageError:
-    whole = filesystems.probe(source, Extent(0, source.size))
+    whole = _probe_whole(source)
     if whole is not None:
         fact = f"is one {whole.type} filesystem, without a partition table"
     else:
@@ -53,6 +55,12 @@ def _missing(source: Source) -> ImageError:
         code="table-missing",
         hint="A raw balenaOS image starts with an msdos partition table or a GPT.",
     )
+
+
+def _probe_whole(source: Source) -> filesystems.Filesystem | None:
+    """A filesystem that starts where the image does; only its first MiB is looked at."""
+    size = _PROBED if source.size is None else min(source.size, _PROBED)
+    return filesystems.probe(source, Extent(0, size))
 
 
 def _refuse_overlaps(source: Source, reading: TableReading) -> None:

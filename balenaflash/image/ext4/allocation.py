@@ -1,0 +1,168 @@
+"""Free blocks of an ext4 filesystem by its block bitmaps.
+
+Kernel documentation, filesystems/ext4/bitmaps.rst and blockgroup.rst.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator
+
+from balenaflash.errors import ImageError
+from balenaflash.extent import Extent
+from balenaflash.image.ext4.blocks import BlockReader
+from balenaflash.image.ext4.checksum import crc32c
+from balenaflash.image.ext4.features import BITMAPS_KNOWN
+from balenaflash.image.ext4.groups import Group, GroupTable
+from balenaflash.image.ext4.superblock import Superblock
+
+_READ_AHEAD = 256
+"""Bitmaps in memory at most."""
+
+
+class BlockBitmaps:
+    """What the block bitmaps say, each read when it is asked for.
+
+    A block is called free only when all agrees: a filesystem that was unmounted without errors,
+    whose features are known to leave one bit to one block, all group descriptors sound, and of
+    the group the checksum of the bitmap and the number of free blocks.
+    """
+
+    def __init__(self, blocks: BlockReader, superblock: Superblock, groups: GroupTable) -> None:
+        self._blocks = blocks
+        self._superblock = superblock
+        self._groups = groups
+        self._fixed: tuple[range, ...] | None = None
+        self._read_ahead: dict[int, bytes] = {}
+
+    def free_extents(self, within: Extent) -> Iterator[Extent]:
+        """The bytes of the image inside ``within`` that nothing uses; in order, merged.
+
+        Raises:
+            ImageError: the image cannot be read.
+        """
+        if not self._is_trustworthy():
+            return
+        pending: Extent | None = None
+        for blocks in self._free_runs(within):
+            start, end = self._blocks.offset(blocks.start), self._blocks.offset(blocks.stop)
+            run = Extent(max(start, within.start), min(end, within.end))
+            if run.size <= 0:
+                continue
+            if pending is not None and pending.end == run.start:
+                run = Extent(pending.start, run.end)
+            elif pending is not None:
+                yield pending
+            pending = run
+        if pending is not None:
+            yield pending
+
+    def _is_trustworthy(self) -> bool:
+        superblock = self._superblock
+        return (
+            not superblock.needs_recovery
+            and superblock.is_clean
+            and not superblock.has_errors
+            and not superblock.read_only_compatible & ~BITMAPS_KNOWN
+            and self._fixed_blocks() is not None
+        )
+
+    def _free_runs(self, within: Extent) -> Iterator[range]:
+        """Free blocks of all groups that reach into ``within``."""
+        superblock = self._superblock
+        group_size = superblock.blocks_per_group * superblock.block_size
+        base = self._blocks.offset(superblock.first_block)
+        first = max(0, (within.start - base) // group_size)
+        last = min(superblock.group_count, -(-(within.end - base) // group_size))
+        for number in range(first, last):
+            yield from self._free_in_group(number)
+
+    def _free_in_group(self, number: int) -> Iterator[range]:
+        blocks = self._superblock.group_blocks(number)
+        group = self._groups.read(number)
+        bitmap = self._bitmap(number, group)
+        if bitmap is None:
+            return
+        used = (bitmap | self._fixed_mask(blocks)) & ((1 << len(blocks)) - 1)
+        if len(blocks) - used.bit_count() != group.free_block_count:
+            return
+        # As text, for the search in it is linear; a shifted number would be copied each time.
+        bits = format(used, f"0{len(blocks)}b")[::-1]
+        start = bits.find("0")
+        while start >= 0:
+            end = bits.find("1", start)
+            if end < 0:
+                end = len(bits)
+            yield range(blocks.start + start, blocks.start + end)
+            start = bits.find("0", end)
+
+    def _bitmap(self, number: int, group: Group) -> int | None:
+        """The bits of a group's bitmap, bit 0 for its first block; ``None`` for a damaged one."""
+        if not group.has_bitmap:
+            return 0
+        raw = self._raw_bitmap(number, group)
+        seed = self._superblock.checksum_seed
+        if seed is not None:
+            covered = raw[: self._superblock.blocks_per_group // 8]
+            mask = 0xFFFFFFFF if group.has_wide_checksum else 0xFFFF
+            if crc32c(seed, covered) & mask != group.bitmap_checksum:
+                return None
+        return int.from_bytes(raw, "little")
+
+    def _raw_bitmap(self, number: int, group: Group) -> bytes:
+        """The block with a group's bitmap.
+
+        Those of the groups that follow are read with it where they lie behind it, as ``flex_bg``
+        puts them: of a stream, they would have passed when they are asked for.
+        """
+        first = group.block_bitmap
+        if first not in self._read_ahead:
+            count = 1
+            while count < _READ_AHEAD and number + count < self._superblock.group_count:
+                if self._groups.read(number + count).block_bitmap != first + count:
+                    break
+                count += 1
+            self._read_ahead = {first + i: self._blocks.read(first + i) for i in range(count)}
+        return self._read_ahead[first]
+
+    def _fixed_mask(self, blocks: range) -> int:
+        """The bits of those of ``blocks`` that hold metadata in a place known by layout."""
+        fixed = self._fixed_blocks() or ()
+        mask = 0
+        index = max(0, bisect_right(fixed, blocks.start, key=_start) - 1)
+        while index < len(fixed) and fixed[index].start < blocks.stop:
+            start = max(fixed[index].start, blocks.start)
+            end = min(fixed[index].stop, blocks.stop)
+            if start < end:
+                mask |= (1 << end - start) - 1 << start - blocks.start
+            index += 1
+        return mask
+
+    def _fixed_blocks(self) -> tuple[range, ...] | None:
+        """All such blocks, in order and merged; ``None`` if a group descriptor is damaged.
+
+        A group without a bitmap may hold the bitmaps and inode tables of any other (``flex_bg``).
+        """
+        if self._fixed is None:
+            try:
+                found = sorted(self._groups.fixed_blocks())
+            except ImageError as error:
+                if error.code != "ext4-invalid":
+                    raise
+                return None
+            self._fixed = tuple(_merge(found))
+        return self._fixed
+
+
+def _merge(runs: list[tuple[int, int]]) -> Iterator[range]:
+    """Runs in ascending order, those that touch or overlap in one."""
+    start = end = 0
+    for first, count in runs:
+        if first > end:
+            if end:
+                yield range(start, end)
+            start = first
+        end = max(end, first + count)
+    yield range(start, end)
+
+
+def _start(run: range) -> int:
+    return run.start
