@@ -123,6 +123,7 @@ _PROBES: dict[str, Callable[[], str | None]] = {
     "FUSE": _probe_fuse,
     "GNU time": _tools("/usr/bin/time"),
     "bmaptool": _tools("bmaptool"),
+    "compressors": _tools("bzip2", "gzip", "lbzip2", "pigz", "pzstd", "xz", "zstd"),
     "dosfstools": _tools("mkfs.vfat", "fsck.vfat"),
     "e2fsprogs": _tools("mkfs.ext4", "e2fsck", "debugfs"),
     "fdisk": _tools("sfdisk"),
@@ -134,6 +135,8 @@ _PROBES: dict[str, Callable[[], str | None]] = {
     "netpbm": _tools("pnmtopng"),
     "nmcli": _tools("nmcli"),
     "node": _tools("node"),
+    "openssl": _tools("openssl"),
     "parted": _tools("parted"),
+    "zip tools": _tools("7z", "bsdtar", "unzip", "zip"),
     "util-linux": _tools("blkid", "lsblk", "losetup", "mount", "swapon"),
 }

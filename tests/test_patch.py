@@ -19,9 +19,10 @@ from balenaflash.errors import EditError, ImageError, VerificationError, WriteEr
 from balenaflash.extent import KIB, MIB
 from balenaflash.image.commit.commit import EditableImage
 from balenaflash.image.commit.recovery import Recovery
+from balenaflash.image.container.kinds import Container
 from balenaflash.image.opening import open_for_editing, open_for_reading, recover
 from balenaflash.image.patch import Overlay, Patch
-from balenaflash.image.source import Container, FileSource, open_source
+from balenaflash.image.source import FileSource, open_source
 
 KILLS = int(os.environ.get("BALENAFLASH_TEST_KILLS", "30"))
 KILLED_SIZE = int(os.environ.get("BALENAFLASH_TEST_KILLED_MIB", "4")) * MIB
@@ -279,8 +280,9 @@ class TestFailureWhileWriting:
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND)
         try:
             source = FileSource(path, descriptor, Container.RAW, SIZE)
+            image = EditableImage(source, Container.RAW, None, None, path, descriptor)
             with pytest.raises(VerificationError, match="at byte 512"):
-                EditableImage(source, None, descriptor).commit([Patch(512, bytes(512))])
+                image.commit([Patch(512, bytes(512))])
         finally:
             os.close(descriptor)
 

@@ -7,6 +7,7 @@ Whoever opens the image next and finds a record deals with it first (`balenaflas
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from balenaflash.errors import EditError, VerificationError, WriteError
 from balenaflash.extent import SECTOR_SIZE, Extent
@@ -21,8 +22,9 @@ from balenaflash.image.commit.undo import (
     remove_record,
     write_record,
 )
+from balenaflash.image.container.kinds import Container
 from balenaflash.image.patch import Patch
-from balenaflash.image.source import FileSource, Source
+from balenaflash.image.source import Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +54,14 @@ class CommitReport:
 class ReadableImage:
     """An image that nobody edits while it is open."""
 
-    source: FileSource
+    source: Source
     """What it holds."""
+
+    container: Container
+    """What it is stored in."""
+
+    member: str | None
+    """Its name in a container that has members."""
 
     recovery: Recovery | None
     """What became of an earlier edit that had been cut off; ``None`` if there was none."""
@@ -73,6 +81,7 @@ class ReadableImage:
 class EditableImage(ReadableImage):
     """An image file open for a change, locked until it is closed."""
 
+    path: Path
     descriptor: int
     """The open file, for reading and writing."""
 
@@ -81,7 +90,7 @@ class EditableImage(ReadableImage):
 
         Of the file, only these bytes and its time of change differ afterwards.
         """
-        file = record_beside(self.source.path, self.descriptor)
+        file = record_beside(self.path, self.descriptor)
         return commit(self.source, FileStore(self.descriptor), file, patches)
 
 

@@ -1,0 +1,1 @@
+"""Compressed images: recognised by content, decoded and checked."""

@@ -1,0 +1,133 @@
+"""An image from standard input."""
+
+import fcntl
+import os
+import select
+import stat
+from types import TracebackType
+from typing import Self
+
+from balenaflash.errors import ImageError
+from balenaflash.extent import MIB
+from balenaflash.image.container.forward import ForwardReader
+from balenaflash.image.container.running_digest import RunningDigest
+
+
+class PipeOrigin:
+    """The bytes that come out of an open descriptor, in their order.
+
+    The descriptor stays open: it belongs to the caller. ``hashing`` computes the SHA-256 of
+    everything that passes, in a thread beside.
+
+    Raises:
+        ImageError: the descriptor is closed, a terminal or a directory.
+    """
+
+    seekable = False
+
+    def __init__(self, descriptor: int, name: str = "-", *, hashing: bool = False) -> None:
+        self.name = name
+        self._descriptor = descriptor
+        _prepare(descriptor, name)
+        self._passed = 0
+        self._ended = False
+        self._forward = ForwardReader(self._take)
+        self._digest = RunningDigest() if hashing else None
+
+    @property
+    def size(self) -> int | None:
+        """Bytes from start to end; unknown until the end was reached."""
+        return self._passed if self._ended else None
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """The bytes ``[offset, offset + length)``, fewer only at the end.
+
+        Raises:
+            ImageError: reading failed.
+            ValueError: as `ForwardReader.read_at`.
+        """
+        return self._forward.read_at(offset, length)
+
+    def digest(self) -> str:
+        """SHA-256 of all bytes from start to end, in hexadecimal; reads what is left first.
+
+        Raises:
+            ImageError: reading failed.
+            ValueError: hashing was not asked for.
+        """
+        if self._digest is None:
+            raise ValueError("opened without hashing")
+        while self._take(MIB):
+            pass
+        return self._digest.hexdigest()
+
+    def close(self) -> None:
+        """End the thread that hashes."""
+        if self._digest is not None:
+            self._digest.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _take(self, limit: int) -> bytes:
+        if self._ended:
+            return b""
+        try:
+            block = _read_some(self._descriptor, min(limit, MIB))
+        except OSError as error:
+            raise _unreadable(self.name, f"at byte {self._passed}: {error.strerror}") from error
+        self._passed += len(block)
+        self._ended = not block
+        if block and self._digest is not None:
+            self._digest.update(block)
+        return block
+
+
+def _read_some(descriptor: int, limit: int) -> bytes:
+    while True:
+        try:
+            return os.read(descriptor, limit)
+        except BlockingIOError:
+            # Another process that shares the pipe has made it non-blocking.
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN)
+            poll.poll()
+
+
+def _prepare(descriptor: int, name: str) -> None:
+    try:
+        mode = os.fstat(descriptor).st_mode
+    except OSError as error:
+        raise _unreadable(name, f"at byte 0: {error.strerror}") from error
+    if os.isatty(descriptor):
+        raise ImageError(
+            f"{name}: standard input is a terminal, not an image",
+            code="image-not-a-file",
+            hint="Pipe an image into it: xz -dc IMAGE.xz | balenaflash ... -",
+        )
+    if stat.S_ISDIR(mode):
+        raise ImageError(f"{name}: is a directory, not an image", code="image-not-a-file")
+    if stat.S_ISFIFO(mode):
+        _widen(descriptor)
+
+
+def _widen(descriptor: int) -> None:
+    """Let a pipe hold 1 MiB in place of 64 KiB, so that writer and reader wake less often."""
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, MIB)
+    except OSError:
+        # EPERM above /proc/sys/fs/pipe-max-size or the user's share of pages (pipe(7)); EBUSY
+        # never when growing. The pipe works as it is.
+        return
+
+
+def _unreadable(name: str, fact: str) -> ImageError:
+    return ImageError(f"{name}: standard input cannot be read {fact}", code="image-unreadable")

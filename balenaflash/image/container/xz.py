@@ -1,0 +1,200 @@
+"""xz (file format 1.2.1), by liblzma: blocks on all processors where there are several."""
+
+import lzma
+import zlib
+from bisect import bisect_right
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+
+from balenaflash.errors import ImageError
+from balenaflash.extent import KIB, MIB
+from balenaflash.image.container.decoder import (
+    Compressed,
+    Decoder,
+    Input,
+    corrupt,
+    cut_short,
+)
+from balenaflash.image.container.kinds import Container
+from balenaflash.image.container.origin import Origin, Peeked
+from balenaflash.image.container.parallel import PiecesDecoder, in_order, usable_cores
+from balenaflash.image.container.stream import (
+    CompressedStreams,
+    Engine,
+    StreamFormat,
+    too_large,
+)
+from balenaflash.image.container.xz_index import STREAM_MAGIC, Block, read_blocks
+
+MEMORY_LIMIT = 256 * MIB
+"""What decoding one block may take, above all its dictionary: of xz -9 it is 64 MiB."""
+
+_MAX_PARALLEL = 512 * MIB
+"""Bytes of blocks, stored and decoded, that are in memory at a time; see ``_workers``."""
+
+_PIECE_SIZE = 256 * KIB
+
+
+def new_xz_engine() -> Engine:
+    """An engine for one stream; its checksums are verified."""
+    return lzma.LZMADecompressor(lzma.FORMAT_XZ, MEMORY_LIMIT)
+
+
+XZ = StreamFormat(
+    container=Container.XZ,
+    magics=(STREAM_MAGIC,),
+    new_engine=new_xz_engine,
+    failures=(lzma.LZMAError,),
+    padding=4,  # section 2.2
+    too_large="Memory usage limit",
+    unpack="xz -dk",
+)
+
+
+def recognise_xz(origin: Peeked) -> Compressed | None:
+    """The image in xz streams; ``None`` where there is no such stream at the start.
+
+    Raises:
+        ImageError: the file does not end as an xz file does, or an index is not true.
+    """
+    if origin.peek(len(STREAM_MAGIC)) != STREAM_MAGIC:
+        return None
+    blocks = None
+    if origin.seekable and origin.size is not None:
+        blocks = read_blocks(origin, origin.size)
+    return CompressedStreams(origin, XZ) if blocks is None else CompressedBlocks(origin, blocks)
+
+
+@dataclass(frozen=True, slots=True)
+class CompressedBlocks:
+    """An image in an xz file whose index was read."""
+
+    origin: Origin
+    blocks: tuple[Block, ...]
+
+    @property
+    def container(self) -> Container:
+        """What it is compressed with."""
+        return Container.XZ
+
+    @property
+    def size(self) -> int:
+        """Bytes of the image, by the indexes."""
+        return self.blocks[-1].start + self.blocks[-1].content_size if self.blocks else 0
+
+    @property
+    def member(self) -> None:
+        """There are no members."""
+
+    @property
+    def seekable(self) -> bool:
+        """Whether there are several blocks, each of which decodes by itself."""
+        return len(self.blocks) > 1
+
+    def open_decoder(self, at: int = 0) -> Decoder:
+        """A decoder from the image's byte ``at`` on; see ``Compressed``."""
+        first = max(0, bisect_right(self.blocks, at, key=lambda block: block.start) - 1)
+        blocks = self.blocks[first:]
+        workers = _workers(blocks)
+        pieces = _in_parallel(self.origin, blocks, workers) if workers > 1 else None
+        decoder = PiecesDecoder(pieces or _one_by_one(self.origin, blocks))
+        if blocks:
+            decoder.skip(at - blocks[0].start)
+        return decoder
+
+
+def _workers(blocks: Sequence[Block]) -> int:
+    """How many blocks to decode at a time, so that what is in memory stays bounded.
+
+    Each worker has a block's bytes as stored and as decoded, and a dictionary that need not be
+    larger than a block; one block more waits, decoded.
+    """
+    if not blocks:
+        return 1
+    largest = max(2 * block.content_size + block.stored_size for block in blocks)
+    return min(usable_cores(), len(blocks), _MAX_PARALLEL // max(largest, 1) - 1)
+
+
+def _in_parallel(
+    origin: Origin, blocks: Sequence[Block], workers: int
+) -> Generator[bytes, None, None]:
+    decoded = in_order(_jobs(origin, blocks), workers)
+    try:
+        for pieces in decoded:
+            yield from pieces
+    finally:
+        decoded.close()
+
+
+def _jobs(origin: Origin, blocks: Sequence[Block]) -> Iterator[Callable[[], list[bytes]]]:
+    for block in blocks:
+        stored = origin.read_at(block.offset, block.stored_size)
+        yield partial(_decode_whole, origin.name, block, stored)
+
+
+def _decode_whole(name: str, block: Block, stored: bytes) -> list[bytes]:
+    return list(_decode(name, block, [stored]))
+
+
+def _one_by_one(origin: Origin, blocks: Sequence[Block]) -> Generator[bytes, None, None]:
+    for block in blocks:
+        yield from _decode(origin.name, block, _stored(origin, block))
+
+
+def _stored(origin: Origin, block: Block) -> Iterator[bytes]:
+    source = Input(origin, block.offset)
+    left = block.stored_size
+    while left and (data := source.read(min(Input.CHUNK_SIZE, left))):
+        left -= len(data)
+        yield data
+
+
+def _decode(name: str, block: Block, stored: Iterable[bytes]) -> Iterator[bytes]:
+    """The pieces of a block, decoded as a stream that has no other.
+
+    The index and footer of that stream are made here, by the file's index: so liblzma itself
+    finds a block that is not as long as the index says.
+    """
+    engine = new_xz_engine()
+    done = 0
+    try:
+        for data in chain([block.stream_header], stored, [_index_and_footer(block)]):
+            piece = engine.decompress(data, _PIECE_SIZE)
+            while piece:
+                done += len(piece)
+                yield piece
+                piece = (
+                    b"" if engine.needs_input or engine.eof else engine.decompress(b"", _PIECE_SIZE)
+                )
+    except (lzma.LZMAError, EOFError) as error:
+        raise _failed(name, block, done, error) from error
+    if not engine.eof:
+        raise cut_short(name, Container.XZ, block.offset + block.stored_size, block.start + done)
+
+
+def _index_and_footer(block: Block) -> bytes:
+    """The end of a stream that holds ``block`` alone; sections 4 and 2.1.2."""
+    records = _integer(1) + _integer(block.unpadded_size) + _integer(block.content_size)
+    index = (b"\0" + records).ljust(-(-(1 + len(records)) // 4) * 4, b"\0")
+    index += zlib.crc32(index).to_bytes(4, "little")
+    tail = (len(index) // 4 - 1).to_bytes(4, "little") + block.stream_header[6:8]
+    return index + zlib.crc32(tail).to_bytes(4, "little") + tail + b"YZ"
+
+
+def _integer(value: int) -> bytes:
+    """``value`` as a variable-length integer; section 1.2."""
+    data = bytearray()
+    while value >> 7:
+        data.append(value & 0x7F | 0x80)
+        value >>= 7
+    data.append(value)
+    return bytes(data)
+
+
+def _failed(name: str, block: Block, done: int, error: Exception) -> ImageError:
+    if XZ.too_large in str(error):
+        return too_large(name, XZ)
+    why = f"cannot be decoded: {error}"
+    return corrupt(name, Container.XZ, block.offset, block.start + done, why)

@@ -1,0 +1,188 @@
+"""The index of an xz file: where each block is, and which bytes of the image it holds.
+
+Sections are those of the xz file format, version 1.2.1.
+"""
+
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from balenaflash.errors import ImageError
+from balenaflash.extent import KIB, MIB
+from balenaflash.image.container.decoder import DOWNLOAD_AGAIN, corrupt
+from balenaflash.image.container.kinds import Container
+from balenaflash.image.container.origin import Origin
+
+STREAM_MAGIC = b"\xfd7zXZ\0"  # section 2.1.1.1
+_FOOTER_MAGIC = b"YZ"  # section 2.1.2.4
+FRAME_SIZE = 12
+"""Bytes of a stream's header, and of its footer."""
+
+_MAX_INDEX = 16 * MIB  # of one stream, in bytes
+_MAX_BLOCKS = 1 << 18  # of the file: 6 TiB in blocks of xz -T0
+_KNOWN_CHECKS = frozenset({0, 1, 4, 10})  # section 2.1.1.2: none, CRC-32, CRC-64, SHA-256
+_MAX_SHIFT = 56  # of the ninth and last byte of a variable-length integer, section 1.2
+_MAX_UNPADDED = 1 << 63  # section 4.3.1
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One block of an xz file, which decodes by itself."""
+
+    stream_header: bytes
+    """Of the stream it is in: it tells how the block is checked."""
+
+    offset: int
+    """Of its first byte in the file."""
+
+    unpadded_size: int
+    """Its bytes in the file without the padding to a multiple of four."""
+
+    start: int
+    """Offset in the image of the first byte that it holds."""
+
+    content_size: int
+    """Bytes of the image that it holds."""
+
+    @property
+    def stored_size(self) -> int:
+        """Its bytes in the file with the padding."""
+        return _padded(self.unpadded_size)
+
+
+def read_blocks(origin: Origin, size: int) -> tuple[Block, ...] | None:
+    """The blocks of all streams of an xz file of ``size`` bytes; ``None`` if they are very many.
+
+    Headers, footers, padding and indexes are checked; the blocks are not read.
+
+    Raises:
+        ImageError: the file does not end as an xz file does, or an index is not true.
+    """
+    streams: list[_Stream] = []
+    count, end = 0, size
+    while end:
+        end = _behind_footer(origin, end)
+        stream = _read_stream(origin, end)
+        count += 0 if stream is None else len(stream.records)
+        if stream is None or count > _MAX_BLOCKS:
+            return None
+        streams.append(stream)
+        end = stream.start
+    return tuple(_blocks(reversed(streams)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Stream:
+    start: int
+    """Offset in the file of its header."""
+
+    header: bytes
+    records: list[tuple[int, int]]
+    """Unpadded size and content size of each block."""
+
+
+def _blocks(streams: Iterable[_Stream]) -> Iterator[Block]:
+    position = 0
+    for stream in streams:
+        offset = stream.start + FRAME_SIZE
+        for unpadded_size, content_size in stream.records:
+            block = Block(stream.header, offset, unpadded_size, position, content_size)
+            yield block
+            offset += block.stored_size
+            position += content_size
+
+
+def _behind_footer(origin: Origin, end: int) -> int:
+    """Where the stream ends that stands, with padding behind it, in front of ``end``."""
+    stop = end
+    while stop:
+        start = max(0, stop - 64 * KIB)
+        rest = origin.read_at(start, stop - start).rstrip(b"\0")
+        if rest:
+            # The footer's magic is not zero, so that every zero behind it is padding.
+            stop = start + len(rest)
+            break
+        stop = start
+    if (end - stop) % 4:
+        raise _no_footer(origin, end)
+    return stop
+
+
+def _read_stream(origin: Origin, end: int) -> _Stream | None:
+    """The stream whose footer ends at ``end``; ``None`` where its index is very large."""
+    footer = origin.read_at(max(0, end - FRAME_SIZE), FRAME_SIZE)
+    if len(footer) < FRAME_SIZE or footer[10:] != _FOOTER_MAGIC:
+        raise _no_footer(origin, end)
+    if zlib.crc32(footer[4:10]) != _number(footer[:4]):
+        raise _untrue(origin, end, "has a footer whose checksum is wrong")
+    index_size = (_number(footer[4:8]) + 1) * 4
+    index_start = end - FRAME_SIZE - index_size
+    if index_start < FRAME_SIZE:
+        raise _untrue(origin, end, "has an index larger than the file")
+    if index_size > _MAX_INDEX:
+        return None
+    records = _parse_index(origin, origin.read_at(index_start, index_size), end)
+    start = index_start - sum(_padded(size) for size, _ in records) - FRAME_SIZE
+    if start < 0:
+        raise _untrue(origin, end, "has blocks larger than the file")
+    header = origin.read_at(start, FRAME_SIZE)
+    _check_header(origin, start, header, footer[8:10])
+    return _Stream(start, header, records)
+
+
+def _check_header(origin: Origin, start: int, header: bytes, flags: bytes) -> None:
+    if header[:6] != STREAM_MAGIC or zlib.crc32(header[6:8]) != _number(header[8:]):
+        raise _untrue(origin, start, "does not start where its index says")
+    if header[6:8] != flags:
+        raise _untrue(origin, start, "has a header and a footer that differ")
+    if flags[0] or flags[1] not in _KNOWN_CHECKS:
+        raise ImageError(
+            f"{origin.name}: has a kind of checksum (xz flags {flags.hex()}) that is not known",
+            code="image-unsupported",
+        )
+
+
+def _parse_index(origin: Origin, index: bytes, end: int) -> list[tuple[int, int]]:
+    """The records of an index (section 4), whose stream ends at ``end``."""
+    if index[0] or zlib.crc32(index[:-4]) != _number(index[-4:]):
+        raise _untrue(origin, end, "has an index whose checksum is wrong")
+    numbers = _integers(index[1:-4])
+    count = next(numbers, 0)
+    records = [(next(numbers, 0), next(numbers, 0)) for _ in range(min(count, len(index)))]
+    if len(records) < count or not all(0 < size < _MAX_UNPADDED for size, _ in records):
+        raise _untrue(origin, end, "has an index that makes no sense")
+    return records
+
+
+def _integers(data: bytes) -> Iterator[int]:
+    """The variable-length integers (section 1.2) in ``data``."""
+    value = shift = 0
+    for byte in data:
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if not byte & 0x80:
+            yield value
+            value = shift = 0
+        elif shift > _MAX_SHIFT:
+            return
+
+
+def _no_footer(origin: Origin, place: int) -> ImageError:
+    return ImageError(
+        f"{origin.name}: does not end as an xz file does, at byte {place}: it is cut short, or "
+        "something else follows the image",
+        code="image-cut-short",
+        hint=DOWNLOAD_AGAIN,
+    )
+
+
+def _number(data: bytes) -> int:
+    return int.from_bytes(data, "little")
+
+
+def _padded(size: int) -> int:
+    return (size + 3) // 4 * 4
+
+
+def _untrue(origin: Origin, place: int, why: str) -> ImageError:
+    return corrupt(origin.name, Container.XZ, place, 0, why)
