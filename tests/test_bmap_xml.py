@@ -67,7 +67,7 @@ def test_an_old_map_is_read_and_brought_up_to_date_as_a_new_one(
     after = Overlay(before, [patch])
     new, untrue = updated(read_bmap(old), before, after, [patch.extent])
     assert untrue == ()
-    path.write_bytes(after.read(0, after.size))
+    path.write_bytes(after.read(0, len(image)))
     old.write_bytes(serialise(new))
     assert copied_by_bmaptool(path, old) == path.read_bytes()
 
