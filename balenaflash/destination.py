@@ -1,12 +1,13 @@
 """What TARGET names: a block device that may be written, or a file."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from balenaflash.card_records import drop_record
 from balenaflash.errors import Problem, TargetRefusedError
+from balenaflash.image.container.location import ImageLocation
 from balenaflash.planning import WritePlan
 from balenaflash.safety import Assessment, assess, require_writable
 from balenaflash.target.discovery import find_disk
@@ -46,23 +47,66 @@ class FileDestination:
 Destination = DiskDestination | FileDestination
 
 
-def find_destination(
-    target: Path, *, image: Path, plan: WritePlan, allow_internal: bool, overwrite: bool
-) -> Destination:
-    """What ``target`` names, checked: whatever is returned may be written with ``image``.
+def find_destinations(
+    targets: Sequence[Path],
+    *,
+    image: ImageLocation,
+    plan: WritePlan,
+    allow_internal: bool,
+    overwrite: bool,
+) -> tuple[Destination, ...]:
+    """What ``targets`` name, checked: whatever is returned may be written with ``image``.
 
     Raises:
-        TargetRefusedError: with every reason at once. Nothing was opened for writing.
+        TargetRefusedError: with every reason of each at once. Nothing was opened for writing.
     """
-    if not _is_device(target):
-        if target.exists() and target.samefile(image):
+    found: list[Destination] = []
+    problems: list[Problem] = []
+    for target in targets:
+        try:
+            found.append(
+                _find(
+                    target,
+                    image=image if isinstance(image, Path) else None,
+                    plan=plan,
+                    allow_internal=allow_internal,
+                    overwrite=overwrite,
+                )
+            )
+        except TargetRefusedError as error:
+            problems += error.problems
+    problems += _find_repeated(found)
+    if problems:
+        raise TargetRefusedError(problems)
+    return tuple(found)
+
+
+def _find_repeated(destinations: Sequence[Destination]) -> Iterator[Problem]:
+    seen = dict[str, str]()
+    for each in destinations:
+        key = each.name if isinstance(each, DiskDestination) else str(each.path.resolve())
+        if key in seen:
+            yield Problem("target-repeated", f"{each.name}: is named twice", "Name each once.")
+        seen[key] = each.name
+
+
+def _find(
+    target: Path,
+    *,
+    image: Path | None,
+    plan: WritePlan,
+    allow_internal: bool,
+    overwrite: bool,
+) -> Destination:
+    if not is_device(target):
+        if image is not None and target.exists() and target.samefile(image):
             raise TargetRefusedError(
                 [Problem("target-is-image", f"{target}: is the image itself", "Name another file.")]
             )
         return FileDestination(target, overwrite)
     assessment = assess(
         find_disk(target),
-        image_size=plan.image_size,
+        image_size=plan.least_size,
         image_path=image,
         image_sector_size=plan.table.sector_size,
         allow_internal=allow_internal,
@@ -95,7 +139,7 @@ def open_for_comparison(target: Path) -> Iterator[Medium]:
     Raises:
         TargetRefusedError: it is not there, or may not be read.
     """
-    if _is_device(target):
+    if is_device(target):
         with open_disk(find_disk(target), for_writing=False) as disk:
             yield disk
     else:
@@ -103,7 +147,8 @@ def open_for_comparison(target: Path) -> Iterator[Medium]:
             yield file
 
 
-def _is_device(target: Path) -> bool:
+def is_device(target: Path) -> bool:
+    """Whether ``target`` is, or was meant to be, a device and no regular file."""
     # A node that is not there yet, or a misspelt one, must not become a file below /dev.
     if target.is_block_device() or target.is_char_device():
         return True

@@ -1,107 +1,186 @@
-"""Stream an image to a medium, flush it, and read it back.
+"""Write an image to one or more media, flush them, read them back, and repair what differs.
 
-Writing returns the record that verifying needs: a digest of each chunk as it was handed to
-the medium.
+The image is read once for all; each target then goes at its own pace, in a thread of its own.
 """
 
-import mmap
+import threading
 import time
-from contextlib import closing
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-from balenaflash.errors import InterruptedWriteError, WriteError
-from balenaflash.extent import format_size
-from balenaflash.image.chunks import read_ahead
+from balenaflash.chunk_queue import ChunkQueue
+from balenaflash.differences import Difference
+from balenaflash.errors import BalenaflashError
+from balenaflash.feeding import Feeds
+from balenaflash.image.chunks import ChunkRecord
 from balenaflash.image.source import Source
-from balenaflash.planning import CHUNK_SIZE, WritePlan
+from balenaflash.planning import WritePlan
 from balenaflash.progress import Phase, Progress, phase
+from balenaflash.repair import NO_REPAIR, Repair, changed_by_repair, repair
+from balenaflash.stopping import Stop
 from balenaflash.target.medium import Medium
-from balenaflash.verification import ChunkDigest, Stop, compare
+from balenaflash.verification import read_back
+from balenaflash.writing import Writer, Written
+
+_SIGNAL_INTERVAL = 0.1
+"""Seconds between two looks at whether the user wants to leave at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A medium that is open for writing, and who is told how far it is."""
+
+    medium: Medium
+    progress: Progress
 
 
 @dataclass(frozen=True, slots=True)
 class FlashReport:
     """What was done to one target."""
 
+    image_size: int
     bytes_written: int
+    """Bytes that were written or zeroed."""
+
+    bytes_equal: int
+    """Bytes that the target held already, and that were not written."""
+
     write_seconds: float
     bytes_read_back: int | None
     """``None`` when the read-back was not asked for."""
+
     verify_seconds: float | None
+    repaired: tuple[Difference, ...] = ()
+    """Ranges that read back wrong, were written again, and read back right."""
+
+    unsteady_reads: int = 0
+    """Chunks of 4 MiB that read back wrong once and right the second time."""
+
+
+Outcome = FlashReport | BalenaflashError
+
+
+@dataclass(frozen=True, slots=True)
+class FlashOptions:
+    """How it is to be done."""
+
+    read_back: bool = True
+    skip_equal: bool = False
+    """Read first, and write only what differs."""
 
 
 def flash(
     source: Source,
-    medium: Medium,
     plan: WritePlan,
+    targets: Sequence[Target],
     *,
-    read_back: bool,
-    progress: Progress,
+    options: FlashOptions,
     stop: Stop,
-) -> FlashReport:
-    """Write, flush and, unless told not to, read back and compare.
+) -> tuple[Outcome, ...]:
+    """Write, flush and, unless told not to, read back, compare and repair.
 
-    Raises:
-        WriteError, InterruptedWriteError: as `write_image`.
-        VerificationError: all was written, and something else was read.
+    The outcomes are in the order of ``targets``: a report, or the failure that ended the work on
+    that target alone. Whatever else ends it is raised: a bug, or a user who leaves at once.
     """
-    started = time.monotonic()
-    record = write_image(source, medium, plan, progress, stop)
-    written = time.monotonic()
-    if not read_back:
-        return FlashReport(plan.bytes_written, written - started, None, None)
-    medium.begin_read_back()
-    comparison = compare(source, medium, plan, record, progress, stop)
-    comparison.require_equal(plan, medium.name)
-    seconds = time.monotonic() - written
-    return FlashReport(plan.bytes_written, written - started, comparison.bytes_read, seconds)
+    limit = max(target.medium.capacity for target in targets)
+    with Feeds(source, plan, limit=limit) as feeds:
+        jobs = [_Job(source, plan, target, options, stop, feeds) for target in targets]
+        feeds.start([job.queue for job in jobs])
+        for job in jobs:
+            job.start()
+        for job in jobs:
+            job.wait()
+    return tuple(job.outcome for job in jobs)
 
 
-def write_image(
-    source: Source, medium: Medium, plan: WritePlan, progress: Progress, stop: Stop
-) -> tuple[ChunkDigest, ...]:
-    """Write ``source`` to ``medium`` as planned, and flush it.
+@dataclass(slots=True)
+class _Job:
+    """The work on one target."""
 
-    Returns the digests of what was handed over, in the order of the plan.
+    source: Source
+    plan: WritePlan
+    target: Target
+    options: FlashOptions
+    stop: Stop
+    feeds: Feeds
+    queue: ChunkQueue = field(init=False)
+    _outcome: Outcome | None = None
+    _crash: BaseException | None = None
+    _thread: threading.Thread = field(init=False)
 
-    Raises:
-        WriteError: the medium failed, or the source did after writing had begun. The target
-            holds part of the image; its head is zeroed, so it does not boot.
-        InterruptedWriteError: ``stop`` said so; the same state.
-    """
-    record = []
-    written = 0
-    chunks = read_ahead(source, plan.chunks(), largest=CHUNK_SIZE, alignment=medium.alignment)
-    with phase(progress, Phase.WRITE, plan.bytes_written), closing(chunks):
-        medium.write(plan.wiped.start, _zeros(plan.wiped.size, medium.alignment))
-        for chunk in chunks:
-            if stop():
-                medium.flush()
-                raise _interrupted_write(medium, written)
-            if chunk.fault is not None:
-                raise WriteError(
-                    f"{medium.name}: writing stopped after {format_size(written)}, since the image "
-                    f"failed: {chunk.fault}; {medium.if_unfinished}",
-                    written=written,
-                    code="image-failed",
-                    hint="Fetch the image again, then write it from the start.",
-                ) from chunk.fault
-            medium.write(chunk.extent.start, chunk.buffer)
-            written += chunk.size
-            record.append(ChunkDigest(chunk.extent, chunk.digest))
-            progress.advance(chunk.size)
-        medium.flush()
-    return tuple(record)
+    def __post_init__(self) -> None:
+        self.queue = ChunkQueue(self.feeds.start_alone)
+        # A daemon: a medium that hangs in the kernel must not keep the program from ending.
+        self._thread = threading.Thread(target=self._run, name="target", daemon=True)
 
+    def start(self) -> None:
+        self._thread.start()
 
-def _zeros(size: int, alignment: int) -> memoryview:
-    # mmap gives zeroed pages, aligned as O_DIRECT wants them.
-    return memoryview(mmap.mmap(-1, -(-size // alignment) * alignment))
+    def wait(self) -> None:
+        """Wait for its end, awake enough for signals."""
+        while self._thread.is_alive():
+            self._thread.join(_SIGNAL_INTERVAL)
 
+    @property
+    def outcome(self) -> Outcome:
+        if self._crash is not None:
+            raise self._crash
+        if self._outcome is None:
+            raise RuntimeError("the work on a target has not ended")
+        return self._outcome
 
-def _interrupted_write(medium: Medium, written: int) -> InterruptedWriteError:
-    return InterruptedWriteError(
-        f"{medium.name}: interrupted after {format_size(written)}; {medium.if_unfinished}",
-        written=written,
-        hint="Write it again from the start.",
-    )
+    def _run(self) -> None:
+        try:
+            self._outcome = self._flash()
+        except BalenaflashError as error:
+            self._outcome = error
+        except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
+            self._crash = error
+        finally:
+            self.queue.close()
+
+    def _flash(self) -> FlashReport:
+        medium, progress = self.target.medium, self.target.progress
+        started = time.monotonic()
+        with phase(progress, Phase.WRITE, self.plan.size_to_write):
+            written = self._write()
+        ended = time.monotonic()
+        size = written.size
+        equal = sum(record.size for record in written.equal)
+        if not self.options.read_back:
+            return FlashReport(written.image_size, size, equal, ended - started, None, None)
+        medium.begin_read_back()
+        differing = read_back(medium, written.records, progress, self.stop, written=written.size)
+        mended = self._repair(written, differing) if differing else NO_REPAIR
+        return FlashReport(
+            written.image_size,
+            size,
+            equal,
+            ended - started,
+            size,
+            time.monotonic() - ended,
+            mended.repaired,
+            mended.unsteady,
+        )
+
+    def _write(self) -> Written:
+        return Writer(
+            self.target.medium,
+            self.plan,
+            self.queue,
+            self.target.progress,
+            self.stop,
+            self.options.skip_equal,
+        ).write_all()
+
+    def _repair(self, written: Written, differing: list[ChunkRecord]) -> Repair:
+        medium = self.target.medium
+        mended = repair(self.source.fork(), medium, self.plan, written, differing, self.stop)
+        if mended.repaired:
+            # What is written to a counterfeit turns up elsewhere: so all is read once more.
+            again = read_back(
+                medium, written.records, self.target.progress, self.stop, written=written.size
+            )
+            if again:
+                raise changed_by_repair(self.source.fork(), medium, self.plan, written, again)
+        return mended

@@ -1,15 +1,20 @@
 """What will be written where, in which order, before anything is."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 
 from balenaflash.extent import MIB, Extent, format_size
+from balenaflash.image.allocation import Allocation, FreeCursor
 from balenaflash.image.balenaos import find_boot_partition
+from balenaflash.image.chunks import CHUNK_SIZE, padded
+from balenaflash.image.contents import BLOCK_SIZE
 from balenaflash.image.source import Source
-from balenaflash.image.table.partitions import Partition, PartitionTable, read_table
-
-CHUNK_SIZE = 4 * MIB
-"""Bytes per request: large enough for the medium's full speed, and balenaOS aligns to it."""
+from balenaflash.image.table.partitions import (
+    Partition,
+    PartitionKind,
+    PartitionTable,
+    read_table,
+)
 
 HEAD_SIZE = MIB
 """Bytes at the start that are written last: partition table and first boot code."""
@@ -19,54 +24,124 @@ HEAD_SIZE = MIB
 class WritePlan:
     """The order in which an image goes to a target."""
 
-    image_size: int
-    """Bytes of the image."""
+    image_size: int | None
+    """Bytes of the image; ``None`` of a stream that tells only at its end."""
 
     table: PartitionTable
     """The image's own table, which gives places their names."""
 
-    wiped: Extent
-    """Zeroed before anything else, so that what was on the target cannot boot half-replaced."""
+    free: tuple[Extent, ...] | None = ()
+    """What is free in the image's filesystems and need not be written, ascending and disjoint.
 
-    written: tuple[Extent, ...]
-    """Disjoint ranges, in the order in which they are written; the head comes last."""
+    ``None`` of a stream: there it is found out as it passes.
+    """
+
+    logical: dict[int, Partition] = field(default_factory=dict, compare=False)
+    """Logical partitions by number that the table of a stream does not tell of.
+
+    They are found as it passes.
+    """
 
     @property
-    def bytes_written(self) -> int:
-        """Bytes of image content that go to the target; the wiped ones are extra."""
-        return sum(extent.size for extent in self.written)
+    def partitions(self) -> tuple[Partition, ...]:
+        """Those of the table and those found since, without the extended one around them."""
+        known = [each for each in self.table.partitions if each.kind is not PartitionKind.EXTENDED]
+        return (*known, *self.logical.copy().values())
 
-    def chunks(self) -> Iterator[Extent]:
-        """``written`` cut at multiples of ``CHUNK_SIZE``, in the same order."""
-        for extent in self.written:
-            start = extent.start
-            while start < extent.end:
-                end = min((start // CHUNK_SIZE + 1) * CHUNK_SIZE, extent.end)
-                yield Extent(start, end)
-                start = end
+    @property
+    def least_size(self) -> int:
+        """Bytes that the image has at least: its size, or how far its table reaches."""
+        return self.table.end if self.image_size is None else self.image_size
+
+    @property
+    def size_to_write(self) -> int:
+        """Bytes that go to the target, as far as that is known before."""
+        return self.least_size - sum(whole_blocks(extent).size for extent in self.free or ())
+
+    @property
+    def head(self) -> Extent:
+        """Written last, and zeroed before anything else.
+
+        So what was on the target cannot boot half-replaced, nor the image half-written.
+        """
+        return Extent(0, min(HEAD_SIZE, self.least_size))
+
+    def chunks(self, source: Source, limit: int | None = None) -> Iterator[Extent]:
+        """What is written, in this order, cut at multiples of ``CHUNK_SIZE``; the head comes last.
+
+        Before the head ``source`` is measured: what a container says at its end is checked, and
+        what lies behind all that the table speaks of is written, too.
+
+        Raises:
+            ImageError: as `Source.measure`, with ``limit``.
+        """
+        yield from self.body(source, limit)
+        yield self.head
+
+    def body(self, source: Source, limit: int | None = None) -> Iterator[Extent]:
+        """As ``chunks``, without the head."""
+        yield from _cut(Extent(self.head.end, self.least_size))
+        # A stream has to get there first, so that it keeps for later what lies behind, and not
+        # what was skipped before.
+        with source.sequential():
+            source.readinto(self.least_size, memoryview(bytearray()))
+        yield from _cut(Extent(self.least_size, max(source.measure(limit), self.least_size)))
+
+    def free_space(self, source: Source) -> FreeCursor | None:
+        """What need not be written; ``None`` where everything is."""
+        if self.free:
+            return FreeCursor(iter(self.free))
+        allocation = Allocation(source, self.table, self.logical)
+        if self.free is None:
+            return FreeCursor(_behind(self.head, allocation.free_extents_as_reached()))
+        # Nothing is free, but partitions are to be known by their numbers.
+        return None if self.table.is_complete else FreeCursor(allocation.reach_logical())
 
 
-def plan_write(source: Source) -> WritePlan:
-    """A plan that writes every byte of ``source``, its head last.
+def plan_write(source: Source, *, writes_all: bool = False) -> WritePlan:
+    """The plan to write ``source``, its head last.
 
     Raises:
         ImageError: it is not a whole image of balenaOS layout.
     """
     table = read_table(source)
     find_boot_partition(source, table)
-    head = Extent(0, min(HEAD_SIZE, source.size))
-    rest = Extent(head.end, source.size)
-    return WritePlan(
-        image_size=source.size,
-        table=table,
-        wiped=head,
-        written=(rest, head) if rest.size else (head,),
-    )
+    plan = WritePlan(source.size, table)
+    if not source.seekable:
+        # Written last, when a stream that can be read only once has passed.
+        source.read(plan.head.start, plan.head.size)
+    if writes_all:
+        return plan
+    if not source.seekable:
+        return replace(plan, free=None)
+    return replace(plan, free=tuple(_behind(plan.head, Allocation(source, table).free_extents())))
 
 
-def describe_place(table: PartitionTable, offset: int) -> str:
+def whole_blocks(extent: Extent) -> Extent:
+    """The blocks of 4 KiB that lie wholly inside ``extent``; empty if there is none."""
+    start = padded(extent.start, BLOCK_SIZE)
+    return Extent(start, max(start, extent.end // BLOCK_SIZE * BLOCK_SIZE))
+
+
+def _behind(head: Extent, extents: Iterable[Extent]) -> Iterator[Extent]:
+    """Those of ``extents`` behind ``head``, which is always written whole."""
+    for extent in extents:
+        if extent.end > head.end:
+            yield Extent(max(extent.start, head.end), extent.end)
+
+
+def _cut(extent: Extent) -> Iterator[Extent]:
+    start = extent.start
+    while start < extent.end:
+        end = min((start // CHUNK_SIZE + 1) * CHUNK_SIZE, extent.end)
+        yield Extent(start, end)
+        start = end
+
+
+def describe_place(plan: WritePlan, offset: int) -> str:
     """In words, what lies at ``offset`` of the image: a partition, or the space around them."""
-    partition = find_partition(table, offset)
+    # The extended one last: it is around the logical ones.
+    partition = find_partition((*plan.partitions, *plan.table.partitions), offset)
     if partition is None:
         return "outside every partition"
     name = f" ({partition.name})" if partition.name else ""
@@ -74,7 +149,6 @@ def describe_place(table: PartitionTable, offset: int) -> str:
     return f"partition {partition.number}{name}, {inside} into it"
 
 
-def find_partition(table: PartitionTable, offset: int) -> Partition | None:
-    """The innermost partition that holds the byte at ``offset``; ``None`` outside of all."""
-    holding = [part for part in table.partitions if part.extent.contains(offset)]
-    return min(holding, key=lambda part: part.extent.size, default=None)
+def find_partition(partitions: Iterable[Partition], offset: int) -> Partition | None:
+    """The first of ``partitions`` that holds the byte at ``offset``; ``None`` outside of all."""
+    return next((each for each in partitions if each.extent.contains(offset)), None)

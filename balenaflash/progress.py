@@ -11,6 +11,7 @@ class Phase(StrEnum):
 
     WRITE = "write"
     VERIFY = "verify"
+    READ = "read"
     BUILD = "build"
 
 

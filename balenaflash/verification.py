@@ -1,47 +1,36 @@
 """Compare what a medium holds with what it should hold, and say where it differs."""
 
 import mmap
-from collections.abc import Callable, Generator, Iterable
-from contextlib import closing
+import queue
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+from balenaflash.chunk_queue import ChunkQueue
+from balenaflash.differences import Difference, find_differences
 from balenaflash.errors import InterruptedWriteError, VerificationError
-from balenaflash.extent import SECTOR_SIZE, Extent, format_size
-from balenaflash.image.chunks import chunk_digest, read_ahead
+from balenaflash.extent import format_size
+from balenaflash.feeding import Feeds
+from balenaflash.image.chunks import CHUNK_SIZE, Chunk, ChunkRecord, pieces_digest
+from balenaflash.image.owner import describe_owners
 from balenaflash.image.source import Source
-from balenaflash.planning import CHUNK_SIZE, WritePlan, describe_place
+from balenaflash.planning import WritePlan, describe_place
 from balenaflash.progress import Phase, Progress, phase
+from balenaflash.stopping import Stop
 from balenaflash.target.medium import Medium
+from balenaflash.writing import read_spans
 
 _DIFFERENCES_KEPT = 1000
 """Ranges told one by one; a wholly different medium would otherwise fill the memory."""
 
-Stop = Callable[[], bool]
-"""Asked between two chunks: whether the user wants to stop."""
-
-
-@dataclass(frozen=True, slots=True)
-class ChunkDigest:
-    """What a range of the target must hold."""
-
-    extent: Extent
-    digest: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """A run of sectors that do not hold what they should."""
-
-    extent: Extent
-    """Whole sectors, in bytes from the start of the target."""
-
-    first_byte: int
-    """Offset of the first byte that differs."""
+_REQUESTS = 2
+"""Chunks being read at a time: one would leave the medium idle between two requests."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The outcome of a read-back."""
+    """The outcome of comparing a target with an image."""
 
     bytes_read: int
     differences: tuple[Difference, ...]
@@ -50,24 +39,48 @@ class Comparison:
     difference_count: int
     """All of them, also those not kept."""
 
-    def require_equal(self, plan: WritePlan, medium_name: str) -> None:
+    def require_equal(self, source: Source, plan: WritePlan, medium_name: str) -> None:
         """Return if nothing differs.
 
+        ``source`` is what was compared with, still open.
+
         Raises:
-            VerificationError: it does; the message names offset, length and partition.
+            VerificationError: it does; the message names offset, length, partition and file.
         """
-        if not self.differences:
-            return
-        first = self.differences[0]
-        place = describe_place(plan.table, first.first_byte)
-        count = self.difference_count
-        more = f"; {count} ranges differ in all" if count > 1 else ""
-        raise VerificationError(
-            f"{medium_name}: differs from the image at byte {first.first_byte} ({place}), "
-            f"{format_size(first.extent.size)} of sectors from byte {first.extent.start} on{more}",
-            written=plan.bytes_written,
-            hint="Write it again; if it differs again, the medium or its reader is failing.",
-        )
+        if self.differences:
+            raise differs(source, plan, medium_name, self.differences, self.difference_count)
+
+
+def differs(
+    source: Source | None,
+    plan: WritePlan,
+    medium_name: str,
+    differences: Sequence[Difference],
+    count: int,
+    *,
+    written: int = 0,
+    pattern: str | None = None,
+) -> VerificationError:
+    """The error that names the first of ``differences``, of which there are ``count``.
+
+    ``source`` tells which file it lies in; ``None`` where the image cannot be read again.
+    """
+    first = differences[0]
+    place = describe_place(plan, first.first_byte)
+    if source is not None:
+        (owner,) = describe_owners(source, plan.partitions, [first.first_byte])
+        place = place if owner is None else f"{place}: {owner}"
+    more = f"; {count} ranges differ in all" if count > 1 else ""
+    if pattern is None and all(each.reads_zeros for each in differences):
+        pattern = "it reads zeros"
+    told = f"; {pattern}" if pattern else ""
+    return VerificationError(
+        f"{medium_name}: differs from the image at byte {first.first_byte} ({place}), "
+        f"{format_size(first.extent.size)} of sectors from byte {first.extent.start} on"
+        f"{more}{told}",
+        written=written,
+        hint="Write it again; if it differs again, the medium or its reader is failing.",
+    )
 
 
 def verify(
@@ -75,95 +88,120 @@ def verify(
 ) -> Comparison:
     """Compare ``medium``, past every cache, with ``source``; what lies behind is not looked at.
 
+    What is free in the image's filesystems is compared only if the plan writes it.
+
     Raises:
         VerificationError: the medium is smaller than the image.
         ImageError: the source cannot be read.
         WriteError: the medium cannot be read.
         InterruptedWriteError: ``stop`` said so.
     """
-    if medium.size < source.size:
-        raise VerificationError(
-            f"{medium.name}: has {medium.size} bytes, the image {source.size}: they are not equal"
-        )
+    if medium.size < plan.least_size:
+        raise _too_small(medium, f"{plan.least_size} bytes")
     medium.begin_read_back()
-    expected = digests(source, plan, medium.alignment)
-    with closing(expected):
-        return compare(source, medium, plan, expected, progress, stop)
+    with Feeds(source, plan, limit=medium.size) as feeds:
+        comparer = _Comparer(medium, plan, progress, stop)
+        feeds.start([comparer.queue])
+        with phase(progress, Phase.VERIFY, plan.least_size):
+            return comparer.compare_all()
 
 
-def digests(source: Source, plan: WritePlan, alignment: int) -> Generator[ChunkDigest]:
-    """What a medium of that ``alignment`` should hold, computed from ``source`` as it is read.
+class _Comparer:
+    """Compares the chunks of an image with a medium as they come."""
 
-    Raises:
-        ImageError: the source cannot be read.
-    """
-    for chunk in read_ahead(source, plan.chunks(), largest=CHUNK_SIZE, alignment=alignment):
-        if chunk.fault is not None:
-            raise chunk.fault
-        yield ChunkDigest(chunk.extent, chunk.digest)
+    def __init__(self, medium: Medium, plan: WritePlan, progress: Progress, stop: Stop) -> None:
+        self.queue = ChunkQueue()
+        self._medium = medium
+        self._plan = plan
+        self._progress = progress
+        self._stop = stop
+        self._buffer = memoryview(mmap.mmap(-1, CHUNK_SIZE))
+        self._differences: list[Difference] = []
+        self._count = 0
+        self._done = 0
+
+    def compare_all(self) -> Comparison:
+        for chunk, release in self.queue.chunks(self._stop):
+            stop_if_asked(self._stop, self._medium, self._done)
+            if chunk is not None:
+                self._compare(chunk)
+            release()
+        return Comparison(self._done, tuple(sorted(self._differences)), self._count)
+
+    def _compare(self, chunk: Chunk) -> None:
+        fault, record = chunk.fault, chunk.record
+        if fault is not None and fault.code != "image-too-large":
+            raise fault
+        if fault is not None or record.extent.end > self._medium.size:
+            raise _too_small(self._medium, "more") from fault
+        self._done += read_spans(self._medium, record, self._buffer)
+        if record.pieces and digest_in(record, self._buffer) != record.digest:
+            found = find_differences(record, chunk.buffer, self._buffer)
+            self._count += len(found)
+            self._differences += found[: _DIFFERENCES_KEPT - len(self._differences)]
+        self._progress.advance(record.extent.size)
 
 
-def compare(
-    source: Source,
-    medium: Medium,
-    plan: WritePlan,
-    expected: Iterable[ChunkDigest],
-    progress: Progress,
-    stop: Stop,
-) -> Comparison:
-    """Read what ``expected`` names from ``medium`` and find where it differs.
-
-    ``source`` is read again only where a digest differs, to find the bytes.
+def read_back(
+    medium: Medium, records: Sequence[ChunkRecord], progress: Progress, stop: Stop, *, written: int
+) -> list[ChunkRecord]:
+    """Read what ``records`` name from ``medium``; those that it does not hold.
 
     Raises:
         WriteError: the medium cannot be read.
         InterruptedWriteError: ``stop`` said so; what was written is there, but not proven.
     """
-    differences: list[Difference] = []
-    count = 0
+    total = sum(record.size for record in records)
+    buffers = queue.SimpleQueue[memoryview]()
+    for _ in range(_REQUESTS):
+        buffers.put(memoryview(mmap.mmap(-1, CHUNK_SIZE)))
+
+    def holds(record: ChunkRecord) -> bool:
+        buffer = buffers.get()
+        try:
+            read_spans(medium, record, buffer)
+            return digest_in(record, buffer) == record.digest
+        finally:
+            buffers.put(buffer)
+
+    differing: list[ChunkRecord] = []
     done = 0
-    whole = mmap.mmap(-1, CHUNK_SIZE)
-    with phase(progress, Phase.VERIFY, plan.bytes_written), memoryview(whole) as view:
-        for item in expected:
-            if stop():
-                raise InterruptedWriteError(
-                    f"{medium.name}: the read-back was interrupted after {format_size(done)}; "
-                    "what it holds is not proven",
-                    written=plan.bytes_written,
-                )
-            buffer = view[: item.extent.size]
-            medium.readinto(item.extent.start, buffer)
-            if chunk_digest(buffer) != item.digest:
-                found = _locate(source, item.extent, buffer)
-                count += len(found)
-                differences += found[: _DIFFERENCES_KEPT - len(differences)]
-            # The last sector may be longer than the image.
-            size = min(item.extent.end, plan.image_size) - item.extent.start
-            done += size
-            progress.advance(size)
-            buffer.release()
-    return Comparison(done, tuple(sorted(differences, key=_start)), count)
+    pending = deque[tuple[Future[bool], ChunkRecord]]()
+    waiting = iter([record for record in records if record.pieces])
+    with phase(progress, Phase.VERIFY, total), ThreadPoolExecutor(_REQUESTS, "read") as pool:
+        while True:
+            while len(pending) <= _REQUESTS and (record := next(waiting, None)) is not None:
+                pending.append((pool.submit(holds, record), record))
+            if not pending:
+                return differing
+            stop_if_asked(stop, medium, done, written=written)
+            future, record = pending.popleft()
+            if not future.result():
+                differing.append(record)
+            done += record.size
+            progress.advance(record.size)
 
 
-def _start(difference: Difference) -> int:
-    return difference.extent.start
+def digest_in(record: ChunkRecord, buffer: memoryview) -> bytes:
+    """The digest of the record's pieces as they are in ``buffer``, which holds its extent."""
+    return pieces_digest(record.pieces, buffer, record.extent.start)
 
 
-def _locate(source: Source, extent: Extent, found: memoryview) -> list[Difference]:
-    """The runs of sectors of ``extent`` in which ``found`` is not what ``source`` has."""
-    end = min(extent.end, source.size)
-    wanted = source.read(extent.start, end - extent.start).ljust(extent.size, b"\0")
-    runs: list[Difference] = []
-    for at in range(0, extent.size, SECTOR_SIZE):
-        sector = bytes(found[at : at + SECTOR_SIZE])
-        if sector == wanted[at : at + SECTOR_SIZE]:
-            continue
-        start = extent.start + at
-        if runs and runs[-1].extent.end == start:
-            last = runs.pop()
-            run = Extent(last.extent.start, start + len(sector))
-            runs.append(Difference(run, last.first_byte))
-        else:
-            first = next(i for i, byte in enumerate(sector) if byte != wanted[at + i])
-            runs.append(Difference(Extent(start, start + len(sector)), start + first))
-    return runs
+def _too_small(medium: Medium, image: str) -> VerificationError:
+    return VerificationError(
+        f"{medium.name}: has {medium.size} bytes, the image {image}: they are not equal"
+    )
+
+
+def stop_if_asked(stop: Stop, medium: Medium, done: int, *, written: int = 0) -> None:
+    """Return unless ``stop`` says to end the read-back, of which ``done`` bytes were read.
+
+    Raises:
+        InterruptedWriteError: it does.
+    """
+    if stop():
+        raise InterruptedWriteError(
+            f"{medium.name}: the read-back was interrupted after {format_size(done)}; "
+            "what it holds is not proven",
+            written=written,
+        )

@@ -109,7 +109,7 @@ def test_events_are_json_a_line_and_count_to_the_total(
     device = fault_device(size=size_of(gpt))
     device.set(write_bps=80 * MIB)
     started = time.monotonic()
-    run = balenaflash("write", "-q", "--yes", "--progress", "json", gpt.path, device.node)
+    run = balenaflash("write", "-q", "--yes", "--all", "--progress", "json", gpt.path, device.node)
     elapsed = time.monotonic() - started
     events = [json.loads(line) for line in run.stderr.splitlines()]
     assert {tuple(event) for event in events} == {("event", "phase", "done", "total", "rate")}

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import click
 
-from balenaflash.errors import Problem
+from balenaflash.cli.color import ColoredLine
+from balenaflash.errors import BalenaflashError, Problem
 
 FORMAT = 1
 """Version of the JSON envelope; raised when a change is more than an addition."""
@@ -29,32 +30,53 @@ class Answer:
     content: bytes | None = field(default=None, repr=False)
     """Bytes for stdout as they are, instead of ``lines``."""
 
+    failures: Sequence[BalenaflashError] = ()
+    """What went wrong with some of several targets; the worst decides the exit status."""
+
+    @property
+    def exit_status(self) -> int:
+        """0, or that of the worst failure."""
+        return max((failure.exit_status for failure in self.failures), default=0)
+
 
 def show_answer(answer: Answer, *, command: str, as_json: bool, quiet: bool) -> None:
     """Put the result on stdout and the warnings on stderr."""
     if not quiet:
         for warning in answer.warnings:
             click.echo(f"balenaflash: warning: {printable(warning)}", err=True)
+    problems = [problem for failure in answer.failures for problem in failure.problems]
+    _echo_problems(problems)
     if as_json:
-        _echo_envelope(command, 0, {**answer.result, "warnings": list(answer.warnings)}, ())
+        result = {**answer.result, "warnings": list(answer.warnings)}
+        _echo_envelope(command, answer.exit_status, result, problems)
     elif answer.content is not None:
         sys.stdout.buffer.write(answer.content)
         sys.stdout.buffer.flush()
     else:
         for line in answer.lines:
-            click.echo(printable(line))
+            is_colored = isinstance(line, ColoredLine)
+            # Of a command that failed in part nothing goes to stdout, as of any that failed.
+            click.echo(
+                line if is_colored else printable(line),
+                color=is_colored or None,
+                err=bool(answer.failures),
+            )
 
 
 def show_problems(
     problems: Sequence[Problem], *, command: str, exit_status: int, as_json: bool
 ) -> None:
     """Put each problem on stderr, its hint below it, and the envelope on stdout if asked for."""
+    _echo_problems(problems)
+    if as_json:
+        _echo_envelope(command, exit_status, None, problems)
+
+
+def _echo_problems(problems: Sequence[Problem]) -> None:
     for problem in problems:
         click.echo(f"balenaflash: {printable(problem.message)}", err=True)
         if problem.hint:
             click.echo(f"  {printable(problem.hint)}", err=True)
-    if as_json:
-        _echo_envelope(command, exit_status, None, problems)
 
 
 def printable(text: str) -> str:

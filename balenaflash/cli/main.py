@@ -9,6 +9,7 @@ import click
 
 import balenaflash
 from balenaflash.cli.answer import Answer, show_answer, show_problems
+from balenaflash.cli.bmap import bmap
 from balenaflash.cli.boot import boot
 from balenaflash.cli.completion import completion
 from balenaflash.cli.config import config
@@ -20,6 +21,7 @@ from balenaflash.cli.manual import manual
 from balenaflash.cli.network import network
 from balenaflash.cli.sample import sample
 from balenaflash.cli.session import Session
+from balenaflash.cli.unwrap import unwrap
 from balenaflash.cli.verify import verify
 from balenaflash.cli.write import write
 from balenaflash.errors import BalenaflashError, InterruptedWriteError, Problem
@@ -85,7 +87,9 @@ for _command in (
     devices,
     write,
     verify,
+    unwrap,
     sample,
+    bmap,
     completion,
     manual,
 ):
@@ -97,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     # Known before click has parsed anything, so that wrong usage too is told as JSON.
     session = Session(json="--json" in arguments)
+    status = 0
     try:
         with interruptible(session):
             answer = app.main(
@@ -107,6 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     answer, command=session.command, as_json=session.json, quiet=session.quiet
                 )
                 sys.stdout.flush()
+                status = _status_of(answer.failures, answer.exit_status, session)
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.Abort:
@@ -120,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of stdout has gone; the interpreter's own flush must not complain either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-    return 0
+    return status
 
 
 def _show_usage_error(error: click.ClickException, session: Session) -> int:
@@ -133,10 +139,15 @@ def _show_usage_error(error: click.ClickException, session: Session) -> int:
 
 
 def _show_error(error: BalenaflashError, session: Session) -> int:
-    status = error.exit_status
-    if isinstance(error, InterruptedWriteError):
-        status = 128 + (session.signal or signal.SIGINT)
+    status = _status_of([error], error.exit_status, session)
     show_problems(error.problems, command=session.command, exit_status=status, as_json=session.json)
+    return status
+
+
+def _status_of(errors: Sequence[BalenaflashError], status: int, session: Session) -> int:
+    """``status``, or that of a death by the signal which interrupted the work."""
+    if any(isinstance(error, InterruptedWriteError) for error in errors):
+        return 128 + (session.signal or signal.SIGINT)
     return status
 
 

@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Never
 
 import click
@@ -39,6 +40,19 @@ def progress_for(session: Session) -> Progress:
     return NO_PROGRESS
 
 
+def progress_of_targets(session: Session, names: Sequence[str]) -> list[Progress]:
+    """What shows the progress of each of several targets; of a single one as `progress_for`."""
+    if len(names) == 1:
+        return [progress_for(session)]
+    shown: list[Progress] = []
+    for row, name in enumerate(names):
+        progress = progress_for(session)
+        if isinstance(progress, _Bar | _Counter):
+            progress.name_target(name, row)
+        shown.append(progress)
+    return shown
+
+
 def _terminal_size() -> tuple[int, int]:
     try:
         size = os.get_terminal_size(sys.stderr.fileno())
@@ -53,12 +67,19 @@ class _Bar:
 
     def __init__(self) -> None:
         self._bar: tqdm[Never] | None = None
+        self._prefix = ""
+        self._row: int | None = None
+
+    def name_target(self, name: str, row: int) -> None:
+        """Be one of several bars: that of ``name``, ``row`` lines down."""
+        self._prefix, self._row = f"{name} ", row
 
     def begin(self, phase: Phase, total: int | None) -> None:
         width, height = _terminal_size()
         self._bar = tqdm(
             total=total,
-            desc=phase.value,
+            desc=f"{self._prefix}{phase.value}",
+            position=self._row,
             unit="B",
             unit_scale=True,
             unit_divisor=1024,
@@ -87,6 +108,11 @@ class _Counter(ABC):
         self.total: int | None = None
         self.done = 0
         self._started = self._told = 0.0
+        self.target: str | None = None
+
+    def name_target(self, name: str, _row: int) -> None:
+        """Tell of ``name``, which is one of several targets."""
+        self.target = name
 
     def begin(self, phase: Phase, total: int | None) -> None:
         self.phase, self.total, self.done = phase, total, 0
@@ -119,13 +145,14 @@ class _Lines(_Counter):
     interval = _LINE_INTERVAL
 
     def tell(self, event: str) -> None:
+        prefix = f"{self.target}: " if self.target else ""
         total = "unknown" if self.total is None else format_size(self.total)
         if event == "begin":
-            line = f"{self.phase}: {total}"
+            line = f"{prefix}{self.phase}: {total}"
         else:
             word = "done" if event == "end" and self.done == self.total else "so far"
             rate = format_size(int(self.rate))
-            line = f"{self.phase}: {format_size(self.done)} of {total} {word}, {rate}/s"
+            line = f"{prefix}{self.phase}: {format_size(self.done)} of {total} {word}, {rate}/s"
         click.echo(line, err=True)
 
 
@@ -135,11 +162,13 @@ class _Events(_Counter):
     interval = _EVENT_INTERVAL
 
     def tell(self, event: str) -> None:
-        line = {
+        line: dict[str, object] = {
             "event": event,
             "phase": self.phase.value,
             "done": self.done,
             "total": self.total,
             "rate": round(self.rate),
         }
+        if self.target is not None:
+            line["target"] = self.target
         click.echo(json.dumps(line), err=True)

@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from balenaflash.cli.answer import Answer
+from balenaflash.cli.image_argument import IMAGE
+from balenaflash.cli.image_options import member_option, sha256_option
 from balenaflash.cli.recipe_options import (
     chosen_recipe,
     recipe_lines,
@@ -13,29 +16,50 @@ from balenaflash.cli.recipe_options import (
     recipe_result,
 )
 from balenaflash.cli.session import Session, progress_option, with_session
+from balenaflash.cli.unwrap_answer import ignore_secure_boot_option
 from balenaflash.extent import format_size
+
+if TYPE_CHECKING:
+    from balenaflash.image.container.location import ImageLocation
 
 
 @click.command()
-@click.argument("image", type=click.Path(path_type=Path))
-@click.argument("target", type=click.Path(path_type=Path))
+@click.argument("image", type=IMAGE)
+@click.argument("target", type=click.Path(readable=False, path_type=Path))
+@click.option(
+    "--all",
+    "compares_all",
+    is_flag=True,
+    help="Compare every byte, also what is free in the filesystems of IMAGE.",
+)
+@click.option(
+    "--unwrap", "unwraps", is_flag=True, help="Compare with what `write --unwrap` makes of IMAGE."
+)
+@ignore_secure_boot_option
+@member_option
+@sha256_option
 @recipe_options
 @progress_option
 @with_session
 def verify(
     session: Session,
-    image: Path,
+    image: "ImageLocation",
     target: Path,
     *,
+    compares_all: bool,
+    unwraps: bool,
+    ignore_secure_boot: bool,
+    sha256: str | None,
     recipe: Path | None,
     steps: tuple[str, ...],
     variables: Mapping[str, str],
 ) -> Answer:
     """Compare TARGET, byte for byte, with IMAGE.
 
-    TARGET is a block device or a file, read past the cache. What TARGET holds beyond the end
-    of IMAGE is not looked at. With a recipe TARGET is compared with what `write` makes of IMAGE
-    by it. The exit status is 0 where they are equal and 6 where they are not.
+    TARGET is a block device or a file, read past the cache. What TARGET holds beyond the end of
+    IMAGE is not looked at, nor, without --all, what is free in the filesystems of IMAGE. With a
+    recipe TARGET is compared with what `write` makes of IMAGE by it. The exit status is 0 where
+    they are equal and 6 where they are not.
 
     \b
     Examples:
@@ -49,15 +73,21 @@ def verify(
     from balenaflash.editing import lay_over
     from balenaflash.image.opening import open_for_reading
     from balenaflash.planning import plan_write
+    from balenaflash.unwrapping import lay_over_unwrapped
     from balenaflash.verification import verify as compare
 
     edits = chosen_recipe(recipe, steps, variables)
-    with open_for_reading(image) as opened:
-        edited = lay_over(opened, edits.edits if edits else ())
-        plan = plan_write(edited.source)
+    with open_for_reading(image, member=session.member, sha256=sha256) as opened:
+        wanted = edits.edits if edits else ()
+        if unwraps:
+            inner = lay_over_unwrapped(opened, wanted, ignore_secure_boot=ignore_secure_boot)
+            edited = inner.edited
+        else:
+            edited = lay_over(opened, wanted)
+        plan = plan_write(edited.source, writes_all=compares_all)
         with stop_at_next_block(session) as stop, open_for_comparison(target) as medium:
             comparison = compare(edited.source, medium, plan, progress_for(session), stop)
-    comparison.require_equal(plan, str(target))
+        comparison.require_equal(edited.source, plan, str(target))
     size = comparison.bytes_read
     by_recipe = f" with the edits of {edits.path}" if edits else ""
     return Answer(

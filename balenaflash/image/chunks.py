@@ -1,81 +1,129 @@
-"""An image cut into chunks, read and hashed by a thread that stays ahead of its user."""
+"""An image cut into chunks, and what of each chunk a target must hold."""
 
-import mmap
-from collections import deque
-from collections.abc import Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import xxhash
 
 from balenaflash.errors import ImageError
-from balenaflash.extent import Extent
-from balenaflash.image.source import Source
+from balenaflash.extent import KIB, MIB, Extent
+from balenaflash.image.contents import BLOCK_SIZE, Kind, Run
 
-_READ_AHEAD = 3
-"""Chunks in memory beside the one in use: two cannot bridge a pause of the source."""
+CHUNK_SIZE = 4 * MIB
+"""Bytes per chunk: large enough for a medium's full speed, and balenaOS aligns to it."""
+
+_SMALLEST_ZEROS = 64 * KIB
+"""Bytes of zeros below which a request of their own takes longer than writing them."""
+
+_SMALLEST_GAP = 16 * KIB
+"""Free bytes below which a request more takes longer than writing them."""
+
+_LARGEST_REREAD = 256 * KIB
+"""Free bytes up to which reading them, too, is faster than another request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Bytes of a chunk that a target must hold."""
+
+    extent: Extent
+    """In bytes from the start of the image; its start is a multiple of 4 KiB."""
+
+    is_zero: bool
+    """Whether all of it is zero: a device can be told so."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkRecord:
+    """What a range of a target must hold."""
+
+    extent: Extent
+    """In bytes from the start of the image, at most ``CHUNK_SIZE``."""
+
+    pieces: tuple[Piece, ...]
+    """Ascending and disjoint; what of the extent is in none may be left as it is."""
+
+    digest: bytes
+    """XXH3 128 of the pieces, one after another."""
+
+    @property
+    def size(self) -> int:
+        """Bytes that the target must hold."""
+        return sum(piece.extent.size for piece in self.pieces)
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Some of an image, as it goes to a medium."""
+    """Some of an image, as it goes to a target."""
 
-    extent: Extent
-    """Its place on the medium; the end is rounded up to the medium's alignment."""
+    number: int
+    """Its place among the chunks, from 0."""
 
-    size: int
-    """Bytes of it that come from the image; the rest is zero."""
+    record: ChunkRecord
 
     buffer: memoryview
-    """The bytes of ``extent``, page-aligned; valid until the next chunk is asked for."""
+    """The bytes of the record's extent and zeros up to a multiple of 4 KiB, page-aligned."""
 
-    digest: bytes
-    """`chunk_digest` of the buffer; empty with a fault."""
-
-    fault: ImageError | None
-    """Why the image could not be read here; the buffer then holds nothing of use."""
+    fault: ImageError | None = None
+    """Why the image could not be read here; the record is then empty."""
 
 
-def chunk_digest(buffer: memoryview) -> bytes:
-    """XXH3 128 of ``buffer``: it finds accidents, not forgeries, at the speed of memory."""
-    return xxhash.xxh3_128_digest(buffer)
+def make_record(extent: Extent, buffer: memoryview, runs: Iterable[Run]) -> ChunkRecord:
+    """The record of the chunk ``extent``, whose bytes are in ``buffer``."""
+    pieces = merge_runs(runs)
+    return ChunkRecord(extent, pieces, pieces_digest(pieces, buffer, extent.start))
 
 
-def read_ahead(
-    source: Source, extents: Iterable[Extent], *, largest: int, alignment: int
-) -> Generator[Chunk]:
-    """The chunks at ``extents`` in that order, none of them longer than ``largest`` bytes.
+def pieces_digest(pieces: Iterable[Piece], buffer: memoryview, start: int) -> bytes:
+    """XXH3 128 of ``pieces`` within ``buffer``, whose first byte is the image's at ``start``.
 
-    A fault of the source is handed on as a chunk, so that its user knows how far it came.
+    It finds accidents, not forgeries, at the speed of memory.
     """
-    buffers = [mmap.mmap(-1, largest) for _ in range(_READ_AHEAD + 1)]
-    pending: deque[Future[Chunk]] = deque()
-    numbered = enumerate(extents)
-    pool = ThreadPoolExecutor(1, "read-ahead")
-
-    def submit(count: int) -> None:
-        for number, extent in islice(numbered, count):
-            buffer = buffers[number % len(buffers)]
-            pending.append(pool.submit(_load, source, extent, buffer, alignment))
-
-    try:
-        submit(_READ_AHEAD)
-        while pending:
-            submit(1)  # into the buffer of the chunk that the caller is through with
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    digest = xxhash.xxh3_128()
+    for piece in pieces:
+        digest.update(buffer[piece.extent.start - start : piece.extent.end - start])
+    return digest.digest()
 
 
-def _load(source: Source, extent: Extent, buffer: mmap.mmap, alignment: int) -> Chunk:
-    size = extent.size
-    padded = -(-size // alignment) * alignment
-    view = memoryview(buffer)[:padded]
-    place = Extent(extent.start, extent.start + padded)
-    try:
-        source.readinto(extent.start, view[:size])
-    except ImageError as error:
-        return Chunk(place, size, view, b"", error)
-    view[size:] = bytes(padded - size)
-    return Chunk(place, size, view, chunk_digest(view), None)
+def merge_runs(runs: Iterable[Run]) -> tuple[Piece, ...]:
+    """What is to be written of ``runs``: few requests, and hardly a byte more than data and zeros.
+
+    Short runs of zeros are written with the data beside them, and so are short free ranges
+    between.
+    """
+    pieces: list[Piece] = []
+    for run in runs:
+        if run.kind is Kind.FREE:
+            continue
+        is_zero = run.kind is Kind.ZERO and run.extent.size >= _SMALLEST_ZEROS
+        extent = run.extent
+        if pieces and pieces[-1].is_zero == is_zero and _is_near(pieces[-1].extent, extent):
+            extent = Extent(pieces.pop().extent.start, extent.end)
+        pieces.append(Piece(extent, is_zero))
+    return tuple(pieces)
+
+
+def _is_near(one: Extent, other: Extent) -> bool:
+    gap = other.start - one.end
+    return gap == 0 or gap < _SMALLEST_GAP
+
+
+def spans(pieces: Sequence[Piece]) -> list[Extent]:
+    """The ranges to read in order to see all ``pieces``; short gaps between are read as well."""
+    found: list[Extent] = []
+    for piece in pieces:
+        start = piece.extent.start
+        if found and start - found[-1].end <= _LARGEST_REREAD:
+            start = found.pop().start
+        found.append(Extent(start, piece.extent.end))
+    return found
+
+
+def padded(size: int, alignment: int) -> int:
+    """``size`` rounded up to a multiple of ``alignment``."""
+    return -(-size // alignment) * alignment
+
+
+def blocks_of(size: int) -> int:
+    """``size`` rounded up to whole blocks of 4 KiB."""
+    return padded(size, BLOCK_SIZE)

@@ -1,9 +1,15 @@
 """Writing through a descriptor: what disks and files have in common."""
 
+import mmap
 import os
+import threading
 from abc import ABC, abstractmethod
 
 from balenaflash.errors import WriteError
+from balenaflash.extent import MIB
+
+# mmap gives zeroed pages, aligned as O_DIRECT wants them.
+_ZEROS = memoryview(mmap.mmap(-1, MIB))
 
 
 class DescriptorMedium(ABC):
@@ -14,6 +20,7 @@ class DescriptorMedium(ABC):
         self._descriptor = descriptor
         self._size = size
         self._written = 0
+        self._counting = threading.Lock()
         self._flush_error: WriteError | None = None
 
     @property
@@ -26,6 +33,11 @@ class DescriptorMedium(ABC):
         """Bytes from start to end, as they were at opening."""
         return self._size
 
+    @property
+    def capacity(self) -> int:
+        """Bytes that it can hold."""
+        return self._size
+
     def write(self, offset: int, buffer: memoryview) -> None:
         """Write all of ``buffer`` at ``offset``; short writes are continued."""
         done = 0
@@ -35,7 +47,16 @@ class DescriptorMedium(ABC):
             except OSError as error:
                 raise self._write_error(f"writing at byte {offset + done}", error) from error
             done += count
-            self._written += count
+            with self._counting:
+                self._written += count
+
+    def zero(self, offset: int, length: int) -> None:
+        """Write zeros to the range."""
+        end = offset + length
+        while offset < end:
+            count = min(end - offset, len(_ZEROS))
+            self.write(offset, _ZEROS[:count])
+            offset += count
 
     def flush(self) -> None:
         """Return when everything written is on the medium, past its own cache too.

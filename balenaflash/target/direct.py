@@ -3,6 +3,7 @@
 import errno
 import mmap
 import os
+import threading
 from typing import Self
 
 from balenaflash.extent import MIB
@@ -26,6 +27,7 @@ class DirectReader:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._buffer = memoryview(mmap.mmap(-1, _BUFFER_SIZE))  # starts at a page
+        self._lock = threading.Lock()  # several threads read, and there is one buffer
 
     @classmethod
     def open(cls, descriptor: int) -> Self | None:
@@ -56,11 +58,12 @@ class DirectReader:
         start = offset - offset % _ALIGNMENT
         end = -(-(offset + len(buffer)) // _ALIGNMENT) * _ALIGNMENT
         length = min(end - start, _BUFFER_SIZE)
-        count = os.preadv(self._descriptor, [self._buffer[:length]], start)
-        # The last block of a file is shorter.
-        found = self._buffer[offset - start : count][: len(buffer)]
-        buffer[: len(found)] = found
-        return len(found)
+        with self._lock:
+            count = os.preadv(self._descriptor, [self._buffer[:length]], start)
+            # The last block of a file is shorter.
+            found = self._buffer[offset - start : count][: len(buffer)]
+            buffer[: len(found)] = found
+            return len(found)
 
     def close(self) -> None:
         """Close the second descriptor; the first stays open."""

@@ -15,6 +15,7 @@ from balenaflash.target.discovery import Disk
 from balenaflash.target.failures import describe_failure
 from balenaflash.target.identity import read_serial
 from balenaflash.target.kernel import RUNNING_KERNEL, DeviceNumber, Kernel
+from balenaflash.target.sysfs import read_int
 
 _LOCK_INTERVAL = 0.05  # seconds
 
@@ -25,6 +26,8 @@ class DiskMedium(DescriptorMedium):
     def __init__(self, disk: Disk, descriptor: int) -> None:
         super().__init__(str(disk.node), descriptor, disk.size)
         self._disk = disk
+        # Without the request the kernel would write zeros, page by page and in one long call.
+        self._zeroes = bool(read_int(disk.sys_path, "queue/write_zeroes_max_bytes"))
 
     @property
     def alignment(self) -> int:
@@ -40,6 +43,19 @@ class DiskMedium(DescriptorMedium):
         """Write all of ``buffer``, whole sectors, at ``offset``."""
         self._require_aligned(offset, len(buffer))
         super().write(offset, buffer)
+
+    def zero(self, offset: int, length: int) -> None:
+        """Let the disk zero the range, if it can."""
+        self._require_aligned(offset, length)
+        if not self._zeroes:
+            super().zero(offset, length)
+            return
+        try:
+            ioctl.zero_out(self._descriptor, offset, length)
+        except OSError as error:
+            raise self._write_error(f"zeroing at byte {offset}", error) from error
+        with self._counting:
+            self._written += length
 
     def begin_read_back(self) -> None:
         """Flush; reads bypass the page cache in any case."""

@@ -27,6 +27,12 @@ class FileMedium(DescriptorMedium):
         self._direct: DirectReader | None = None
 
     @property
+    def capacity(self) -> int:
+        """As large as the filesystem has room for, beside the holes it may have."""
+        filesystem = os.fstatvfs(self._descriptor)
+        return self._size + filesystem.f_bavail * filesystem.f_frsize
+
+    @property
     def alignment(self) -> int:
         """1: a file is written at any offset."""
         return 1
@@ -66,10 +72,12 @@ class FileMedium(DescriptorMedium):
         return self._direct.read_some(offset, buffer)
 
     def _is_zero(self, buffer: memoryview) -> bool:
-        if len(self._zeros) != len(buffer):
-            self._zeros = bytearray(len(buffer))
+        zeros = self._zeros
+        if len(zeros) != len(buffer):
+            # Another thread may need another size at the same time.
+            zeros = self._zeros = bytearray(len(buffer))
         # bytearray compares by memcmp; memoryview would compare byte by byte.
-        return self._zeros == buffer
+        return zeros == buffer
 
     def _is_hole(self, offset: int, length: int) -> bool:
         """Ask the filesystem; one that knows no holes says that all is data."""

@@ -25,6 +25,7 @@ _BLKRRPART = _io(95)
 _BLKFLSBUF = _io(97)
 _BLKSSZGET = _io(104)
 _BLKPBSZGET = _io(123)
+_BLKZEROOUT = _io(127)
 _BLKGETSIZE64 = _ior(114, _SIZE_OF_SIZE_T)  # declared with size_t, answers 64 bits on all machines
 _BLKGETDISKSEQ = _ior(128, 8)
 
@@ -63,6 +64,15 @@ def read_disk_sequence(descriptor: int) -> int | None:
 def drop_cached_pages(descriptor: int) -> None:
     """Write out and forget what the kernel caches of the device; needs CAP_SYS_ADMIN."""
     fcntl.ioctl(descriptor, _BLKFLSBUF)
+
+
+def zero_out(descriptor: int, offset: int, length: int) -> None:
+    """Let the kernel make a range read as zeros, which ends when it does.
+
+    Both numbers are in bytes, multiples of the logical sector size. Where the device cannot do so
+    by itself, the kernel writes zeros.
+    """
+    fcntl.ioctl(descriptor, _BLKZEROOUT, struct.pack("=QQ", offset, length))
 
 
 def reread_partition_table(descriptor: int) -> None:

@@ -21,6 +21,10 @@ class Medium(Protocol):
         """Bytes from start to end, as they were at opening."""
 
     @property
+    def capacity(self) -> int:
+        """Bytes that it can hold: its size; of a file, which grows, what there is room for."""
+
+    @property
     def alignment(self) -> int:
         """The unit of reading and writing in bytes: the logical sector; 1 of a file."""
 
@@ -33,6 +37,13 @@ class Medium(Protocol):
 
         Raises:
             WriteError: with code ``write-failed``. What lies in the range is undefined.
+        """
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make the range read as zeros, if the medium can be told so without sending them.
+
+        Raises:
+            WriteError: as ``write``.
         """
 
     def flush(self) -> None:

@@ -1,0 +1,243 @@
+"""Write the chunks of an image to one target, and flush it."""
+
+import mmap
+import threading
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+
+from balenaflash.chunk_queue import ChunkQueue, Release, released_on_failure
+from balenaflash.errors import ImageError, InterruptedWriteError, WriteError
+from balenaflash.extent import format_size
+from balenaflash.image.chunks import CHUNK_SIZE, Chunk, ChunkRecord, padded, pieces_digest, spans
+from balenaflash.planning import WritePlan
+from balenaflash.progress import Progress
+from balenaflash.stopping import Stop
+from balenaflash.target.medium import Medium
+
+_REQUESTS = 2
+"""Chunks on their way to a medium at a time: one would leave it idle between two requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What was handed to a target."""
+
+    records: tuple[ChunkRecord, ...]
+    """What must be read back, in the order of writing."""
+
+    equal: tuple[ChunkRecord, ...]
+    """What the target held before, read from the medium, and was not written."""
+
+    image_size: int
+    """Bytes of the image."""
+
+    @property
+    def size(self) -> int:
+        """Bytes that were written or zeroed."""
+        return sum(record.size for record in self.records)
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A chunk on its way to a medium."""
+
+    future: Future[bool]
+    chunk: Chunk
+    release: Release
+
+
+@dataclass(slots=True)
+class Writer:
+    """One target's part of the work, in a thread of its own."""
+
+    medium: Medium
+    plan: WritePlan
+    queue: ChunkQueue
+    progress: Progress
+    stop: Stop
+    skips_equal: bool = False
+    _requests: deque[_Request] = field(default_factory=deque)
+    _capacity: int = 0
+    _accepted: int = 0
+    """Bytes of chunks that the medium has taken wholly."""
+
+    _shown: int = 0
+    _records: list[ChunkRecord] = field(default_factory=list)
+    _equal: list[ChunkRecord] = field(default_factory=list)
+    _image_size: int = 0
+    _wiping: threading.Lock = field(default_factory=threading.Lock)
+    _is_wiped: bool = False
+
+    def write_all(self) -> Written:
+        """Write every chunk of the queue, the head last and after a flush, and flush.
+
+        Raises:
+            WriteError: the medium failed, is smaller than the image, or the image failed after
+                writing had begun. The target holds part of the image; its head is zeroed, so it
+                does not boot.
+            InterruptedWriteError: ``stop`` said so; the same state.
+        """
+        # Asked once: of a file the room shrinks as it is written.
+        self._capacity = self.medium.capacity
+        try:
+            if not self.skips_equal:
+                self._wipe_head()
+            with ThreadPoolExecutor(_REQUESTS, "write") as pool:
+                try:
+                    self._write_chunks(pool)
+                finally:
+                    self._abandon()
+            self.medium.flush()
+        except InterruptedWriteError:
+            raise
+        except WriteError as error:
+            raise self._failure(str(error), error.code, error.hint) from error
+        except ImageError as error:
+            raise self._image_failure(error) from error
+        return Written(tuple(self._records), tuple(self._equal), self._image_size)
+
+    def _write_chunks(self, pool: ThreadPoolExecutor) -> None:
+        for chunk, release in self.queue.chunks(self.stop):
+            if chunk is None or self.stop():
+                release()
+                raise self._interruption()
+            with released_on_failure(release):
+                self._require_sound(chunk)
+                if chunk.record.extent.start < self.plan.head.end:
+                    self._settle(0)
+                    self.medium.flush()
+                future = pool.submit(self._write, chunk)
+            self._requests.append(_Request(future, chunk, release))
+            self._settle(_REQUESTS - 1)
+        self._settle(0)
+
+    def _require_sound(self, chunk: Chunk) -> None:
+        """Raise unless ``chunk`` is a part of the image, and fits."""
+        if chunk.fault is not None:
+            raise chunk.fault
+        if chunk.record.extent.end > self._capacity:
+            raise self._too_small()
+
+    def _interruption(self) -> InterruptedWriteError:
+        self._settle(0)
+        self.medium.flush()
+        return InterruptedWriteError(
+            f"{self.medium.name}: interrupted after {format_size(self._accepted)}; {self._state}",
+            written=self._accepted,
+            hint="Write it again from the start.",
+        )
+
+    def _image_failure(self, fault: ImageError) -> WriteError:
+        if fault.code == "image-too-large":
+            error = self._too_small()
+            return self._failure(str(error), error.code, error.hint)
+        return WriteError(
+            f"{self.medium.name}: writing stopped after {format_size(self._accepted)}, "
+            f"since the image failed: {fault}; {self._state}",
+            written=self._accepted,
+            code="image-failed",
+            hint=fault.hint or "Fetch the image again, then write it from the start.",
+        )
+
+    def _too_small(self) -> WriteError:
+        size = self._capacity
+        return WriteError(
+            f"{self.medium.name}: is too small: it has room for {size} bytes "
+            f"({format_size(size)}), and the image has more",
+            code="target-too-small",
+            hint="Choose a larger one: a compressed image may tell its size only at its end.",
+        )
+
+    def _failure(self, fact: str, code: str, hint: str | None) -> WriteError:
+        return WriteError(
+            f"{fact}; {format_size(self._accepted)} had been written, {self._state}",
+            written=self._accepted,
+            code=code,
+            hint=hint,
+        )
+
+    @property
+    def _state(self) -> str:
+        """What the target is now, as the end of a sentence."""
+        if self.skips_equal and not self._is_wiped:
+            return "what it held before is unchanged"
+        return self.medium.if_unfinished
+
+    def _settle(self, left: int) -> None:
+        """Wait until at most ``left`` requests are on their way."""
+        while len(self._requests) > left:
+            was_equal = self._requests[0].future.result()
+            request = self._requests.popleft()
+            request.release()
+            record = request.chunk.record
+            self._image_size = max(self._image_size, record.extent.end)
+            if was_equal:
+                self._equal.append(record)
+            else:
+                self._records.append(record)
+                self._accepted += record.size
+            self._show(record)
+
+    def _show(self, record: ChunkRecord) -> None:
+        # Of a stream nobody knows beforehand how much of it is free. And short gaps between data
+        # are written, too, which nobody has counted.
+        done = record.extent.size if self.plan.free is None else record.size
+        done = min(done, self.plan.size_to_write - self._shown)
+        if done > 0:
+            self._shown += done
+            self.progress.advance(done)
+
+    def _abandon(self) -> None:
+        """Give back the buffers of requests whose outcome nobody waits for, when they end."""
+        while self._requests:
+            request = self._requests.popleft()
+            wait([request.future])
+            request.release()
+
+    def _write(self, chunk: Chunk) -> bool:
+        """Write what must be; whether the medium held it already."""
+        record = chunk.record
+        if self.skips_equal and record.pieces:
+            if self._is_equal(record):
+                return True
+            self._wipe_head()
+        for piece in record.pieces:
+            start = piece.extent.start - record.extent.start
+            length = padded(piece.extent.size, self.medium.alignment)
+            if piece.is_zero:
+                self.medium.zero(piece.extent.start, length)
+            else:
+                self.medium.write(piece.extent.start, chunk.buffer[start : start + length])
+        return False
+
+    def _wipe_head(self) -> None:
+        """Zero the head before anything else changes, once: half an image must not boot."""
+        with self._wiping:
+            if not self._is_wiped:
+                size = padded(self.plan.head.size, self.medium.alignment)
+                # mmap gives zeroed pages, aligned as O_DIRECT wants them.
+                self._is_wiped = True
+                self.medium.write(self.plan.head.start, memoryview(mmap.mmap(-1, size)))
+                # Should it be pulled out now, its cache must not have kept this for later.
+                self.medium.flush()
+
+    def _is_equal(self, record: ChunkRecord) -> bool:
+        buffer = memoryview(mmap.mmap(-1, CHUNK_SIZE))
+        read_spans(self.medium, record, buffer)
+        return pieces_digest(record.pieces, buffer, record.extent.start) == record.digest
+
+
+def read_spans(medium: Medium, record: ChunkRecord, buffer: memoryview) -> int:
+    """Read what ``record`` speaks of to its place in ``buffer``; how many bytes were read.
+
+    Raises:
+        WriteError: the medium cannot be read.
+    """
+    count = 0
+    for span in spans(record.pieces):
+        start = span.start - record.extent.start
+        length = padded(span.size, medium.alignment)
+        medium.readinto(span.start, buffer[start : start + length])
+        count += length
+    return count
