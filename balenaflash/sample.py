@@ -1,10 +1,7 @@
 """A sample image: balenaOS's layout and files, without an operating system."""
 
-import errno
 import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC
 from pathlib import Path
@@ -13,7 +10,6 @@ from typing import BinaryIO, Literal
 from balenaflash.boot import fingerprint, sample_files
 from balenaflash.boot.files import make_directories, put_file
 from balenaflash.boot.paths import parent_of
-from balenaflash.errors import Problem, TargetRefusedError
 from balenaflash.extent import KIB, MIB, Extent
 from balenaflash.image.balenaos import FINGERPRINT_PATHS
 from balenaflash.image.fat.time import time_of_edit
@@ -23,26 +19,10 @@ from balenaflash.image.programs import require_programs
 from balenaflash.image.source import open_source
 from balenaflash.image.table.model import TableKind
 from balenaflash.progress import Phase, Progress
+from balenaflash.target.new_file import new_path
 
 _ALIGNMENT = 4 * MIB  # of every partition, and the gap before each logical one (meta-balena)
-_BOOT_SIZE = 40 * MIB  # until balenaOS 7
-_ROOT_SIZE = 24 * MIB
-_STATE_SIZE = 20 * MIB
-_DATA_SIZE = 32 * MIB
 _BLOCK = 64 * KIB  # what is zero in one piece becomes a hole
-
-_SHARED_MEMORY = "/dev/shm"  # noqa: S108 - a tmpfs for files, shm_overview(7)
-
-_REFUSALS = {
-    errno.ENOENT: ("target-missing", "there is no directory {folder}"),
-    errno.ENOTDIR: ("target-missing", "{folder} is no directory"),
-    errno.EACCES: ("target-no-permission", "files may not be made in {folder}"),
-    errno.EPERM: ("target-no-permission", "files may not be made in {folder}"),
-    errno.EROFS: ("target-read-only", "the filesystem of {folder} is read-only"),
-    errno.ENOSPC: ("target-too-small", "the filesystem of {folder} is full"),
-    errno.EDQUOT: ("target-too-small", "the quota of its user in {folder} is used up"),
-}
-"""What keeps a file from being made, to code and words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +36,68 @@ class SampleReport:
     """In bytes; most of them are holes."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Design:
+    """What is in an image; sizes in bytes."""
+
+    prefix: str
+    """Of the labels."""
+
+    root_size: int
+    spare_size: int
+    """Of the second root filesystem, which is empty."""
+
+    state_size: int
+    data_size: int
+    boot_files: Mapping[str, bytes]
+    root_files: Mapping[str, bytes | Path]
+
+    has_state: bool = True
+    """Whether there are filesystems in the last two partitions."""
+
+    boot_size: int = 40 * MIB  # until balenaOS 7
+
+
+def _raw_design() -> _Design:
+    return _Design(
+        prefix="resin",
+        root_size=24 * MIB,
+        spare_size=24 * MIB,
+        state_size=20 * MIB,
+        data_size=32 * MIB,
+        boot_files=sample_files.boot_files(),
+        root_files=sample_files.root_files(),
+    )
+
+
+def _flasher_design(inner: Path) -> _Design:
+    """A flasher that carries ``inner``, which is used up."""
+    carried = {f"/opt/{sample_files.INNER_NAME}": inner}
+    return _Design(
+        prefix="flash",
+        root_size=48 * MIB,
+        spare_size=_ALIGNMENT,
+        state_size=_ALIGNMENT,
+        data_size=_ALIGNMENT,
+        boot_files=sample_files.flasher_boot_files(),
+        root_files={**sample_files.flasher_root_files(), **carried},
+        has_state=False,
+    )
+
+
 def build_sample(
     out: Path,
     *,
     table: Literal["msdos", "gpt"],
     fat_bits: Literal[16, 32],
     progress: Progress,
+    flasher: bool = False,
     overwrite: bool = False,
 ) -> SampleReport:
-    """Make a raw image at ``out``, without root; there is nothing there until it is complete.
+    """Make an image at ``out``, without root; there is nothing there until it is complete.
 
-    With ``SOURCE_DATE_EPOCH`` set, the same programs make the same bytes each time.
+    It is a raw one, or with ``flasher`` one that carries that. With ``SOURCE_DATE_EPOCH`` set,
+    the same programs make the same bytes each time.
 
     Raises:
         ToolMissingError: a program it is made with is not installed.
@@ -75,50 +106,62 @@ def build_sample(
         EditError: ``SOURCE_DATE_EPOCH`` is not a number.
     """
     kind = TableKind(table)
-    partitions, size = _layout(kind, fat_bits)
-    final = Path(os.path.realpath(out))
-    with _refusals_of(out, final.parent):
-        _require_place(out, final, overwrite=overwrite)
+    name = f"{table}.fat{fat_bits}.sample"
+    with new_path(out, overwrite=overwrite) as image:
         require_programs(PROGRAMS)
-        with tempfile.TemporaryDirectory(prefix=".balenaflash-", dir=final.parent) as folder:
-            image = Path(folder, "image")
-            with image.open("wb") as file:
-                file.truncate(size)
-            write_table(image, kind, partitions, name=f"{table}.fat{fat_bits}.sample")
-            _fill(image, partitions, progress)
-            # Whoever uses an older one at that path keeps it, and whoever opens it now has all.
-            image.replace(final)
+        if flasher:
+            inner = image.with_name("inner")
+            _build(inner, _raw_design(), kind, fat_bits, name, progress)
+            size = _build(
+                image, _flasher_design(inner), kind, fat_bits, f"flasher.{name}", progress
+            )
+        else:
+            size = _build(image, _raw_design(), kind, fat_bits, name, progress)
     return SampleReport(out, size)
 
 
-def _layout(kind: TableKind, fat_bits: int) -> tuple[list[NewPartition], int]:
+def _build(
+    image: Path, design: _Design, kind: TableKind, fat_bits: int, name: str, progress: Progress
+) -> int:
+    """Make the image in the new file ``image``; its size."""
+    partitions, size = _layout(design, kind, fat_bits)
+    with image.open("wb") as file:
+        file.truncate(size)
+    write_table(image, kind, partitions, name=name)
+    _fill(image, design, partitions, progress)
+    return size
+
+
+def _layout(design: _Design, kind: TableKind, fat_bits: int) -> tuple[list[NewPartition], int]:
     """Where everything goes, and the size of the image (facts of meta-balena's image class)."""
     logical_gap = _ALIGNMENT if kind is TableKind.MSDOS else 0
     partitions: list[NewPartition] = []
     end = _ALIGNMENT
 
-    def add(label: str, size: int, *, gap: int = 0, fat_bits: int | None = None) -> None:
+    def add(name: str, size: int, *, gap: int = 0, bits: int | None = None) -> None:
         nonlocal end
         start = end + gap
         end = start + size
-        partitions.append(NewPartition(label, Extent(start, end), fat_bits))
+        label = f"{design.prefix}-{name}"
+        is_empty = name in {"state", "data"} and not design.has_state
+        partitions.append(NewPartition(label, Extent(start, end), bits, is_empty=is_empty))
 
-    add("resin-boot", _BOOT_SIZE, fat_bits=fat_bits)
-    add("resin-rootA", _ROOT_SIZE)
-    add("resin-rootB", _ROOT_SIZE)
+    add("boot", design.boot_size, bits=fat_bits)
+    add("rootA", design.root_size)
+    add("rootB", design.spare_size)
     extended_start = end
-    add("resin-state", _STATE_SIZE, gap=logical_gap)
-    add("resin-data", _DATA_SIZE, gap=logical_gap)
+    add("state", design.state_size, gap=logical_gap)
+    add("data", design.data_size, gap=logical_gap)
     if kind is TableKind.MSDOS:
         partitions.insert(3, NewPartition(None, Extent(extended_start, end)))
         return partitions, end
     return partitions, end + _ALIGNMENT  # room for the backup table
 
 
-def _fill(image: Path, partitions: list[NewPartition], progress: Progress) -> None:
+def _fill(image: Path, design: _Design, partitions: list[NewPartition], progress: Progress) -> None:
     """Make each filesystem in a file of its own, and copy that into its partition."""
     epoch = _epoch()
-    held = [each for each in partitions if each.label is not None]
+    held = [each for each in partitions if each.label is not None and not each.is_empty]
     progress.begin(Phase.BUILD, sum(each.extent.size for each in held))
     try:
         with image.open("r+b") as file:
@@ -126,10 +169,11 @@ def _fill(image: Path, partitions: list[NewPartition], progress: Progress) -> No
                 volume = image.with_name(f"{partition.label}")
                 if partition.fat_bits is not None:
                     make_fat(volume, partition, epoch=epoch)
-                    _put_boot_files(volume)
+                    _put_boot_files(volume, design.boot_files)
                 else:
-                    root = sample_files.root_files() if partition.label == "resin-rootA" else {}
-                    make_ext4(volume, partition, root, epoch=epoch)
+                    is_root = partition.label == f"{design.prefix}-rootA"
+                    files = design.root_files if is_root else {}
+                    make_ext4(volume, partition, files, epoch=epoch)
                 _copy(volume, file, partition.extent, progress)
                 volume.unlink()
             file.flush()
@@ -138,10 +182,10 @@ def _fill(image: Path, partitions: list[NewPartition], progress: Progress) -> No
         progress.end()
 
 
-def _put_boot_files(volume: Path) -> None:
+def _put_boot_files(volume: Path, boot_files: Mapping[str, bytes]) -> None:
     with open_source(volume) as source:
         fat = FatVolume.open(source, Extent(0, source.size))
-        files = {FINGERPRINT_PATHS[0]: b"", **sample_files.boot_files()}
+        files = {FINGERPRINT_PATHS[0]: b"", **boot_files}
         for path, content in files.items():
             make_directories(fat, parent_of(path))
             put_file(fat, path, content)
@@ -171,31 +215,3 @@ def _epoch() -> int | None:
     if not os.environ.get("SOURCE_DATE_EPOCH"):
         return None
     return int(time_of_edit().replace(tzinfo=UTC).timestamp())
-
-
-def _require_place(out: Path, final: Path, *, overwrite: bool) -> None:
-    """Refuse what is not, or must not become, a regular file; ``final`` has no links in it."""
-    if final.exists() and not final.is_file():
-        kind = "a directory" if final.is_dir() else "not a regular file"
-        raise _refusal("target-not-a-file", f"{out}: is {kind}", "Name a file, there or new.")
-    if final.is_relative_to("/dev") and not final.is_relative_to(_SHARED_MEMORY):
-        # A node that is not there yet, or a misspelt one, must not become a file.
-        raise _refusal("target-not-a-file", f"{out}: /dev is not a place for files")
-    if final.exists() and not overwrite:
-        raise _refusal(
-            "target-exists", f"{out}: is there already", "Name another file, or add --overwrite."
-        )
-
-
-@contextmanager
-def _refusals_of(out: Path, folder: Path) -> Iterator[None]:
-    """Turn what the system has against a file in ``folder`` into a refusal of ``out``."""
-    try:
-        yield
-    except OSError as error:
-        code, words = _REFUSALS.get(error.errno or 0, ("target-refused", f"{error.strerror}"))
-        raise _refusal(code, f"{out}: cannot be made: {words.format(folder=folder)}") from error
-
-
-def _refusal(code: str, message: str, hint: str | None = None) -> TargetRefusedError:
-    return TargetRefusedError([Problem(code, message, hint)])

@@ -8,7 +8,7 @@ import hashlib
 import json
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,20 @@ class Board:
     machine: str
     name: str
     arch: str
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What a flasher carries, as far as it differs from what all carry here."""
+
+    boot_files: Mapping[str, bytes | None] = field(default_factory=dict)
+    """Of the inner image, as in `boot_files`."""
+
+    settings: Mapping[str, str | None] = field(default_factory=dict)
+    """Of the flasher, as in `flasher_conf`."""
+
+    root_files: Mapping[str, bytes] = field(default_factory=dict)
+    """Files more in the flasher's root filesystem, by absolute path."""
 
 
 INTEL_NUC = Board("intel-nuc", "genericx86-64", "Intel NUC", "amd64")
@@ -134,12 +148,12 @@ def noise(name: str, size: int) -> bytes:
 
 
 def boot_files(
-    board: Board, *, flasher: bool, replaced: Mapping[str, bytes] | None = None
+    board: Board, *, flasher: bool, replaced: Mapping[str, bytes | None] | None = None
 ) -> dict[str, bytes]:
     """Every file of a boot partition by its absolute path, the fingerprint among them.
 
-    ``replaced`` adds files or takes the place of some; the fingerprint counts them in,
-    unless it is itself replaced.
+    ``replaced`` adds files, takes the place of some or, with ``None``, leaves some out; the
+    fingerprint counts them in, unless it is itself replaced.
     """
     image = "balena-image-flasher" if flasher else "balena-image"
     files = {
@@ -163,8 +177,8 @@ def boot_files(
     if not flasher:
         text = OS_RELEASE.format(version=OS_VERSION, machine=board.machine, slug=board.slug)
         files["/os-release"] = text.encode()
-    files |= replaced or {}
-    return {"/balenaos.fingerprint": fingerprint(files), **files}
+    kept = _replace(files, replaced)
+    return {"/balenaos.fingerprint": fingerprint(kept), **kept}
 
 
 MODULES = (
@@ -192,9 +206,27 @@ def root_files(board: Board) -> dict[str, bytes]:
     }
 
 
-def flasher_conf(board: Board) -> bytes:
-    """``/etc/resin-init-flasher.conf`` as the genericx86 family ships it."""
-    return FLASHER_CONF.format(machine=board.machine).encode()
+def _replace(
+    files: Mapping[str, bytes], replaced: Mapping[str, bytes | None] | None
+) -> dict[str, bytes]:
+    changed = {**files, **(replaced or {})}
+    return {path: content for path, content in changed.items() if content is not None}
+
+
+def flasher_conf(board: Board, settings: Mapping[str, str | None] | None = None) -> bytes:
+    """``/etc/resin-init-flasher.conf`` as the genericx86 family ships it.
+
+    ``settings`` (name to value, quoted as needed) takes the place of some or adds some; ``None``
+    leaves one out.
+    """
+    text = FLASHER_CONF.format(machine=board.machine)
+    given = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    lines = (
+        f"{name}={value}"
+        for name, value in {**given, **(settings or {})}.items()
+        if value is not None
+    )
+    return "\n".join([text.partition("\n")[0], *lines, ""]).encode()
 
 
 def _device_type(board: Board, image: str) -> bytes:

@@ -17,6 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 
 import boot_tree
+from boot_tree import Carried
 
 from balenaflash.extent import KIB, SECTOR_SIZE, Extent
 
@@ -138,12 +139,14 @@ def build_image(
     layout: Layout,
     *,
     flasher: bool = False,
-    boot_files: Mapping[str, bytes] | None = None,
+    boot_files: Mapping[str, bytes | None] | None = None,
+    carried: Carried | None = None,
 ) -> BuiltImage:
     """A balenaOS image at ``path``: raw, or a flasher that carries a raw one.
 
-    ``boot_files`` (absolute path to content) adds files to the boot partition or takes the
-    place of some. The file is sparse.
+    ``boot_files`` (absolute path to content) adds files to the boot partition, takes the place
+    of some or, with ``None``, leaves some out. ``carried`` is what a flasher carries that is not
+    as ever. The file is sparse.
     """
     board = BOARDS[layout]
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -151,10 +154,13 @@ def build_image(
         root, inner = boot_tree.root_files(board), None
         root_tree = work / "root"
         if flasher:
+            carried = carried or Carried()
             inner_name = f"balena-image-{board.machine}.balenaos-img"
             (root_tree / "opt").mkdir(parents=True)
-            inner = build_image(root_tree / "opt" / inner_name, layout)
-            root["/etc/resin-init-flasher.conf"] = boot_tree.flasher_conf(board)
+            inner_path = root_tree / "opt" / inner_name
+            inner = build_image(inner_path, layout, boot_files=carried.boot_files)
+            root["/etc/resin-init-flasher.conf"] = boot_tree.flasher_conf(board, carried.settings)
+            root |= carried.root_files
         write_tree(root_tree, root)
         (root_tree / "current").symlink_to("hostapps/0")
         content = boot_tree.boot_files(board, flasher=flasher, replaced=boot_files)

@@ -1,7 +1,8 @@
 """What lies in the partitions of a sample image: every file that balenaOS tools look at.
 
-The set is that of a raw image of the device type ``generic-amd64`` (meta-balena v8.0.2, balena-
-generic); there is no operating system in it, and what should be a program only says so.
+The set is that of an image of the device type ``generic-amd64`` (meta-balena v8.0.2, balena-
+generic), raw or flasher; there is no operating system in it, and what should be a program only
+says so.
 """
 
 import json
@@ -12,7 +13,11 @@ from collections.abc import Mapping
 SLUG = "generic-amd64"
 _NAME = "Generic x86_64 (GPT)"
 _VERSION = "6.5.31+rev1"
-_IMAGE = "balena-image"
+_RAW_IMAGE, _FLASHER_IMAGE = "balena-image", "balena-image-flasher"
+INNER_NAME = f"{_RAW_IMAGE}-{SLUG}.balenaos-img"
+"""File name of the image that a flasher carries."""
+
+_DEVICES = "nvme0n1 sda mmcblk0"
 
 _CONFIG: Mapping[str, object] = {
     "applicationName": "sample",
@@ -46,10 +51,40 @@ _GRUB = """\
 # {origin}
 set default=boot
 set timeout={timeout}
-search --no-floppy --set=root --label resin-rootA
+search --no-floppy --set=root --label {root}
 menuentry 'boot' {{
-    linux /boot/bzImage root=LABEL=resin-rootA ro rootwait {arguments}
+    linux /boot/bzImage root=LABEL={root} ro rootwait {arguments}
 }}
+"""
+
+_FLASHER_SETTINGS = f"""\
+INTERNAL_DEVICE_KERNEL="{_DEVICES}"
+INTERNAL_DEVICE_BOOTLOADER_CONFIG=grub.cfg_internal
+INTERNAL_DEVICE_BOOTLOADER_CONFIG_PATH=/EFI/BOOT/grub.cfg
+BALENA_IMAGE={INNER_NAME}
+BOOTLOADER_FLASH_DEVICE=
+BOOTLOADER_IMAGE=
+BOOTLOADER_BLOCK_SIZE_OFFSET=
+BOOTLOADER_SKIP_OUTPUT_BLOCKS=
+BOOTLOADER_FLASH_DEVICE_1=
+BOOTLOADER_IMAGE_1=
+BOOTLOADER_BLOCK_SIZE_OFFSET_1=
+BOOTLOADER_SKIP_OUTPUT_BLOCKS_1=
+BALENA_SPLASH_CONFIG=splash
+BALENA_BOOTLOADER_CONFIG=resinOS_uEnv.txt
+BALENA_NM_CONFIG=system-connections
+BALENA_NM_DISPATCHER=dispatcher.d
+BALENA_PROXY_CONFIG=system-proxy
+"""
+"""As ``resin-init-flasher.bb`` writes it."""
+
+_ETHERNET = """\
+[connection]
+id=sample
+type=ethernet
+
+[ipv4]
+method=auto
 """
 
 _WIFI = """\
@@ -78,23 +113,50 @@ _GRUB_ENVIRONMENT_SIZE = 1024  # bytes, padded with "#"; grub-editenv refuses an
 
 
 def boot_files() -> dict[str, bytes]:
-    """Content of the boot partition by absolute path, without its fingerprint."""
+    """Content of a raw image's boot partition by absolute path, without its fingerprint."""
+    grub = _grub("Made by the image build", "resin-rootA", timeout=3, arguments="quiet")
+    return {
+        **_common_boot_files(_RAW_IMAGE),
+        "/EFI/BOOT/grub.cfg": grub,
+        "/os-release": _OS_RELEASE.encode(),
+    }
+
+
+def flasher_boot_files() -> dict[str, bytes]:
+    """Content of a flasher's boot partition, likewise; with a network for the board."""
+    grub = _grub("Starts the flasher", "flash-rootA", timeout=3, arguments="flasher")
+    return {
+        **_common_boot_files(_FLASHER_IMAGE),
+        "/EFI/BOOT/grub.cfg": grub,
+        "/system-connections/sample": _ETHERNET.encode(),
+    }
+
+
+def _common_boot_files(image: str) -> dict[str, bytes]:
     environment = b"# GRUB Environment Block\n".ljust(_GRUB_ENVIRONMENT_SIZE, b"#")
     return {
         "/EFI/BOOT/bootx64.efi": _placeholder("boot loader", 262_144),
-        "/EFI/BOOT/grub.cfg": _grub("Made by the image build", timeout=3, arguments="quiet"),
         "/EFI/BOOT/grub_extraenv": environment,
         "/EFI/BOOT/grubenv": environment,
-        f"/{_IMAGE}": b"DO NOT REMOVE THIS FILE\n",
+        f"/{image}": b"DO NOT REMOVE THIS FILE\n",
         "/config.json": _json(_CONFIG),
-        "/device-type.json": _json(_device_type()),
+        "/device-type.json": _json(_device_type(image)),
         "/extra_uEnv.txt": b"",
-        "/grub.cfg_internal": _grub("For internal storage", timeout=0, arguments=""),
-        "/image-version-info": f"{_IMAGE}-{SLUG}\n".encode(),
-        "/os-release": _OS_RELEASE.encode(),
+        "/grub.cfg_internal": _grub("For internal storage", "resin-rootA", timeout=0, arguments=""),
+        "/image-version-info": f"{image}-{SLUG}\n".encode(),
         "/splash/balena-logo.png": logo(160, 90),
         "/system-connections/balena-wifi.ignore": _WIFI.encode(),
         "/system-proxy/README.ignore": b"redsocks.conf and no_proxy go here\n",
+    }
+
+
+def flasher_root_files() -> dict[str, bytes]:
+    """Content of a flasher's root filesystem, without the image it carries."""
+    hook = b"#!/bin/sh\n\nset -e\n\nexit 0\n"
+    return {
+        **root_files(),
+        "/etc/resin-init-flasher.conf": _FLASHER_SETTINGS.encode(),
+        "/usr/bin/resin-init-flasher-board": hook,
     }
 
 
@@ -137,8 +199,9 @@ def _png_chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
 
 
-def _grub(origin: str, *, timeout: int, arguments: str) -> bytes:
-    return _GRUB.format(origin=origin, timeout=timeout, arguments=arguments).encode()
+def _grub(origin: str, root: str, *, timeout: int, arguments: str) -> bytes:
+    text = _GRUB.format(origin=origin, root=root, timeout=timeout, arguments=arguments)
+    return text.encode()
 
 
 def _placeholder(what: str, size: int) -> bytes:
@@ -151,7 +214,7 @@ def _json(content: Mapping[str, object]) -> bytes:
     return json.dumps(content, indent=2).encode() + b"\n"
 
 
-def _device_type() -> dict[str, object]:
+def _device_type(image: str) -> dict[str, object]:
     return {
         "slug": SLUG,
         "version": 1,
@@ -160,10 +223,10 @@ def _device_type() -> dict[str, object]:
         "state": "released",
         "yocto": {
             "machine": SLUG,
-            "image": _IMAGE,
+            "image": image,
             "fstype": "balenaos-img",
             "version": "yocto-kirkstone",
-            "deployArtifact": f"{_IMAGE}-{SLUG}.balenaos-img",
+            "deployArtifact": f"{image}-{SLUG}.balenaos-img",
         },
         "configuration": {"config": {"partition": {"primary": 1}, "path": "/config.json"}},
     }

@@ -10,7 +10,7 @@ from balenaflash.extent import format_size
 
 
 @click.command()
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(readable=False, path_type=Path))
 @click.option(
     "--table",
     type=click.Choice(["msdos", "gpt"]),
@@ -26,11 +26,14 @@ from balenaflash.extent import format_size
     show_default=True,
     help="Kind of FAT of the boot partition.",
 )
+@click.option("--flasher", is_flag=True, help="A flasher, which carries a raw image.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT where it exists.")
 @progress_option
 @with_session
-def sample(session: Session, out: Path, *, table: str, fat_bits: str, overwrite: bool) -> Answer:
-    """Make OUT, a complete raw image of balenaOS layout with small contents.
+def sample(
+    session: Session, out: Path, *, table: str, fat_bits: str, flasher: bool, overwrite: bool
+) -> Answer:
+    """Make OUT, a complete image of balenaOS layout with small contents.
 
     It has every partition and every file that balenaOS tools look at, but no operating
     system: it is for trying this program, scripts around it and readers, without a download.
@@ -39,6 +42,7 @@ def sample(session: Session, out: Path, *, table: str, fat_bits: str, overwrite:
     Examples:
       balenaflash sample sample.img
       balenaflash sample --table msdos --fat 32 sample.img
+      balenaflash sample --flasher flasher.img
     """
     from balenaflash.cli.progress_display import progress_for
     from balenaflash.sample import build_sample
@@ -48,9 +52,16 @@ def sample(session: Session, out: Path, *, table: str, fat_bits: str, overwrite:
         table="msdos" if table == "msdos" else "gpt",
         fat_bits=32 if fat_bits == "32" else 16,
         progress=progress_for(session),
+        flasher=flasher,
         overwrite=overwrite,
     )
-    return Answer(
-        {"path": str(report.path), "size": report.size, "table": table, "fat_bits": int(fat_bits)},
-        [f"{report.path}: {format_size(report.size)}, {table}, FAT{fat_bits} boot partition"],
-    )
+    kind = "flasher" if flasher else "raw"
+    result = {
+        "path": str(report.path),
+        "size": report.size,
+        "kind": kind,
+        "table": table,
+        "fat_bits": int(fat_bits),
+    }
+    shown = f"{kind}, {table}, FAT{fat_bits} boot partition"
+    return Answer(result, [f"{report.path}: {format_size(report.size)}, {shown}"])

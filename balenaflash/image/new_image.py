@@ -4,6 +4,7 @@ Nothing here needs root: everything is a regular file. All identifiers are deriv
 that an image made twice at the same time is the same.
 """
 
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,9 @@ class NewPartition:
     fat_bits: int | None = None
     """16 or 32 for the boot partition; ``None`` for one that holds ext4."""
 
+    is_empty: bool = False
+    """Whether it holds no filesystem at all."""
+
 
 def write_table(
     path: Path, kind: TableKind, partitions: Sequence[NewPartition], *, name: str
@@ -72,11 +76,12 @@ def make_fat(path: Path, partition: NewPartition, *, epoch: int | None) -> None:
 
 
 def make_ext4(
-    path: Path, partition: NewPartition, files: Mapping[str, bytes], *, epoch: int | None
+    path: Path, partition: NewPartition, files: Mapping[str, bytes | Path], *, epoch: int | None
 ) -> None:
     """Make the file at ``path`` an ext4 filesystem that holds ``files``, by absolute path.
 
-    Everything in it belongs to root, whoever runs this.
+    Everything in it belongs to root, whoever runs this. Content is bytes, or a file beside
+    ``path``, which is used up; its holes stay holes.
     """
     unique = str(identifier(f"{partition.label}"))
     extended = f"lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0,hash_seed={unique}"
@@ -96,30 +101,36 @@ def identifier(name: str) -> uuid.UUID:
     return uuid.uuid5(uuid.NAMESPACE_DNS, f"{name}.balenaflash")
 
 
-def _copy_in(path: Path, files: Mapping[str, bytes], epoch: int | None) -> None:
+def _copy_in(path: Path, files: Mapping[str, bytes | Path], epoch: int | None) -> None:
     """Fill an ext4 filesystem without mounting it.
 
     By debugfs and not by ``mkfs.ext4 -d``, which takes over the user's ids and the time each
     file was made here, so that no two images would be the same.
     """
-    staged = path.with_name("staged")
-    staged.mkdir()
     script = [f"mkdir {directory}" for directory in _directories(files)]
-    for number, (name, content) in enumerate(files.items()):
-        source = staged / str(number)
-        source.write_bytes(content)
-        source.chmod(0o644)
-        script.append(f"write {staged.name}/{number} {name}")
-    commands = "\n".join(script) + "\n"
-    done = run_program(
-        *(DEBUGFS, "-w", "-f", "-", path.name), folder=path.parent, stdin=commands, epoch=epoch
-    )
+    with tempfile.TemporaryDirectory(prefix="staged-", dir=path.parent) as folder:
+        staged = Path(folder)
+        for number, (name, content) in enumerate(files.items()):
+            _stage(content, staged / str(number))
+            script.append(f"write {staged.name}/{number} {name}")
+        commands = "\n".join(script) + "\n"
+        done = run_program(
+            *(DEBUGFS, "-w", "-f", "-", path.name), folder=path.parent, stdin=commands, epoch=epoch
+        )
     # Its status is 0 whatever happened; standard error holds its version and nothing else.
     if len(done.stderr.splitlines()) > 1:
         raise failure(DEBUGFS, "an error", done.stderr)
 
 
-def _directories(files: Mapping[str, bytes]) -> list[str]:
+def _stage(content: bytes | Path, place: Path) -> None:
+    if isinstance(content, Path):
+        content.replace(place)
+    else:
+        place.write_bytes(content)
+    place.chmod(0o644)
+
+
+def _directories(files: Mapping[str, bytes | Path]) -> list[str]:
     """Every directory that ``files`` lie in but the root, parents first."""
     parents = {str(parent) for name in files for parent in Path(name).parents}
     return sorted(parents - {"/"})
