@@ -1,49 +1,34 @@
 """Everything there is to know about an image, without changing it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from balenaflash.boot.config_json import masked
 from balenaflash.boot.fingerprint import FingerprintReport, listed_paths
 from balenaflash.boot.fingerprint import check as check_fingerprint
 from balenaflash.boot.invalidation import find_overwritten, warn_of_low_space
 from balenaflash.boot.network import Network, list_networks
 from balenaflash.card_records import warn_of_cut_off
+from balenaflash.disk_layout import LayoutReport, report_layout
 from balenaflash.errors import ImageError
 from balenaflash.extent import Extent
-from balenaflash.image.balenaos import BalenaFacts, BootPartition, find_boot_partition, read_facts
+from balenaflash.image.balenaos import ImageKind
 from balenaflash.image.bmap.beside import find_beside, read_bmap
 from balenaflash.image.bmap.block_map import Bmap, differing_ranges, require_same_size
+from balenaflash.image.container.kinds import Container
+from balenaflash.image.container.location import ImageLocation
 from balenaflash.image.fat.volume import FatEntry, FatVolume
-from balenaflash.image.filesystems import Filesystem, probe
 from balenaflash.image.opening import open_for_reading
-from balenaflash.image.source import Container, Source
-from balenaflash.image.table.partitions import (
-    Partition,
-    PartitionKind,
-    PartitionTable,
-    read_table,
+from balenaflash.image.source import Source
+from balenaflash.signatures import (
+    CertificateFile,
+    SignatureReport,
+    find_certificate,
+    report_beside,
 )
 
-
-@dataclass(frozen=True, slots=True)
-class PartitionReport:
-    """A partition and what is on it."""
-
-    partition: Partition
-    filesystem: Filesystem | None
-    """``None`` where no filesystem is recognised."""
-
-
-@dataclass(frozen=True, slots=True)
-class BootReport:
-    """The boot partition: which, why, how full."""
-
-    partition: BootPartition
-    fat_bits: int
-    total_bytes: int
-    free_bytes: int
+if TYPE_CHECKING:
+    from balenaflash.carried_image import CarriedReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,72 +65,114 @@ class BmapReport:
 class ImageReport:
     """What ``inspect`` tells."""
 
-    path: Path
+    location: ImageLocation
     container: Container
-    size: int
-    table: PartitionTable
-    partitions: tuple[PartitionReport, ...]
-    boot: BootReport
-    facts: BalenaFacts
-    config: Mapping[str, object] | None
-    """config.json with its secrets masked, unless they were asked for."""
+    member: str | None
+    """Its name in a container that has members."""
 
+    layout: LayoutReport
     files: FilesReport | None
     """``None`` where the boot partition is too damaged to tell."""
+
+    signature: SignatureReport
+    carried: "CarriedReport | None"
+    """``None`` of an image that is no flasher, and of a flasher too damaged to tell."""
 
     bmap: BmapReport | None
     warnings: tuple[str, ...]
 
 
-def inspect(
-    path: Path, *, show_secrets: bool = False, check_files: bool = False, check_bmap: bool = False
-) -> ImageReport:
-    """Look into the image at ``path``.
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What to look at, beyond what is quickly read."""
 
-    ``check_files`` reads all files of the boot partition, a matter of a tenth of a second or two
-    for a file and of seconds for a card; ``check_bmap`` reads all that the block map lists.
+    member: str | None = None
+    """Which image is meant, in a container that holds several."""
+
+    sha256: str | None = None
+    """What the image, or the file it comes in, must have as its sum."""
+
+    show_secrets: bool = False
+    check_files: bool = False
+    """Read all files of the boot partition, a matter of a tenth of a second or two for a file
+    and of seconds for a card."""
+
+    check_bmap: bool = False
+    """Read all that the block map lists."""
+
+    check_signature: bool = False
+    """Read all of what is signed: the image, the one that a flasher carries, or both."""
+
+    certificate: CertificateFile | None = None
+    """To check against instead of the image's own."""
+
+
+QUICK = Scope()
+
+
+def inspect(location: ImageLocation, scope: Scope = QUICK) -> ImageReport:
+    """Look into the image at ``location``; beside a file also for its block map and signature.
 
     Raises:
         ImageError: it is not an image of balenaOS layout, or cannot be read.
     """
-    with open_for_reading(path) as image:
+    path = location if isinstance(location, Path) else None
+    with open_for_reading(location, member=scope.member, sha256=scope.sha256) as image:
         source = image.source
-        table = read_table(source)
-        boot = find_boot_partition(source, table)
-        volume = FatVolume.open(source, boot.partition.extent)
-        facts = read_facts(volume, boot)
-        config = facts.config
-        if config is not None and not show_secrets:
-            config = masked(config)
-        files, about_files = _report_files(volume, check=check_files)
+        layout = report_layout(source, show_secrets=scope.show_secrets)
+        files, about_files = _report_files(layout.files, check=scope.check_files)
+        certificate, about_certificate = _choose_certificate(layout.files, scope)
+        carried, about_carried = _report_carried(source, layout, certificate, scope)
+        signature = report_beside(path, source, certificate, check=scope.check_signature)
+        bmap = _report_bmap(path, source, check=scope.check_bmap)
+        warnings = (
+            *image.warnings,
+            *(warn_of_cut_off(path) if path else ()),
+            *layout.warnings,
+            *about_files,
+            *layout.files.problems(),
+            *about_certificate,
+            *about_carried,
+        )
         return ImageReport(
-            path=path,
-            container=source.container,
-            size=source.size,
-            table=table,
-            partitions=tuple(_report_partition(source, each) for each in table.partitions),
-            boot=BootReport(boot, volume.fat_bits, volume.total_bytes, volume.free_bytes),
-            facts=facts,
-            config=config,
+            location=location,
+            container=image.container,
+            member=image.member,
+            layout=layout,
             files=files,
-            bmap=_report_bmap(path, source, check=check_bmap),
-            warnings=(
-                *image.warnings,
-                *warn_of_cut_off(path),
-                *table.warnings,
-                *boot.warnings,
-                *facts.warnings,
-                *_warn_of_clone(facts),
-                *about_files,
-                *volume.problems(),
-            ),
+            signature=signature,
+            carried=carried,
+            bmap=bmap,
+            warnings=tuple(dict.fromkeys(warnings)),
         )
 
 
-def _report_partition(source: Source, partition: Partition) -> PartitionReport:
-    if partition.kind is PartitionKind.EXTENDED:
-        return PartitionReport(partition, None)
-    return PartitionReport(partition, probe(source, partition.extent))
+def _choose_certificate(
+    volume: FatVolume, scope: Scope
+) -> tuple[CertificateFile | None, tuple[str, ...]]:
+    if scope.certificate is not None:
+        return scope.certificate, ()
+    try:
+        return find_certificate(volume), ()
+    except ImageError as error:
+        return None, (str(error),)
+
+
+def _report_carried(
+    source: Source, layout: LayoutReport, certificate: CertificateFile | None, scope: Scope
+) -> "tuple[CarriedReport | None, tuple[str, ...]]":
+    if layout.facts.kind is ImageKind.RAW:
+        return None, ()
+    # It takes as long to load as a raw image takes to be looked into.
+    from balenaflash.carried_image import report_carried  # noqa: PLC0415 - see above
+
+    return report_carried(
+        source,
+        layout.table,
+        certificate,
+        show_secrets=scope.show_secrets,
+        check=scope.check_signature,
+    )
 
 
 def _report_files(volume: FatVolume, *, check: bool) -> tuple[FilesReport | None, tuple[str, ...]]:
@@ -168,19 +195,16 @@ def _report_files(volume: FatVolume, *, check: bool) -> tuple[FilesReport | None
     return report, tuple(warn_of_low_space(volume))
 
 
-def _report_bmap(image: Path, source: Source, *, check: bool) -> BmapReport | None:
-    path = find_beside(image)
+def _report_bmap(image: Path | None, source: Source, *, check: bool) -> BmapReport | None:
+    path = find_beside(image) if image else None
     if path is None:
         return None
     try:
         bmap = read_bmap(path)
-        require_same_size(bmap, source)
+        if check and source.size is None:
+            source.measure()
+        if source.size is not None:
+            require_same_size(bmap, source)
     except ImageError as error:
         return BmapReport(path, None, str(error), None)
     return BmapReport(path, bmap, None, differing_ranges(bmap, source) if check else None)
-
-
-def _warn_of_clone(facts: BalenaFacts) -> tuple[str, ...]:
-    if not facts.is_clone:
-        return ()
-    return ("The disk of this image has booted: all boards written from it would be the same one.",)

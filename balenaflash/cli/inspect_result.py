@@ -1,27 +1,43 @@
 """What scripts get of an image that was inspected; the keys are an interface."""
 
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING
 
 from balenaflash.cli.network_list import network_result
 
 if TYPE_CHECKING:
     from balenaflash.boot.fingerprint import FingerprintReport
-    from balenaflash.inspection import BmapReport, FilesReport, ImageReport, PartitionReport
+    from balenaflash.carried_image import CarriedReport
+    from balenaflash.disk_layout import LayoutReport, PartitionReport
+    from balenaflash.image.flasher_settings import FlasherSettings
+    from balenaflash.inspection import BmapReport, FilesReport, ImageReport
+    from balenaflash.signatures import SignatureReport
 
 
 def image_result(report: "ImageReport") -> dict[str, object]:
     """All of ``report``; what is unknown, or was not read, is null."""
-    boot, facts = report.boot, report.facts
     return {
-        "path": str(report.path),
+        "path": str(report.location),
         "container": report.container.value,
-        "size": report.size,
+        "member": report.member,
+        **_layout_result(report.layout),
+        **_files_result(report.files),
+        "bmap": _bmap_result(report.bmap),
+        "signature": _signature_result(report.signature),
+        "flasher": None if report.carried is None else _carried_result(report.carried),
+    }
+
+
+def _layout_result(layout: "LayoutReport") -> dict[str, object]:
+    boot, facts, version = layout.boot, layout.facts, layout.os_version
+    return {
+        "size": layout.size,
         "table": {
-            "kind": report.table.kind.value,
-            "id": report.table.disk_id,
-            "sector_size": report.table.sector_size,
+            "kind": layout.table.kind.value,
+            "id": layout.table.disk_id,
+            "sector_size": layout.table.sector_size,
         },
-        "partitions": [_partition_result(item) for item in report.partitions],
+        "partitions": [_partition_result(item) for item in layout.partitions],
         "boot_partition": {
             "number": boot.partition.partition.number,
             "reason": boot.partition.reason,
@@ -36,18 +52,19 @@ def image_result(report: "ImageReport") -> dict[str, object]:
             "arch": facts.arch,
             "machine": facts.machine,
             "os_version": facts.os_version,
+            "os_version_from": None
+            if version is None
+            else {"partition": version.partition, "path": version.path},
             "image_name": facts.image_name,
             "fingerprint_present": facts.fingerprint_present,
             "is_clone": facts.is_clone,
         },
-        "config": report.config,
-        **_files_result(report.files),
-        "bmap": _bmap_result(report.bmap),
+        "config": layout.config,
     }
 
 
 def _partition_result(item: "PartitionReport") -> dict[str, object]:
-    partition, filesystem = item.partition, item.filesystem
+    partition, filesystem, fill = item.partition, item.filesystem, item.fill
     return {
         "number": partition.number,
         "kind": partition.kind.value,
@@ -57,12 +74,16 @@ def _partition_result(item: "PartitionReport") -> dict[str, object]:
         "name": partition.name,
         "uuid": partition.uuid,
         "flags": list(partition.flags),
+        "filesystem_read": item.was_read,
         "filesystem": None
         if filesystem is None
         else {
             "type": filesystem.type,
             "label": filesystem.label,
             "uuid": filesystem.uuid,
+            "total": None if fill is None else fill.total_bytes,
+            "used": None if fill is None else fill.used_bytes,
+            "free": None if fill is None else fill.free_bytes,
         },
     }
 
@@ -109,4 +130,61 @@ def _bmap_result(report: "BmapReport | None") -> dict[str, object] | None:
         "differing": None
         if differing is None
         else [{"start": extent.start, "size": extent.size} for extent in differing],
+    }
+
+
+def _signature_result(report: "SignatureReport") -> dict[str, object]:
+    certificate = report.certificate
+    is_open = report.path is None and report.state == "unknown"
+    return {
+        "signed": None if is_open else report.path is not None,
+        "state": report.state.value,
+        "path": report.path,
+        "reason": report.reason,
+        "certificate": None
+        if certificate is None
+        else {
+            "name": certificate.name,
+            "of_image": certificate.of_image,
+            "subject": report.subject,
+            "sha256": report.sha256,
+        },
+    }
+
+
+def _carried_result(carried: "CarriedReport") -> dict[str, object]:
+    flasher, layout = carried.flasher, carried.layout
+    return {
+        "partition": flasher.partition.number,
+        "settings": _settings_result(flasher.settings),
+        "devices": list(carried.devices),
+        "image": {
+            "path": flasher.image_path,
+            "name": flasher.image_name,
+            "size": flasher.image.size,
+            "signature": _signature_result(carried.signature),
+            "layout": None if layout is None else _layout_result(layout),
+        },
+        "steps": None
+        if carried.steps is None
+        else [
+            {
+                "code": step.code,
+                "action": step.action,
+                "state": step.state.value,
+                "meaning": step.meaning,
+            }
+            for step in carried.steps
+        ],
+    }
+
+
+def _settings_result(settings: "FlasherSettings") -> dict[str, object]:
+    """All of them, by their names in `FlasherSettings`."""
+    result = {each.name: getattr(settings, each.name) for each in fields(settings)}
+    return {
+        **result,
+        "internal_devices": list(settings.internal_devices),
+        "bootloaders": [asdict(each) for each in settings.bootloaders],
+        "others": dict(settings.others),
     }

@@ -1,0 +1,166 @@
+"""What is on a disk or in an image: partitions, filesystems, and what balenaOS tells of itself."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from balenaflash.boot.config_json import masked
+from balenaflash.errors import ImageError
+from balenaflash.image.balenaos import BalenaFacts, BootPartition, find_boot_partition, read_facts
+from balenaflash.image.fat.volume import FatVolume
+from balenaflash.image.filesystems import Filesystem, probe
+from balenaflash.image.fill import Fill, read_fill
+from balenaflash.image.root_filesystem import OS_RELEASE_PATH, find_root, read_os_release
+from balenaflash.image.source import Source
+from balenaflash.image.table.partitions import (
+    Partition,
+    PartitionKind,
+    PartitionTable,
+    read_table,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionReport:
+    """A partition and what is on it."""
+
+    partition: Partition
+    filesystem: Filesystem | None
+    """``None`` where no filesystem is recognised, or where none was looked for."""
+
+    fill: Fill | None = None
+    """``None`` where it is unknown."""
+
+    was_read: bool = True
+    """Whether a filesystem was looked for: in a stream only as far as it had to be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class BootReport:
+    """The boot partition: which, why, how full."""
+
+    partition: BootPartition
+    fat_bits: int
+    total_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class OsVersion:
+    """The version of balenaOS, and where it is told."""
+
+    text: str
+    partition: int
+    """Number of the partition."""
+
+    path: str
+    """Of the file in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutReport:
+    """A disk of balenaOS layout."""
+
+    size: int | None
+    table: PartitionTable
+    partitions: tuple[PartitionReport, ...]
+    boot: BootReport
+    facts: BalenaFacts
+    os_version: OsVersion | None
+    config: Mapping[str, object] | None
+    """config.json with its secrets masked, unless they were asked for."""
+
+    warnings: tuple[str, ...]
+    files: FatVolume = field(repr=False)
+    """Of the boot partition, to look at."""
+
+
+def report_layout(source: Source, *, show_secrets: bool) -> LayoutReport:
+    """What is on the disk ``source``, read as far as possible in ascending order.
+
+    Raises:
+        ImageError: it is not an image of balenaOS layout, or cannot be read.
+    """
+    table = read_table(source)
+    boot = find_boot_partition(source, table)
+    volume = FatVolume.open(source, boot.partition.extent)
+    facts = read_facts(volume, boot)
+    config = facts.config
+    if config is not None and not show_secrets:
+        config = masked(config)
+    version, about_version = _find_os_version(source, table, boot, facts)
+    partitions, about_partitions = _report_partitions(source, table, boot, version)
+    return LayoutReport(
+        size=source.size,
+        table=table,
+        partitions=partitions,
+        boot=BootReport(boot, volume.fat_bits, volume.total_bytes, volume.free_bytes),
+        facts=replace(facts, os_version=version.text if version else None),
+        os_version=version,
+        config=config,
+        warnings=(
+            *table.warnings,
+            *boot.warnings,
+            *facts.warnings,
+            *_warn_of_clone(facts),
+            *about_version,
+            *about_partitions,
+        ),
+        files=volume,
+    )
+
+
+def _find_os_version(
+    source: Source, table: PartitionTable, boot: BootPartition, facts: BalenaFacts
+) -> tuple[OsVersion | None, tuple[str, ...]]:
+    """As the boot partition tells it, else the root filesystem; and what to warn of."""
+    if facts.os_version is not None:
+        return OsVersion(facts.os_version, boot.partition.number, "/os-release"), ()
+    root = find_root(source, table)
+    if root is None:
+        return None, ()
+    try:
+        version = read_os_release(source, root).get("VERSION")
+    except ImageError as error:
+        return None, (f"The version of the OS is not known: {error}",)
+    return OsVersion(version, root.number, OS_RELEASE_PATH) if version else None, ()
+
+
+def _report_partitions(
+    source: Source, table: PartitionTable, boot: BootPartition, version: OsVersion | None
+) -> tuple[tuple[PartitionReport, ...], tuple[str, ...]]:
+    """Every partition, and what is doubtful of their filesystems.
+
+    A stream is not decoded any further for it than it was before: up to the partition that
+    follows the boot partition, or the one with the version.
+    """
+    reach = max(
+        each.extent.end if each.number == boot.partition.number else each.extent.start
+        for each in table.partitions
+        if each.number == boot.partition.number or (version and each.number == version.partition)
+    )
+    reports: dict[int, PartitionReport] = {}
+    warnings: list[str] = []
+    for partition in sorted(table.partitions, key=lambda each: each.extent.start):
+        was_read = source.seekable or partition.extent.start <= reach
+        report = PartitionReport(partition, None, was_read=was_read)
+        if was_read and partition.kind is not PartitionKind.EXTENDED:
+            report, about = _report_partition(source, partition)
+            warnings += about
+        reports[partition.number] = report
+    return tuple(reports[each.number] for each in table.partitions), tuple(warnings)
+
+
+def _report_partition(
+    source: Source, partition: Partition
+) -> tuple[PartitionReport, tuple[str, ...]]:
+    filesystem = probe(source, partition.extent)
+    if filesystem is None:
+        return PartitionReport(partition, None), ()
+    reading = read_fill(source, partition.extent, filesystem)
+    return PartitionReport(partition, filesystem, reading.fill), reading.warnings
+
+
+def _warn_of_clone(facts: BalenaFacts) -> tuple[str, ...]:
+    if not facts.is_clone:
+        return ()
+    return ("The disk of this image has booted: all boards written from it would be the same one.",)

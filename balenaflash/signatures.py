@@ -1,0 +1,181 @@
+"""Whether an image is signed, and whether its signature verifies."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from balenaflash.errors import ImageError
+from balenaflash.extent import KIB, MIB
+from balenaflash.image.fat.volume import FatVolume
+from balenaflash.image.source import Source
+
+if TYPE_CHECKING:
+    from balenaflash.image.signature import Certificate
+
+SIGNATURE_SUFFIX = ".sig"
+KEYS_FOLDER = "/balena-keys"
+"""Of the boot partition of a signed build (meta-balena, ``balena-keys.bb``)."""
+
+CERTIFICATE_PATH = f"{KEYS_FOLDER}/kmod.crt"
+"""The certificate that the flasher uses (``resin-init-flasher``, ``verify_image_signature``)."""
+
+_COMPRESSED_SUFFIXES = frozenset({".bz2", ".gz", ".xz", ".zip", ".zst"})
+MAX_SIGNATURE_SIZE = 64 * KIB  # that of an RSA key of 16384 bits has 2048 bytes
+MAX_CERTIFICATE_SIZE = MIB  # a certificate has two or three KiB, and others may be appended
+_PIECE = 4 * MIB  # read and hashed at a time
+
+
+class SignatureState(StrEnum):
+    """What is known of the signature of an image."""
+
+    NOT_SIGNED = "not-signed"
+    NOT_CHECKED = "not-checked"
+    """There is one; the image was not read to compare it."""
+
+    VERIFIED = "verified"
+    WRONG = "wrong"
+    UNKNOWN = "unknown"
+    """It could not be checked."""
+
+
+@dataclass(frozen=True, slots=True)
+class CertificateFile:
+    """The file of a certificate, as it was found or given."""
+
+    name: str
+    """Its path, to be shown."""
+
+    content: bytes
+
+    of_image: bool
+    """Whether it comes from the image itself: whoever changes the image can change it too."""
+
+
+@dataclass(frozen=True, slots=True)
+class SignatureReport:
+    """The signature of an image."""
+
+    state: SignatureState
+    path: str | None
+    """The file of the signature; ``None`` where there is none."""
+
+    certificate: CertificateFile | None
+    """The one to check against; ``None`` where there is none."""
+
+    reason: str | None = None
+    """Why it is wrong or unknown: a clause."""
+
+    subject: str | None = None
+    """Of the certificate, in the form of RFC 4514; ``None`` where it was not read."""
+
+    sha256: str | None = None
+    """Fingerprint of the certificate in lower-case hexadecimal, as ``openssl x509`` tells it."""
+
+
+def find_signature_beside(image: Path) -> Path | None:
+    """The file of the signature of ``image``, if there is one.
+
+    What is signed is the raw image, so that of ``balena.img.gz`` may be ``balena.img.sig``.
+    """
+    names = [image.name]
+    if image.suffix in _COMPRESSED_SUFFIXES:
+        names.append(image.stem)
+    paths = (image.with_name(name + SIGNATURE_SUFFIX) for name in names)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def find_certificate(volume: FatVolume) -> CertificateFile | None:
+    """The certificate that the boot partition of a signed build carries.
+
+    Raises:
+        ImageError: the volume is damaged there.
+    """
+    entry = volume.find(CERTIFICATE_PATH)
+    if entry is None or entry.is_directory or entry.size > MAX_CERTIFICATE_SIZE:
+        return None
+    content = volume.read_file(CERTIFICATE_PATH)
+    return CertificateFile(f"{CERTIFICATE_PATH} of the image", content, of_image=True)
+
+
+def report_beside(
+    image: Path | None, source: Source, certificate: CertificateFile | None, *, check: bool
+) -> SignatureReport:
+    """The signature in a file beside ``image``, whose raw bytes are ``source``.
+
+    Nothing lies beside ``None``, an image that comes from elsewhere. ``check`` reads all of it.
+
+    Raises:
+        ImageError: the image cannot be read.
+    """
+    if image is None:
+        reason = "one is looked for beside a file only"
+        return SignatureReport(SignatureState.UNKNOWN, None, certificate, reason)
+    path = find_signature_beside(image)
+    if path is None:
+        return SignatureReport(SignatureState.NOT_SIGNED, None, certificate)
+    report = SignatureReport(SignatureState.NOT_CHECKED, str(path), certificate)
+    if not check:
+        return report
+    try:
+        with path.open("rb") as file:
+            signature = file.read(MAX_SIGNATURE_SIZE)
+    except OSError as error:
+        reason = f"{path} cannot be read: {error.strerror}"
+        return replace(report, state=SignatureState.UNKNOWN, reason=reason)
+    return check_signature(report, source, signature)
+
+
+def check_signature(report: SignatureReport, source: Source, signature: bytes) -> SignatureReport:
+    """``report`` with the verdict on ``signature``, after reading all of ``source``.
+
+    Raises:
+        ImageError: the image cannot be read.
+    """
+    if report.certificate is None:
+        reason = f"there is no certificate: {CERTIFICATE_PATH} is missing, and none was given"
+        return replace(report, state=SignatureState.UNKNOWN, reason=reason)
+    try:
+        certificate = _load(report.certificate)
+    except ImageError as error:
+        return replace(report, state=SignatureState.UNKNOWN, reason=str(error))
+    if certificate is None:
+        reason = "the Python library cryptography is not installed"
+        return replace(report, state=SignatureState.UNKNOWN, reason=reason)
+    fault = certificate.find_fault(_sha256(source), signature)
+    return replace(
+        report,
+        state=SignatureState.VERIFIED if fault is None else SignatureState.WRONG,
+        reason=fault,
+        subject=certificate.subject,
+        sha256=certificate.sha256,
+    )
+
+
+def _load(file: CertificateFile) -> "Certificate | None":
+    """The certificate; ``None`` without the library that reads it.
+
+    Raises:
+        ImageError: it is none that can be used.
+    """
+    try:
+        # The library is optional, and takes longer to load than all the rest of the work.
+        from balenaflash.image.signature import Certificate  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "cryptography":
+            raise
+        return None
+    return Certificate.read(file.content, file.name)
+
+
+def _sha256(source: Source) -> bytes:
+    size = source.measure() if source.size is None else source.size
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(min(_PIECE, size)))
+    with source.sequential():
+        for offset in range(0, size, _PIECE):
+            piece = buffer[: size - offset]
+            source.readinto(offset, piece)
+            digest.update(piece)
+    return digest.digest()
