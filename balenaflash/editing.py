@@ -7,15 +7,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from balenaflash.boot.config_check import Finding
+from balenaflash.boot.config_edit import find_errors, invalid_config
 from balenaflash.boot.difference import diff_files
 from balenaflash.boot.files import Action, FileChange
 from balenaflash.boot.fingerprint import listed_paths
 from balenaflash.boot.fingerprint import update as update_fingerprint
 from balenaflash.boot.invalidation import warnings_for
 from balenaflash.card_records import warn_of_cut_off
-from balenaflash.image.balenaos import BootPartition, find_boot_partition
+from balenaflash.errors import ConfigError
+from balenaflash.image.balenaos import CONFIG_PATH, BootPartition, find_boot_partition
 from balenaflash.image.bmap.beside import plan_updates
 from balenaflash.image.commit.commit import CommitReport, ReadableImage
+from balenaflash.image.container.location import ImageLocation
+from balenaflash.image.fat.names import fold
 from balenaflash.image.fat.volume import FatVolume
 from balenaflash.image.opening import open_for_editing, open_for_reading
 from balenaflash.image.patch import Overlay, Patch
@@ -72,23 +77,34 @@ class EditReport:
     warnings: tuple[str, ...]
 
 
-def edit(
-    path: Path, edits: Sequence[Edit], *, dry_run: bool = False, keep_fingerprint: bool = False
+def preview(
+    location: ImageLocation,
+    edits: Sequence[Edit],
+    *,
+    member: str | None = None,
+    keep_fingerprint: bool = False,
 ) -> EditReport:
+    """What `edit` would do; the image may be compressed, or one that may only be read.
+
+    Raises:
+        ImageError, EditError: as `edit`.
+    """
+    with open_for_reading(location, member=member) as image:
+        path = location if isinstance(location, Path) else None
+        return _preview(image, path, edits, keep_fingerprint=keep_fingerprint)
+
+
+def edit(path: Path, edits: Sequence[Edit], *, keep_fingerprint: bool = False) -> EditReport:
     """Make ``edits``, in their order, in the boot partition of the image file at ``path``.
 
     They are made in memory; then what changed is committed to the file. The fingerprint, unless
-    it is to be kept, and a block map beside the image are brought up to date with it. With
-    ``dry_run`` nothing is written, and an image that may only be read, or a card, will do.
+    it is to be kept, and a block map beside the image are brought up to date with it.
 
     Raises:
         ImageError: it is not an image of balenaOS layout, or cannot be read.
         EditError: an edit cannot be made; none was.
         WriteError: writing failed; the message says what state the image is in.
     """
-    if dry_run:
-        with open_for_reading(path) as image:
-            return _preview(image, path, edits, keep_fingerprint=keep_fingerprint)
     with open_for_editing(path) as image:
         return edit_opened(image, path, edits, keep_fingerprint=keep_fingerprint)
 
@@ -134,7 +150,7 @@ def edit_opened(
 
 
 def _preview(
-    image: ReadableImage, path: Path, edits: Sequence[Edit], *, keep_fingerprint: bool
+    image: ReadableImage, path: Path | None, edits: Sequence[Edit], *, keep_fingerprint: bool
 ) -> EditReport:
     boot = _open_boot(image)
     original = _open_boot(image).files
@@ -162,7 +178,9 @@ class EditedImage:
     warnings: tuple[str, ...]
 
 
-def lay_over(image: ReadableImage, edits: Sequence[Edit]) -> EditedImage:
+def lay_over(
+    image: ReadableImage, edits: Sequence[Edit], *, keep_fingerprint: bool = False
+) -> EditedImage:
     """``image`` with ``edits`` made in what is read of it and not in itself.
 
     The same edits give the same bytes whenever they are made: what they make or change gets
@@ -178,7 +196,7 @@ def lay_over(image: ReadableImage, edits: Sequence[Edit]) -> EditedImage:
     if not os.environ.get("SOURCE_DATE_EPOCH"):
         times = (entry.modified for entry in boot.files.walk() if entry.modified is not None)
         boot.files.fixed_time = max(times, default=None)
-    edited = _apply(edits, boot.files, keep_fingerprint=False)
+    edited = _apply(edits, boot.files, keep_fingerprint=keep_fingerprint)
     return EditedImage(
         source=Overlay(image.source, boot.files.changes()),
         changes=edited.changes,
@@ -187,18 +205,20 @@ def lay_over(image: ReadableImage, edits: Sequence[Edit]) -> EditedImage:
 
 
 @contextmanager
-def open_boot_volume(path: Path) -> Iterator[BootVolume]:
-    """The boot partition of the image at ``path``, to look at until the block ends.
+def open_boot_volume(location: ImageLocation, *, member: str | None = None) -> Iterator[BootVolume]:
+    """The boot partition of the image at ``location``, to look at until the block ends.
 
-    ``path`` may be a block device, such as a flashed card.
+    It may be a block device, such as a flashed card. ``member`` names it in a container that has
+    several.
 
     Raises:
         ImageError: it is not an image of balenaOS layout, or cannot be read.
         EditError: another process is editing it; or an edit was cut off and cannot be undone.
     """
-    with open_for_reading(path) as image:
+    with open_for_reading(location, member=member) as image:
         boot = _open_boot(image)
-        yield replace(boot, opening_warnings=(*boot.opening_warnings, *warn_of_cut_off(path)))
+        about_card = warn_of_cut_off(location) if isinstance(location, Path) else ()
+        yield replace(boot, opening_warnings=(*boot.opening_warnings, *about_card))
 
 
 def _open_boot(image: ReadableImage | Editable) -> BootVolume:
@@ -236,10 +256,35 @@ class _Edited:
 
 def _apply(edits: Sequence[Edit], volume: FatVolume, *, keep_fingerprint: bool) -> _Edited:
     shipped = listed_paths(volume)
+    known = _config_errors(volume)
     edited = _Edited(tuple(change for each in edits for change in each.apply(volume)), shipped)
+    if fold(CONFIG_PATH) in map(fold, edited.touched):
+        _refuse_bad_config(volume, known)
     if not keep_fingerprint:
         update_fingerprint(volume, edited.touched)
     return edited
+
+
+def _config_errors(volume: FatVolume) -> tuple[Finding, ...]:
+    """What is wrong with config.json before an edit, which is not the edit's fault."""
+    try:
+        return find_errors(volume)
+    except ConfigError:
+        return ()
+
+
+def _refuse_bad_config(volume: FatVolume, known: tuple[Finding, ...]) -> None:
+    """Raise if an edit, of whatever kind, has left a config.json that locks a board out.
+
+    Raises:
+        ConfigError: it is not valid, and was not so before.
+    """
+    entry = volume.find(CONFIG_PATH)
+    if entry is None or entry.is_directory:
+        return
+    errors = [each for each in find_errors(volume) if each not in known]
+    if errors:
+        raise invalid_config(errors)
 
 
 def _invalidated(edited: _Edited, boot: BootVolume, path: Path | None) -> tuple[str, ...]:

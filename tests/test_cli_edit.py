@@ -215,7 +215,7 @@ HEAD = 'name = "lab"\n[[step]]\n'
 BAD_RECIPES = {
     "an unknown step": (HEAD + 'putt = "motd"', "line 2: 'putt' is not a known step"),
     "a wrong key": (HEAD + 'put = "motd"\ninto = "/"', "line 4: into: 'into' is not a known key"),
-    "a path with ..": (HEAD + 'put = "motd"\nto = "/../x"', "line 4: to: '/../x': is not a path"),
+    "a path with ..": (HEAD + 'put = "motd"\nto = "/../x"', "line 4: to: '/../x': holds"),
     "no TOML": ("name = lab", "lab.toml: is not valid TOML"),
     "a file that is not there": (HEAD + 'put = "nowhere"', "line 3: put: "),
     "a path that is not there": (HEAD + 'put = "motd"\n[[step]]\nrm = "/no"', "line 5: rm: /no: "),
@@ -345,3 +345,38 @@ def test_the_recipe_of_the_readme_works(
     assert run.returncode == 0, run.stderr
     listed = balenaflash("boot", "ls", "-R", built.path, "/certs").stdout
     assert "/certs/root.pem" in listed
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"hostname": "lab",}', "/config.json: is not valid JSON"),
+        ("[1]", "/config.json: "),
+        ('{"developmentMode": "no way"}', "/config.json: developmentMode"),
+    ],
+)
+@pytest.mark.parametrize("way", ["put", "apply", "mv", "step"])
+def test_no_edit_leaves_a_config_that_locks_a_board_out(
+    image: MakeImage,
+    balenaflash: RunBalenaflash,
+    tmp_path: Path,
+    way: str,
+    content: str,
+    message: str,
+) -> None:
+    built = image(Layout.MSDOS_FAT16)
+    (tmp_path / "bad.json").write_text(content)
+    (tmp_path / "list").write_text("bad.json:/config.json\n")
+    if way == "mv":
+        assert balenaflash("boot", "put", built.path, tmp_path / "bad.json").returncode == 0
+    commands: dict[str, list[str | Path]] = {
+        "put": ["boot", "put", built.path, "bad.json", "/config.json"],
+        "apply": ["boot", "apply", built.path, "--files", "list", "--deploy-dir", "."],
+        "mv": ["boot", "mv", built.path, "/bad.json", "/Config.JSON"],
+        "step": ["edit", built.path, "--step", 'put = "bad.json", to = "/config.json"'],
+    }
+    before = sha256(built.path)
+    done = balenaflash(*commands[way], cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (3, ""), done.stderr
+    assert message in done.stderr.splitlines()[0]
+    assert sha256(built.path) == before

@@ -10,7 +10,7 @@ from imagedigest import digest
 from loopdev import AttachLoop
 
 from balenaflash.boot.files import PutFile, Remove
-from balenaflash.editing import Edit, edit, open_boot_volume
+from balenaflash.editing import Edit, edit, open_boot_volume, preview
 from balenaflash.errors import EditError, ImageError
 from balenaflash.extent import KIB
 
@@ -47,7 +47,7 @@ def test_all_edits_are_made_or_none(built: BuiltImage) -> None:
 
 def test_a_dry_run_tells_the_same_and_writes_nothing(built: BuiltImage) -> None:
     before, edits = digest(built.path), [PutFile("/new", bytes(100 * KIB))]
-    planned = edit(built.path, edits, dry_run=True)
+    planned = preview(built.path, edits)
     assert digest(built.path) == before
     done = edit(built.path, edits)
     assert planned.changes == done.changes

@@ -37,14 +37,14 @@ def test_an_edit_of_a_shipped_file_is_warned_of_and_a_file_of_ones_own_is_not(
         changed = ["/efi/boot/grub.cfg", "/config.json", "/system-connections/lab"]
         warnings = warnings_for(changed, volume, shipped=shipped)
     assert warnings == (
-        "/efi/boot/grub.cfg: the next host OS update puts its own version of it there",
+        "/efi/boot/grub.cfg: a host OS update that ships this file puts its own version there",
     )
 
 
 def test_without_a_fingerprint_any_file_may_be_shipped(image: MakeImage) -> None:
     with edited(image(Layout.MSDOS_FAT16)) as volume:
         (warning,) = warnings_for(["/x", "/config.json"], volume, shipped=None)
-    assert warning.startswith("/x: the next host OS update")
+    assert warning.startswith("/x: a host OS update that ships")
 
 
 def test_of_many_files_some_are_named_and_the_others_counted(image: MakeImage) -> None:

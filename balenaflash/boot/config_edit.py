@@ -105,6 +105,19 @@ def read_config(volume: ReadableFiles) -> JsonDocument:
     return parse_document(volume.read_file(CONFIG_PATH), CONFIG_PATH)
 
 
+def find_errors(volume: ReadableFiles) -> tuple[Finding, ...]:
+    """What balenaOS could not work with in config.json; nothing where it is missing.
+
+    Raises:
+        ConfigError: it is not a JSON object.
+    """
+    if volume.find(CONFIG_PATH) is None:
+        return ()
+    content = read_config(volume).content
+    findings = check_config(content, read_slug(volume))
+    return tuple(each for each in findings if each.severity is Severity.ERROR)
+
+
 def read_slug(volume: ReadableFiles) -> str | None:
     """The device type the image was built for; ``None`` where the image does not tell."""
     if volume.find(DEVICE_TYPE_PATH) is None:

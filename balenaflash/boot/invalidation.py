@@ -72,8 +72,8 @@ def find_overwritten(paths: Collection[str], shipped: Collection[str] | None) ->
 def _overwritten(paths: Collection[str], shipped: Collection[str] | None) -> Iterator[str]:
     doomed = find_overwritten(paths, shipped)
     if doomed:
-        its = "its own version of it" if len(doomed) == 1 else "its own versions of them"
-        yield f"{_listed(doomed)}: the next host OS update puts {its} there"
+        what = "this file" if len(doomed) == 1 else "these files"
+        yield f"{_listed(doomed)}: a host OS update that ships {what} puts its own version there"
 
 
 def warn_of_low_space(volume: FatVolume) -> Iterator[str]:

@@ -133,7 +133,7 @@ class RemoveNetwork:
             raise EditError(
                 f"{self.name}: there is no such network",
                 code="network-missing",
-                hint="List what there is: balenaflash network ls IMAGE",
+                hint="It is named by its file; see what there is: balenaflash network ls IMAGE",
             )
         return Remove(path).apply(volume)
 

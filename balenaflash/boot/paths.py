@@ -11,10 +11,11 @@ def volume_path(text: str) -> str:
     """
     names = [name for name in text.split("/") if name not in {"", "."}]
     if not text or ".." in names:
+        fact = "holds '..', which leads out of a directory" if text else "is no path"
         raise EditError(
-            f"{text!r}: is not a path in the boot partition",
+            f"{text!r}: {fact}",
             code="path-invalid",
-            hint="Write it from the root of the partition, such as /EFI/BOOT/grub.cfg.",
+            hint="Write it from the root of the boot partition, such as /EFI/BOOT/grub.cfg.",
         )
     return "/" + "/".join(names)
 

@@ -1,17 +1,22 @@
 """``boot apply``: files of a Yocto deploy directory, as the image build puts them there."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from balenaflash.cli.answer import Answer
 from balenaflash.cli.edit_answer import answer_edits
 from balenaflash.cli.given_content import read_given_text
+from balenaflash.cli.image_argument import IMAGE
 from balenaflash.cli.session import Session, edit_options, with_session
+
+if TYPE_CHECKING:
+    from balenaflash.image.container.location import ImageLocation
 
 
 @click.command()
-@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("image", type=IMAGE)
 @click.option(
     "--files",
     metavar="LIST",
@@ -21,13 +26,13 @@ from balenaflash.cli.session import Session, edit_options, with_session
 @click.option(
     "--deploy-dir",
     metavar="DIR",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=click.Path(exists=True, file_okay=False, readable=False, path_type=Path),
     required=True,
     help="What relative sources are relative to, such as tmp/deploy/images/MACHINE.",
 )
 @edit_options
 @with_session
-def apply(session: Session, image: Path, *, files: str, deploy_dir: Path) -> Answer:
+def apply(session: Session, image: "ImageLocation", *, files: str, deploy_dir: Path) -> Answer:
     """Put the files of LIST from the directory DIR into the boot partition of IMAGE.
 
     LIST is the value of the Yocto variable BALENA_BOOT_PARTITION_FILES: SOURCE:DESTINATION

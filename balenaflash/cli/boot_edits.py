@@ -9,18 +9,20 @@ import click
 from balenaflash.cli.answer import Answer
 from balenaflash.cli.edit_answer import answer_edits
 from balenaflash.cli.given_content import read_given
+from balenaflash.cli.image_argument import IMAGE
 from balenaflash.cli.session import Session, edit_options, with_session
 
 if TYPE_CHECKING:
     from balenaflash.editing import Edit
+    from balenaflash.image.container.location import ImageLocation
 
 
 @click.command()
-@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("image", type=IMAGE)
 @click.argument("sources", metavar="SRC... [DEST]", nargs=-1, required=True)
 @edit_options
 @with_session
-def put(session: Session, image: Path, sources: tuple[str, ...]) -> Answer:
+def put(session: Session, image: "ImageLocation", sources: tuple[str, ...]) -> Answer:
     """Copy the files and directories SRC into the boot partition of IMAGE.
 
     With one SRC alone it goes to the root directory. Else the last word is DEST: a directory to
@@ -39,12 +41,14 @@ def put(session: Session, image: Path, sources: tuple[str, ...]) -> Answer:
 
 
 @click.command("rm")
-@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("image", type=IMAGE)
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
 @click.option("-r", "--recursive", is_flag=True, help="Remove directories and all they hold.")
 @edit_options
 @with_session
-def remove(session: Session, image: Path, paths: tuple[str, ...], *, recursive: bool) -> Answer:
+def remove(
+    session: Session, image: "ImageLocation", paths: tuple[str, ...], *, recursive: bool
+) -> Answer:
     """Remove the files at PATH from the boot partition of IMAGE.
 
     PATH may be a pattern, in quotes.
@@ -61,12 +65,12 @@ def remove(session: Session, image: Path, paths: tuple[str, ...], *, recursive: 
 
 
 @click.command("mv")
-@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("image", type=IMAGE)
 @click.argument("sources", metavar="SRC...", nargs=-1, required=True)
 @click.argument("target", metavar="DEST")
 @edit_options
 @with_session
-def move(session: Session, image: Path, sources: tuple[str, ...], target: str) -> Answer:
+def move(session: Session, image: "ImageLocation", sources: tuple[str, ...], target: str) -> Answer:
     """Move or rename files and directories in the boot partition of IMAGE.
 
     DEST is a directory to move them into or, for one SRC, its new path. A file that has that path
@@ -83,13 +87,13 @@ def move(session: Session, image: Path, sources: tuple[str, ...], target: str) -
 
 
 @click.command("mkdir")
-@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("image", type=IMAGE)
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
 @click.option("-p", "--parents", is_flag=True, help="Make those above too; existing ones are fine.")
 @edit_options
 @with_session
 def make_directory(
-    session: Session, image: Path, paths: tuple[str, ...], *, parents: bool
+    session: Session, image: "ImageLocation", paths: tuple[str, ...], *, parents: bool
 ) -> Answer:
     """Make the directory PATH in the boot partition of IMAGE.
 
@@ -104,14 +108,19 @@ def make_directory(
 
 
 @click.command("use-internal")
-@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("image", type=IMAGE)
 @click.option("--from", "source", metavar="FILE", help="The settings to use, in the image.")
 @click.option("--to", "target", metavar="PATH", help="Where the board reads its settings.")
 @click.option("--keep-old", is_flag=True, help="Keep what is replaced as PATH.old.")
 @edit_options
 @with_session
 def use_internal(
-    session: Session, image: Path, *, source: str | None, target: str | None, keep_old: bool
+    session: Session,
+    image: "ImageLocation",
+    *,
+    source: str | None,
+    target: str | None,
+    keep_old: bool,
 ) -> Answer:
     """Let IMAGE start from internal storage, with its own settings for that.
 

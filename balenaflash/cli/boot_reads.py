@@ -2,26 +2,31 @@
 
 import base64
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from balenaflash.cli.answer import Answer
+from balenaflash.cli.image_argument import IMAGE
+from balenaflash.cli.image_options import member_option
 from balenaflash.cli.session import Session, with_session
 
 if TYPE_CHECKING:
     from balenaflash.boot.copy_out import CopiedFile
+    from balenaflash.image.container.location import ImageLocation
     from balenaflash.image.fat.volume import FatEntry
 
 
 @click.command("ls")
-@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("image", type=IMAGE)
 @click.argument("path", default="/")
 @click.option("-l", "--long", is_flag=True, help="Also print sizes in bytes and times.")
 @click.option("-R", "--recursive", is_flag=True, help="Also list what directories hold.")
+@member_option
 @with_session
-def list_files(_session: Session, image: Path, path: str, *, long: bool, recursive: bool) -> Answer:
+def list_files(
+    session: Session, image: "ImageLocation", path: str, *, long: bool, recursive: bool
+) -> Answer:
     """List the files at PATH in the boot partition of IMAGE.
 
     PATH may be a pattern, in quotes; then what matches is listed, and not what directories hold.
@@ -37,7 +42,7 @@ def list_files(_session: Session, image: Path, path: str, *, long: bool, recursi
     from balenaflash.boot.reading import list_files as list_boot_files
     from balenaflash.editing import open_boot_volume
 
-    with open_boot_volume(image) as boot:
+    with open_boot_volume(image, member=session.member) as boot:
         entries = tuple(list_boot_files(boot.files, path, recursive=recursive))
         whole_path = recursive or is_pattern(boot.files, path)
         warnings = boot.warnings
@@ -52,10 +57,11 @@ def list_files(_session: Session, image: Path, path: str, *, long: bool, recursi
 
 
 @click.command()
-@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("image", type=IMAGE)
 @click.argument("path")
+@member_option
 @with_session
-def cat(_session: Session, image: Path, path: str) -> Answer:
+def cat(session: Session, image: "ImageLocation", path: str) -> Answer:
     """Print the file at PATH in the boot partition of IMAGE, byte for byte.
 
     PATH may be a pattern, in quotes; then all files that match are printed, by name.
@@ -68,7 +74,7 @@ def cat(_session: Session, image: Path, path: str) -> Answer:
     from balenaflash.boot.reading import read_files
     from balenaflash.editing import open_boot_volume
 
-    with open_boot_volume(image) as boot:
+    with open_boot_volume(image, member=session.member) as boot:
         files = read_files(boot.files, path)
         warnings = boot.warnings
     content = b"".join(files.values())
@@ -85,12 +91,13 @@ def cat(_session: Session, image: Path, path: str) -> Answer:
 
 
 @click.command("get")
-@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("image", type=IMAGE)
 @click.argument("path")
 @click.argument("out", default=".")
 @click.option("-f", "--force", is_flag=True, help="Overwrite files that exist.")
+@member_option
 @with_session
-def take(_session: Session, image: Path, path: str, out: str, *, force: bool) -> Answer:
+def take(session: Session, image: "ImageLocation", path: str, out: str, *, force: bool) -> Answer:
     """Copy the file or directory at PATH in the boot partition of IMAGE to OUT.
 
     OUT is the new name, or a directory to put it in; without it, the current one. A directory is
@@ -106,7 +113,7 @@ def take(_session: Session, image: Path, path: str, out: str, *, force: bool) ->
     from balenaflash.boot.copy_out import copy_out
     from balenaflash.editing import open_boot_volume
 
-    with open_boot_volume(image) as boot:
+    with open_boot_volume(image, member=session.member) as boot:
         copies = copy_out(boot.files, path, out, overwrite=force)
         warnings = boot.warnings
     result = {

@@ -1,21 +1,25 @@
 """``boot splash``: the picture that is shown while the board starts."""
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from balenaflash.cli.answer import Answer
 from balenaflash.cli.edit_answer import answer_edits
 from balenaflash.cli.given_content import read_given
+from balenaflash.cli.image_argument import IMAGE
 from balenaflash.cli.session import Session, edit_options, with_session
+
+if TYPE_CHECKING:
+    from balenaflash.image.container.location import ImageLocation
 
 
 @click.command()
-@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("image", type=IMAGE)
 @click.argument("logo", metavar="LOGO.png")
 @edit_options
 @with_session
-def splash(session: Session, image: Path, logo: str) -> Answer:
+def splash(session: Session, image: "ImageLocation", logo: str) -> Answer:
     """Show the PNG image LOGO while boards start from IMAGE; - is standard input.
 
     It goes to /splash/balena-logo.png, or to /splash/resin-logo.png in older images. A board

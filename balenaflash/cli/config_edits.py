@@ -1,7 +1,6 @@
 """``config set``, ``config unset``, ``config merge``: change config.json."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -13,19 +12,21 @@ from balenaflash.cli.given_content import (
     read_given_text,
     require_one_standard_input,
 )
+from balenaflash.cli.image_argument import IMAGE
 from balenaflash.cli.session import Session, edit_options, with_session
 
 if TYPE_CHECKING:
     from balenaflash.boot.config_assignment import Assignment
     from balenaflash.boot.config_steps import ConfigStep
+    from balenaflash.image.container.location import ImageLocation
 
 
 @click.command("set")
-@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("image", type=IMAGE)
 @click.argument("assignments", metavar="KEY=VALUE...", nargs=-1, required=True)
 @edit_options
 @with_session
-def set_keys(session: Session, image: Path, assignments: tuple[str, ...]) -> Answer:
+def set_keys(session: Session, image: "ImageLocation", assignments: tuple[str, ...]) -> Answer:
     """Set keys of config.json, all of them or none.
 
     VALUE is text, or JSON where KEY takes something else than a string or is not known; @FILE
@@ -48,11 +49,11 @@ def set_keys(session: Session, image: Path, assignments: tuple[str, ...]) -> Ans
 
 
 @click.command()
-@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("image", type=IMAGE)
 @click.argument("keys", metavar="KEY...", nargs=-1, required=True)
 @edit_options
 @with_session
-def unset(session: Session, image: Path, keys: tuple[str, ...]) -> Answer:
+def unset(session: Session, image: "ImageLocation", keys: tuple[str, ...]) -> Answer:
     """Remove keys from config.json, with all they hold.
 
     \b
@@ -68,11 +69,11 @@ def unset(session: Session, image: Path, keys: tuple[str, ...]) -> Answer:
 
 
 @click.command()
-@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("image", type=IMAGE)
 @click.argument("file")
 @edit_options
 @with_session
-def merge(session: Session, image: Path, file: str) -> Answer:
+def merge(session: Session, image: "ImageLocation", file: str) -> Answer:
     """Take over every key of FILE, such as `balena config generate` makes; - is standard input.
 
     A key at the top is replaced as a whole, as balena's own tools do, so that an os in FILE
@@ -104,7 +105,7 @@ def _step(assignment: "Assignment") -> "ConfigStep":
     return assignment.step(value)
 
 
-def _edit_config(session: Session, image: Path, steps: Sequence["ConfigStep"]) -> Answer:
+def _edit_config(session: Session, image: "ImageLocation", steps: Sequence["ConfigStep"]) -> Answer:
     from balenaflash.boot.config_edit import EditConfig
 
     return answer_edits(session, image, [EditConfig(tuple(steps))])

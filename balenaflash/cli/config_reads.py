@@ -1,15 +1,17 @@
 """``config show``, ``config get``, ``config check``: look at config.json."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from balenaflash.cli.answer import Answer
+from balenaflash.cli.image_argument import IMAGE
+from balenaflash.cli.image_options import member_option
 from balenaflash.cli.session import Session, with_session
 
 if TYPE_CHECKING:
     from balenaflash.boot.config_check import Finding
+    from balenaflash.image.container.location import ImageLocation
 
 _show_secrets_option = click.option(
     "--show-secrets", is_flag=True, help="Do not mask keys and passwords."
@@ -17,10 +19,11 @@ _show_secrets_option = click.option(
 
 
 @click.command()
-@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("image", type=IMAGE)
 @_show_secrets_option
+@member_option
 @with_session
-def show(_session: Session, image: Path, *, show_secrets: bool) -> Answer:
+def show(session: Session, image: "ImageLocation", *, show_secrets: bool) -> Answer:
     """Print config.json with its secrets masked.
 
     \b
@@ -33,7 +36,7 @@ def show(_session: Session, image: Path, *, show_secrets: bool) -> Answer:
     from balenaflash.boot.json_text import format_lines
     from balenaflash.editing import open_boot_volume
 
-    with open_boot_volume(image) as boot:
+    with open_boot_volume(image, member=session.member) as boot:
         content = read_config(boot.files).content
         warnings = boot.warnings
     shown = dict(content) if show_secrets else masked(content)
@@ -41,11 +44,12 @@ def show(_session: Session, image: Path, *, show_secrets: bool) -> Answer:
 
 
 @click.command()
-@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("image", type=IMAGE)
 @click.argument("key")
 @_show_secrets_option
+@member_option
 @with_session
-def get(_session: Session, image: Path, key: str, *, show_secrets: bool) -> Answer:
+def get(session: Session, image: "ImageLocation", key: str, *, show_secrets: bool) -> Answer:
     """Print the value of KEY: a string as it is, anything else as JSON.
 
     A KEY that is or holds a secret needs --show-secrets.
@@ -63,7 +67,7 @@ def get(_session: Session, image: Path, key: str, *, show_secrets: bool) -> Answ
     from balenaflash.errors import ConfigError
 
     path = parse_key(key)
-    with open_boot_volume(image) as boot:
+    with open_boot_volume(image, member=session.member) as boot:
         value = value_at(read_config(boot.files).content, path)
         warnings = boot.warnings
     if not show_secrets and is_secret(path, value):
@@ -78,9 +82,10 @@ def get(_session: Session, image: Path, key: str, *, show_secrets: bool) -> Answ
 
 
 @click.command()
-@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("image", type=IMAGE)
+@member_option
 @with_session
-def check(_session: Session, image: Path) -> Answer:
+def check(session: Session, image: "ImageLocation") -> Answer:
     """Check config.json: JSON, types and values, device type, whether the keys fit together.
 
     The exit status is 3 where balenaOS could not work with it. What is merely odd is a warning.
@@ -94,7 +99,7 @@ def check(_session: Session, image: Path) -> Answer:
     from balenaflash.boot.config_edit import invalid_config, read_config, read_slug
     from balenaflash.editing import open_boot_volume
 
-    with open_boot_volume(image) as boot:
+    with open_boot_volume(image, member=session.member) as boot:
         content = read_config(boot.files).content
         findings = check_config(content, read_slug(boot.files))
         warnings = boot.warnings

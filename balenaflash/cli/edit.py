@@ -3,23 +3,28 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from balenaflash.cli.answer import Answer
 from balenaflash.cli.edit_answer import answer_edits
+from balenaflash.cli.image_argument import IMAGE
 from balenaflash.cli.recipe_options import chosen_recipe, recipe_options
 from balenaflash.cli.session import Session, edit_options, with_session
 
+if TYPE_CHECKING:
+    from balenaflash.image.container.location import ImageLocation
+
 
 @click.command()
-@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("image", type=IMAGE)
 @recipe_options
 @edit_options
 @with_session
 def edit(
     session: Session,
-    image: Path,
+    image: "ImageLocation",
     *,
     recipe: Path | None,
     steps: tuple[str, ...],

@@ -14,21 +14,30 @@ if TYPE_CHECKING:
     from balenaflash.boot.files import FileChange
     from balenaflash.card import Card
     from balenaflash.editing import Edit, EditReport
+    from balenaflash.image.container.location import ImageLocation
 
 
-def answer_edits(session: Session, image: Path, edits: Sequence["Edit"]) -> Answer:
+def answer_edits(session: Session, image: "ImageLocation", edits: Sequence["Edit"]) -> Answer:
     """Make ``edits`` in ``image``, or with ``--dry-run`` find out what they would change.
 
     A card is looked at, shown and asked about before.
     """
-    from balenaflash.editing import edit
+    from balenaflash.cli.edited_copy import answer_copy, require_file
+    from balenaflash.editing import edit, preview
 
     options = session.edit
-    card = _confirmed_card(session, image, edits) if image.is_block_device() else None
-    if card is None or options.dry_run:
-        report = edit(
-            image, edits, dry_run=options.dry_run, keep_fingerprint=options.keep_fingerprint
+    if options.output is not None and not options.dry_run:
+        return answer_copy(session, image, edits, options.output)
+    card = None
+    if isinstance(image, Path) and image.is_block_device() and options.output is None:
+        card = _confirmed_card(session, image, edits)
+    if options.dry_run:
+        report = preview(
+            image, edits, member=session.member, keep_fingerprint=options.keep_fingerprint
         )
+    elif card is None:
+        path = require_file(image)
+        report = edit(path, edits, keep_fingerprint=options.keep_fingerprint)
     else:
         from balenaflash.card import edit_card
 
@@ -52,7 +61,7 @@ def _confirmed_card(session: Session, node: Path, edits: Sequence["Edit"]) -> "C
     return card
 
 
-def _result(image: Path, report: "EditReport") -> dict[str, object]:
+def _result(image: "ImageLocation", report: "EditReport") -> dict[str, object]:
     return {
         "image": str(image),
         "dry_run": report.dry_run,
@@ -75,7 +84,7 @@ def change_result(change: "FileChange") -> dict[str, object]:
     return result if change.origin is None else {**result, "from": change.origin}
 
 
-def _lines(image: Path, report: "EditReport") -> list[str]:
+def _lines(image: "ImageLocation", report: "EditReport") -> list[str]:
     lines = [change_line(change) for change in report.changes]
     sectors, size = report.commit.sectors, report.commit.size
     if sectors == 0:

@@ -1,7 +1,6 @@
 """``network add``: give boards a network."""
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
 import click
@@ -9,6 +8,7 @@ import click
 from balenaflash.cli.answer import Answer
 from balenaflash.cli.edit_answer import answer_edits
 from balenaflash.cli.given_content import read_given_text
+from balenaflash.cli.image_argument import IMAGE
 from balenaflash.cli.network_options import (
     CommonOptions,
     common_options,
@@ -20,6 +20,7 @@ from balenaflash.cli.session import Session, edit_options, with_session
 if TYPE_CHECKING:
     from balenaflash.boot.connection import Security
     from balenaflash.boot.network import AddNetwork
+    from balenaflash.image.container.location import ImageLocation
 
 
 @click.group()
@@ -34,7 +35,7 @@ def add() -> None:
 
 
 @add.command()
-@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("image", type=IMAGE)
 @click.option("--ssid", metavar="SSID", help="Name of the network; any bytes, 32 at most.")
 @click.option("--psk-file", metavar="FILE", help="File with the passphrase; - is standard input.")
 @click.option("--open", "unsecured", is_flag=True, help="The network has no passphrase.")
@@ -48,7 +49,7 @@ def add() -> None:
 @with_session
 def wifi(
     session: Session,
-    image: Path,
+    image: "ImageLocation",
     *,
     ssid: str | None,
     psk_file: str | None,
@@ -79,11 +80,11 @@ def wifi(
 
 
 @add.command()
-@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("image", type=IMAGE)
 @common_options
 @edit_options
 @with_session
-def ethernet(session: Session, image: Path, **common: Unpack[CommonOptions]) -> Answer:
+def ethernet(session: Session, image: "ImageLocation", **common: Unpack[CommonOptions]) -> Answer:
     """Add a wired network to IMAGE. Without one, boards ask any wired network for an address.
 
     \b
@@ -140,7 +141,9 @@ def _wifi_network(
     return AddNetwork(settings.name, connection.keyfile(), common["overwrite"])
 
 
-def _add(session: Session, image: Path, network: "AddNetwork", country: str | None) -> Answer:
+def _add(
+    session: Session, image: "ImageLocation", network: "AddNetwork", country: str | None
+) -> Answer:
     from balenaflash.boot.config_edit import EditConfig
     from balenaflash.boot.config_steps import SetKey
 

@@ -1,23 +1,26 @@
 """``network ls``, ``network rm``: see and remove the networks of an image."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from balenaflash.cli.answer import Answer, printable
 from balenaflash.cli.edit_answer import answer_edits
+from balenaflash.cli.image_argument import IMAGE
+from balenaflash.cli.image_options import member_option
 from balenaflash.cli.session import Session, edit_options, with_session
 from balenaflash.cli.text import table_lines
 
 if TYPE_CHECKING:
     from balenaflash.boot.network import Network
+    from balenaflash.image.container.location import ImageLocation
 
 
 @click.command("ls")
-@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("image", type=IMAGE)
+@member_option
 @with_session
-def list_all(_session: Session, image: Path) -> Answer:
+def list_all(session: Session, image: "ImageLocation") -> Answer:
     """List the networks of IMAGE, without their secrets.
 
     \b
@@ -28,7 +31,7 @@ def list_all(_session: Session, image: Path) -> Answer:
     from balenaflash.boot.network import list_networks
     from balenaflash.editing import open_boot_volume
 
-    with open_boot_volume(image) as boot:
+    with open_boot_volume(image, member=session.member) as boot:
         networks = list_networks(boot.files)
         warnings = boot.warnings
     result = {"image": str(image), "networks": [network_result(each) for each in networks]}
@@ -36,11 +39,11 @@ def list_all(_session: Session, image: Path) -> Answer:
 
 
 @click.command("rm")
-@click.argument("image", type=click.Path(path_type=Path))
+@click.argument("image", type=IMAGE)
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @edit_options
 @with_session
-def remove(session: Session, image: Path, names: tuple[str, ...]) -> Answer:
+def remove(session: Session, image: "ImageLocation", names: tuple[str, ...]) -> Answer:
     """Remove networks from IMAGE, by the names that `network ls` shows.
 
     \b

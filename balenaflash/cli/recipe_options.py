@@ -34,7 +34,7 @@ _OPTIONS = (
     click.option(
         "--recipe",
         metavar="FILE",
-        type=click.Path(path_type=Path),
+        type=click.Path(readable=False, path_type=Path),
         help="The edits to make; balenaflash edit --help tells what it may hold.",
     ),
     click.option(

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Concatenate, ParamSpec
 
 import click
@@ -32,6 +33,10 @@ class EditOptions:
     """Answer the question that is asked before a card is changed."""
 
     allow_internal: bool = False
+    output: Path | None = None
+    """Where the edited image goes, while IMAGE stays as it is; ``None``: into IMAGE."""
+
+    overwrite_output: bool = False
 
 
 @dataclass(slots=True)
@@ -42,6 +47,9 @@ class Session:
     json: bool = False
     quiet: bool = False
     progress: ProgressStyle = ProgressStyle.AUTO
+    member: str | None = None
+    """Which image is meant, where IMAGE holds several."""
+
     edit: EditOptions = field(default_factory=EditOptions)
     signal: int | None = None
     """Number of the signal that interrupted the run, if one did."""
@@ -103,11 +111,26 @@ dry_run_option = click.option(
 )
 
 
+def _store_output(context: click.Context, _parameter: click.Parameter, value: Path | None) -> None:
+    context.ensure_object(Session).edit.output = value
+
+
+_output_option = click.option(
+    "-o",
+    "--output",
+    metavar="OUT",
+    type=click.Path(readable=False, path_type=Path),
+    expose_value=False,
+    callback=_store_output,
+    help="Write the edited image, raw, to the new file OUT, and leave IMAGE as it is.",
+)
+
 _EDIT_OPTIONS = (
     ("-n", "--dry-run", _DRY_RUN_HELP),
     ("--keep-fingerprint", "Leave balenaos.fingerprint as it is, untrue of what is changed."),
     ("-y", "--yes", YES_HELP),
     ("--allow-internal", ALLOW_INTERNAL_HELP),
+    ("--overwrite-output", "Allow an OUT that is there already."),
 )
 
 
@@ -118,7 +141,7 @@ def edit_options(command: Callable[P, Answer]) -> Callable[P, Answer]:
             *names, is_flag=True, expose_value=False, callback=_store_edit_option, help=text
         )
         command = option(command)
-    return command
+    return _output_option(command)
 
 
 def with_session(
