@@ -1,8 +1,10 @@
 import bz2
 import gzip
 import lzma
+import shutil
 import zlib
 from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -207,3 +209,43 @@ def test_a_stream_that_needs_much_memory_is_refused_with_the_command_to_type() -
         decoded(MemoryOrigin(stored))
     assert caught.value.code == "image-unsupported"
     assert caught.value.hint == "Unpack it first: zstd -dk --long=31 test"
+
+
+def decoded_by_program(stored: bytes) -> bytes:
+    program = shutil.which("lbzip2")
+    assert program is not None
+    decoder = bzip2.CompressedBzip2(MemoryOrigin(stored), program).open_decoder()
+    with closing(decoder):
+        found = bytearray()
+        buffer = memoryview(bytearray(300_000))
+        while count := decoder.readinto(buffer):
+            found += buffer[:count]
+    return bytes(found)
+
+
+@needs_compressors
+def test_lbzip2_decodes_the_same_and_is_believed_only_when_all_was_right() -> None:
+    stored = bz2.compress(IMAGE, 1)
+    assert decoded_by_program(stored) == IMAGE
+    assert decoded_by_program(stored + stored + bytes(1000)) == IMAGE + IMAGE
+    for place in some_places(len(stored), 10):
+        with pytest.raises(ImageError) as cut:
+            decoded_by_program(stored[:place])
+        assert cut.value.code in {"image-cut-short", "image-corrupt"}
+        spoilt = bytearray(stored)
+        spoilt[place] ^= 1
+        found = None
+        with suppress(ImageError):
+            found = decoded_by_program(bytes(spoilt))
+        assert found in {None, IMAGE}
+    with pytest.raises(ImageError) as behind:
+        decoded_by_program(stored + b"garbage")
+    assert behind.value.code == "image-trailing-garbage"
+
+
+@needs_compressors
+def test_a_decoder_in_a_process_can_be_closed_in_the_middle() -> None:
+    decoder = bzip2.CompressedBzip2(MemoryOrigin(bz2.compress(IMAGE)), "lbzip2").open_decoder()
+    assert decoder.readinto(memoryview(bytearray(1000))) == 1000
+    decoder.close()
+    decoder.close()

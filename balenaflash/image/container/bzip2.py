@@ -24,6 +24,7 @@ from balenaflash.image.container.bzip2_blocks import (
     find_bits,
     split,
 )
+from balenaflash.image.container.bzip2_program import ProgramDecoder, find_program
 from balenaflash.image.container.decoder import (
     Decoder,
     Input,
@@ -38,6 +39,7 @@ from balenaflash.image.container.parallel import PiecesDecoder, in_order, usable
 _MAGIC = b"BZh"
 _LEVELS = b"123456789"  # section 2.2.1: the size of blocks, in 100,000 bytes
 _PIECE_SIZE = MIB
+_WORTH_A_PROCESS = 4 * MIB  # bytes; less is decoded before a process has started
 _CRC_BITS = 32
 _CRC_MASK = (1 << _CRC_BITS) - 1
 _HEAD_BITS = MAGIC_BITS + _CRC_BITS  # of a block as of what ends a stream
@@ -50,7 +52,10 @@ _EMPTY_STREAMS = tuple(
 
 def recognise_bzip2(origin: Peeked) -> "CompressedBzip2 | None":
     """The image in bzip2 streams; ``None`` where there is no such stream at the start."""
-    return CompressedBzip2(origin) if _is_header(origin.peek(STREAM_HEADER)) else None
+    if not _is_header(origin.peek(STREAM_HEADER)):
+        return None
+    size = len(origin.peek(_WORTH_A_PROCESS)) if origin.size is None else origin.size
+    return CompressedBzip2(origin, None if size < _WORTH_A_PROCESS else find_program())
 
 
 def _is_header(data: bytes) -> bool:
@@ -62,6 +67,9 @@ class CompressedBzip2:
     """An image in bzip2 streams."""
 
     origin: Origin
+
+    program: str | None = None
+    """Path of the program that decodes it; ``None``: it is decoded here."""
 
     @property
     def container(self) -> Container:
@@ -85,6 +93,8 @@ class CompressedBzip2:
         """A decoder from the start; see ``Compressed``."""
         if at:
             raise ValueError(at)
+        if self.program is not None:
+            return ProgramDecoder(self.origin, self.program)
         return PiecesDecoder(_pieces(self.origin))
 
 

@@ -98,8 +98,7 @@ class CompressedBlocks:
         first = max(0, bisect_right(self.blocks, at, key=lambda block: block.start) - 1)
         blocks = self.blocks[first:]
         workers = _workers(blocks)
-        pieces = _in_parallel(self.origin, blocks, workers) if workers > 1 else None
-        decoder = PiecesDecoder(pieces or _one_by_one(self.origin, blocks))
+        decoder = PiecesDecoder(_pieces(self.origin, blocks, workers))
         if blocks:
             decoder.skip(at - blocks[0].start)
         return decoder
@@ -115,6 +114,18 @@ def _workers(blocks: Sequence[Block]) -> int:
         return 1
     largest = max(2 * block.content_size + block.stored_size for block in blocks)
     return min(usable_cores(), len(blocks), _MAX_PARALLEL // max(largest, 1) - 1)
+
+
+def _pieces(origin: Origin, blocks: Sequence[Block], workers: int) -> Generator[bytes, None, None]:
+    """The content of ``blocks``; only who reads the first one to its end has others worked on.
+
+    Who looks something up reads a little here and there, and needs one block each time.
+    """
+    if workers < 2:  # noqa: PLR2004 - nothing to share
+        yield from _one_by_one(origin, blocks)
+        return
+    yield from _one_by_one(origin, blocks[:1])
+    yield from _in_parallel(origin, blocks[1:], workers)
 
 
 def _in_parallel(
