@@ -46,21 +46,24 @@ class Run:
     kind: Kind
 
 
-def classify(buffer: memoryview, offset: int, free: Sequence[Extent]) -> tuple[Run, ...]:
+def classify(
+    buffer: memoryview, offset: int, free: Sequence[Extent], *, coarse: bool = False
+) -> tuple[Run, ...]:
     """The runs of ``buffer``, which holds the bytes of an image from ``offset`` on.
 
     They are in order, cover all of it, and two neighbours are of different kinds. ``free`` are
     the free ranges of the image, ascending and disjoint; of these only whole blocks count that
     lie in the buffer. Any other block is data if one byte of it, in this buffer, is not zero.
+    With ``coarse`` zeros are looked for in pieces of 64 KiB, which takes a fraction of the time.
     """
     end = offset + len(buffer)
     runs: list[Run] = []
     position = offset
     for extent in _whole_blocks(free, Extent(offset, end)):
-        _append_used(runs, buffer, offset, Extent(position, extent.start))
+        _append_used(runs, buffer, offset, Extent(position, extent.start), coarse=coarse)
         _append(runs, extent, Kind.FREE)
         position = extent.end
-    _append_used(runs, buffer, offset, Extent(position, end))
+    _append_used(runs, buffer, offset, Extent(position, end), coarse=coarse)
     return tuple(runs)
 
 
@@ -79,13 +82,17 @@ def _whole_blocks(free: Sequence[Extent], bounds: Extent) -> list[Extent]:
     return inner
 
 
-def _append_used(runs: list[Run], buffer: memoryview, offset: int, extent: Extent) -> None:
+def _append_used(
+    runs: list[Run], buffer: memoryview, offset: int, extent: Extent, *, coarse: bool
+) -> None:
     """Add the data and zeros of ``extent``, cut at multiples of a block."""
     start = extent.start
     while start < extent.end:
         end = min((start // _STEP + 1) * _STEP, extent.end)
         if is_zero(buffer[start - offset : end - offset]):
             _append(runs, Extent(start, end), Kind.ZERO)
+        elif coarse:
+            _append(runs, Extent(start, end), Kind.DATA)
         else:
             _append_blocks(runs, buffer, offset, Extent(start, end))
         start = end

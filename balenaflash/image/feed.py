@@ -248,5 +248,6 @@ def _chunk(number: int, loaded: _Loaded) -> Chunk:
     if loaded.slot is None:
         return Chunk(number, ChunkRecord(extent, (), b""), memoryview(b""), loaded.fault)
     view = memoryview(loaded.slot.memory)[: blocks_of(extent.size)]
-    runs = classify(view[: extent.size], extent.start, loaded.free)
+    # Shorter runs of zeros are written like data anyway.
+    runs = classify(view[: extent.size], extent.start, loaded.free, coarse=True)
     return Chunk(number, make_record(extent, view, runs), view)

@@ -198,6 +198,8 @@ def _stream(
         compressed.open_decoder,
         size=compressed.size,
         jump=_JUMP if compressed.seekable else None,
+        # What is only stored in a zip; of xz whole blocks have to be decoded.
+        seekable=compressed.seekable and compressed.container is Container.ZIP,
         is_repeatable=is_repeatable,
         is_forkable=is_forkable,
     )

@@ -43,6 +43,7 @@ class StreamSource:
         *,
         size: int | None,
         jump: int | None,
+        seekable: bool = False,
         is_repeatable: bool,
         is_forkable: bool,
     ) -> None:
@@ -52,13 +53,15 @@ class StreamSource:
         ``is_forkable``: standard input cannot be read again.
 
         ``jump`` is the distance in bytes from which on that is cheaper than decoding what lies
-        between; ``None`` where a decoder can only start at 0.
+        between; ``None`` where a decoder can only start at 0. ``seekable`` says that it costs
+        nothing at all.
         """
         self._name = name
         self._open_decoder = open_decoder
         self._declared_size = size
         self._end: int | None = None
         self._jump = jump
+        self._seekable = seekable
         self._is_repeatable = is_repeatable
         self._is_forkable = is_forkable
         self._forks: list[StreamSource] = []
@@ -82,8 +85,8 @@ class StreamSource:
 
     @property
     def seekable(self) -> bool:
-        """Whether decoding can start near any place."""
-        return self._jump is not None
+        """Whether any place is read without decoding others."""
+        return self._seekable
 
     def read(self, offset: int, length: int) -> bytes:
         """The bytes ``[offset, offset + length)``; they and what lies before them are kept."""
@@ -108,6 +111,7 @@ class StreamSource:
             self._open_decoder,
             size=self.size,
             jump=self._jump,
+            seekable=self._seekable,
             is_repeatable=True,
             is_forkable=True,
         )
