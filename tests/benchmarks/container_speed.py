@@ -67,7 +67,8 @@ def compare(container: str, folder: Path, node: Path, wanted: str, runs: int) ->
     pairs = {
         "inspect": (f"{OURS} inspect -q {image}", f"{peer} > /dev/null"),
         "config get": (f"{OURS} config get {image} deviceType", f"{peer} > /dev/null"),
-        "write": (f"{OURS} write -q --yes --all --no-verify {image} {node}", to_device),
+        "write": (f"{OURS} write -q --yes --no-verify {image} {node}", to_device),
+        "write --all": (f"{OURS} write -q --yes --all --no-verify {image} {node}", to_device),
         "write, read back": (f"{OURS} write -q --yes {image} {node}", f"{to_device}; {compared}"),
         "verify": (f"{OURS} verify -q {image} {node}", compared),
     }
@@ -79,7 +80,7 @@ def compare(container: str, folder: Path, node: Path, wanted: str, runs: int) ->
                 costs[each].append(measure(each, node))
         mine, other = medians(costs[ours]), medians(costs[theirs])
         right = ""
-        if command == "write":
+        if command == "write --all":
             right = "equal" if digest(node, size) == wanted else "WRONG"
         print(
             f"| {container} | {command} | {mine.wall:.2f} | {other.wall:.2f} "
