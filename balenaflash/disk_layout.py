@@ -61,6 +61,12 @@ class LayoutReport:
     """A disk of balenaOS layout."""
 
     size: int | None
+    """Bytes from start to end, by the container's word or else by the GPT's; ``None`` where
+    neither tells."""
+
+    size_by_table: bool
+    """Whether it is the GPT that tells the size."""
+
     table: PartitionTable
     partitions: tuple[PartitionReport, ...]
     boot: BootReport
@@ -90,7 +96,8 @@ def report_layout(source: Source, *, show_secrets: bool) -> LayoutReport:
     version, about_version = _find_os_version(source, table, boot, facts)
     partitions, about_partitions = _report_partitions(source, table, boot, version)
     return LayoutReport(
-        size=source.size,
+        size=table.disk_size if source.size is None else source.size,
+        size_by_table=source.size is None and table.disk_size is not None,
         table=table,
         partitions=partitions,
         boot=BootReport(boot, volume.fat_bits, volume.total_bytes, volume.free_bytes),

@@ -32,6 +32,7 @@ def _layout_result(layout: "LayoutReport") -> dict[str, object]:
     boot, facts, version = layout.boot, layout.facts, layout.os_version
     return {
         "size": layout.size,
+        "size_by_table": layout.size_by_table,
         "table": {
             "kind": layout.table.kind.value,
             "id": layout.table.disk_id,

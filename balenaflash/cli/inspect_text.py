@@ -49,6 +49,7 @@ def _head_lines(report: "ImageReport", *, exact: bool) -> list[str]:
     total = size_text(boot.total_bytes, exact=exact)
     free = size_text(boot.free_bytes, exact=exact)
     size = "size unknown" if layout.size is None else size_text(layout.size, exact=exact)
+    size += " by its GPT" if layout.size_by_table else ""
     container = f"{report.container}, {report.member}" if report.member else report.container
     return [
         f"Image:      {report.location}",

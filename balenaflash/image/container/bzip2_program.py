@@ -42,6 +42,8 @@ class ProgramDecoder:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             bufsize=0,
+            # What any user may ask for (pipe(7)); with 64 KiB both sides would wake far more often.
+            pipesize=MIB,
             # A Ctrl-C is for this program to deal with.
             start_new_session=True,
         )
