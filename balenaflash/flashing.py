@@ -22,6 +22,13 @@ from balenaflash.target.medium import Medium
 from balenaflash.verification import read_back
 from balenaflash.writing import Writer, Written
 
+_REQUESTS = 8
+"""Chunks on their way to or from all media at a time, 4 MiB of memory each: what a fast disk needs
+to be busy; one card is with two."""
+
+_LEAST_REQUESTS = 2
+"""For each medium: one would leave it idle between two requests."""
+
 _SIGNAL_INTERVAL = 0.1
 """Seconds between two looks at whether the user wants to leave at once."""
 
@@ -84,7 +91,8 @@ def flash(
     """
     limit = max(target.medium.capacity for target in targets)
     with Feeds(source, plan, limit=limit) as feeds:
-        jobs = [_Job(source, plan, target, options, stop, feeds) for target in targets]
+        requests = max(_LEAST_REQUESTS, _REQUESTS // len(targets))
+        jobs = [_Job(source, plan, target, options, stop, feeds, requests) for target in targets]
         feeds.start([job.queue for job in jobs])
         for job in jobs:
             job.start()
@@ -103,6 +111,7 @@ class _Job:
     options: FlashOptions
     stop: Stop
     feeds: Feeds
+    requests: int
     queue: ChunkQueue = field(init=False)
     _outcome: Outcome | None = None
     _crash: BaseException | None = None
@@ -150,7 +159,7 @@ class _Job:
         if not self.options.read_back:
             return FlashReport(written.image_size, size, equal, ended - started, None, None)
         medium.begin_read_back()
-        differing = read_back(medium, written.records, progress, self.stop, written=written.size)
+        differing = self._read_back(written)
         mended = self._repair(written, differing) if differing else NO_REPAIR
         return FlashReport(
             written.image_size,
@@ -170,17 +179,26 @@ class _Job:
             self.queue,
             self.target.progress,
             self.stop,
+            self.requests,
             self.options.skip_equal,
         ).write_all()
+
+    def _read_back(self, written: Written) -> list[ChunkRecord]:
+        return read_back(
+            self.target.medium,
+            written.records,
+            self.target.progress,
+            self.stop,
+            written=written.size,
+            requests=self.requests,
+        )
 
     def _repair(self, written: Written, differing: list[ChunkRecord]) -> Repair:
         medium = self.target.medium
         mended = repair(self.source.fork(), medium, self.plan, written, differing, self.stop)
         if mended.repaired:
             # What is written to a counterfeit turns up elsewhere: so all is read once more.
-            again = read_back(
-                medium, written.records, self.target.progress, self.stop, written=written.size
-            )
+            again = self._read_back(written)
             if again:
                 raise changed_by_repair(self.source.fork(), medium, self.plan, written, again)
         return mended

@@ -24,9 +24,6 @@ from balenaflash.writing import read_spans
 _DIFFERENCES_KEPT = 1000
 """Ranges told one by one; a wholly different medium would otherwise fill the memory."""
 
-_REQUESTS = 2
-"""Chunks being read at a time: one would leave the medium idle between two requests."""
-
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
@@ -143,9 +140,17 @@ class _Comparer:
 
 
 def read_back(
-    medium: Medium, records: Sequence[ChunkRecord], progress: Progress, stop: Stop, *, written: int
+    medium: Medium,
+    records: Sequence[ChunkRecord],
+    progress: Progress,
+    stop: Stop,
+    *,
+    written: int,
+    requests: int,
 ) -> list[ChunkRecord]:
-    """Read what ``records`` name from ``medium``; those that it does not hold.
+    """Read what ``records`` name from ``medium``, ``requests`` of them at a time.
+
+    Returned are those that it does not hold.
 
     Raises:
         WriteError: the medium cannot be read.
@@ -153,7 +158,7 @@ def read_back(
     """
     total = sum(record.size for record in records)
     buffers = queue.SimpleQueue[memoryview]()
-    for _ in range(_REQUESTS):
+    for _ in range(requests):
         buffers.put(memoryview(mmap.mmap(-1, CHUNK_SIZE)))
 
     def holds(record: ChunkRecord) -> bool:
@@ -168,9 +173,9 @@ def read_back(
     done = 0
     pending = deque[tuple[Future[bool], ChunkRecord]]()
     waiting = iter([record for record in records if record.pieces])
-    with phase(progress, Phase.VERIFY, total), ThreadPoolExecutor(_REQUESTS, "read") as pool:
+    with phase(progress, Phase.VERIFY, total), ThreadPoolExecutor(requests, "read") as pool:
         while True:
-            while len(pending) <= _REQUESTS and (record := next(waiting, None)) is not None:
+            while len(pending) <= requests and (record := next(waiting, None)) is not None:
                 pending.append((pool.submit(holds, record), record))
             if not pending:
                 return differing

@@ -15,9 +15,6 @@ from balenaflash.progress import Progress
 from balenaflash.stopping import Stop
 from balenaflash.target.medium import Medium
 
-_REQUESTS = 2
-"""Chunks on their way to a medium at a time: one would leave it idle between two requests."""
-
 
 @dataclass(frozen=True, slots=True)
 class Written:
@@ -56,6 +53,9 @@ class Writer:
     queue: ChunkQueue
     progress: Progress
     stop: Stop
+    requests: int
+    """Chunks on their way to the medium at a time."""
+
     skips_equal: bool = False
     _requests: deque[_Request] = field(default_factory=deque)
     _capacity: int = 0
@@ -83,7 +83,7 @@ class Writer:
         try:
             if not self.skips_equal:
                 self._wipe_head()
-            with ThreadPoolExecutor(_REQUESTS, "write") as pool:
+            with ThreadPoolExecutor(self.requests, "write") as pool:
                 try:
                     self._write_chunks(pool)
                 finally:
@@ -109,7 +109,7 @@ class Writer:
                     self.medium.flush()
                 future = pool.submit(self._write, chunk)
             self._requests.append(_Request(future, chunk, release))
-            self._settle(_REQUESTS - 1)
+            self._settle(self.requests - 1)
         self._settle(0)
 
     def _require_sound(self, chunk: Chunk) -> None:

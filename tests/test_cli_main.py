@@ -130,9 +130,9 @@ def test_completion_scripts_are_sound(
 def test_a_bug_keeps_its_traceback_and_asks_for_a_report(tmp_path: Path) -> None:
     broken = tmp_path / "broken.py"
     broken.write_text(
-        "import balenaflash.cli.main as cli\n"
+        "import click, balenaflash.cli.main as cli\n"
         "def fail(*_args, **_kwargs): raise ZeroDivisionError('oops')\n"
-        "cli.app.commands['inspect'].callback = fail\n"
+        "cli.app.get_command(click.Context(cli.app), 'inspect').callback = fail\n"
         "import sys; sys.argv = ['balenaflash', 'inspect', 'x']\n"
         "cli.entry()\n"
     )

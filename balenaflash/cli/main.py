@@ -9,21 +9,9 @@ import click
 
 import balenaflash
 from balenaflash.cli.answer import Answer, show_answer, show_problems
-from balenaflash.cli.bmap import bmap
-from balenaflash.cli.boot import boot
-from balenaflash.cli.completion import completion
-from balenaflash.cli.config import config
-from balenaflash.cli.devices import devices
-from balenaflash.cli.edit import edit
-from balenaflash.cli.inspect import inspect
 from balenaflash.cli.interrupts import interruptible
-from balenaflash.cli.manual import manual
-from balenaflash.cli.network import network
-from balenaflash.cli.sample import sample
+from balenaflash.cli.lazy import LazyGroup
 from balenaflash.cli.session import Session
-from balenaflash.cli.unwrap import unwrap
-from balenaflash.cli.verify import verify
-from balenaflash.cli.write import write
 from balenaflash.errors import BalenaflashError, InterruptedWriteError, Problem
 
 _EPILOG = """\b
@@ -51,7 +39,27 @@ def _show_version(context: click.Context, _parameter: click.Parameter, value: bo
     context.exit()
 
 
+_COMMANDS = (
+    "bmap",
+    "boot",
+    "completion",
+    "config",
+    "devices",
+    "edit",
+    "inspect",
+    "manual",
+    "network",
+    "sample",
+    "unwrap",
+    "verify",
+    "write",
+)
+"""Each in a module of its name."""
+
+
 @click.group(
+    cls=LazyGroup,
+    places={name: f"{name}:{name}" for name in _COMMANDS},
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=_EPILOG,
 )
@@ -76,24 +84,6 @@ def app(verbose: bool) -> None:  # noqa: FBT001 - click calls it so
       balenaflash devices
       balenaflash write balena.img /dev/sdX
     """
-
-
-for _command in (
-    inspect,
-    boot,
-    config,
-    network,
-    edit,
-    devices,
-    write,
-    verify,
-    unwrap,
-    sample,
-    bmap,
-    completion,
-    manual,
-):
-    app.add_command(_command)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

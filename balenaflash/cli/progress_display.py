@@ -6,14 +6,16 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Never
+from typing import TYPE_CHECKING, Never
 
 import click
-from tqdm import tqdm
 
 from balenaflash.cli.session import ProgressStyle, Session
 from balenaflash.extent import format_size
 from balenaflash.progress import NO_PROGRESS, Phase, Progress
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 _EVENT_INTERVAL = 0.25
 """Seconds between two JSON events, at least."""
@@ -75,6 +77,8 @@ class _Bar:
         self._prefix, self._row = f"{name} ", row
 
     def begin(self, phase: Phase, total: int | None) -> None:
+        from tqdm import tqdm  # takes as long to load as half of what reads an image
+
         width, height = _terminal_size()
         self._bar = tqdm(
             total=total,

@@ -66,11 +66,13 @@ def chosen_recipe(
     path: Path | None, steps: Sequence[str], variables: Mapping[str, str]
 ) -> "Recipe | None":
     """The edits that the command line asks for, those of its recipe first; ``None`` for none."""
+    if path is None and not steps:
+        if variables:
+            raise click.UsageError("--var is for a recipe, and there is no --recipe.")
+        return None
     from balenaflash.recipe.reading import parse_steps, read_recipe
     from balenaflash.recipe.variables import Variables
 
-    if variables and path is None and not steps:
-        raise click.UsageError("--var is for a recipe, and there is no --recipe.")
     given = Variables(variables)
     read = None if path is None else read_recipe(path, given)
     single = parse_steps(steps, given) if steps else None
@@ -83,10 +85,10 @@ def recipe_result(
     recipe: "Recipe | None", changes: "tuple[FileChange, ...]"
 ) -> dict[str, object] | None:
     """What scripts get of the edits that ``recipe`` made in what was written or compared."""
-    from balenaflash.cli.edit_answer import change_result
-
     if recipe is None:
         return None
+    from balenaflash.cli.edit_answer import change_result
+
     return {
         "file": str(recipe.path),
         "name": recipe.name,
@@ -96,8 +98,8 @@ def recipe_result(
 
 def recipe_lines(recipe: "Recipe | None", changes: "tuple[FileChange, ...]") -> list[str]:
     """What people get of them."""
-    from balenaflash.cli.edit_answer import change_line
-
     if recipe is None:
         return []
+    from balenaflash.cli.edit_answer import change_line
+
     return [f"Recipe:  {recipe.name}", *(f"         {change_line(change)}" for change in changes)]

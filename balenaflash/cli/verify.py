@@ -17,6 +17,7 @@ from balenaflash.cli.recipe_options import (
 )
 from balenaflash.cli.session import Session, progress_option, with_session
 from balenaflash.cli.unwrap_answer import ignore_secure_boot_option
+from balenaflash.cli.wanted_image import wanted_image
 from balenaflash.extent import format_size
 
 if TYPE_CHECKING:
@@ -70,20 +71,13 @@ def verify(
     from balenaflash.cli.interrupts import stop_at_next_block
     from balenaflash.cli.progress_display import progress_for
     from balenaflash.destination import open_for_comparison
-    from balenaflash.editing import lay_over
     from balenaflash.image.opening import open_for_reading
     from balenaflash.planning import plan_write
-    from balenaflash.unwrapping import lay_over_unwrapped
     from balenaflash.verification import verify as compare
 
     edits = chosen_recipe(recipe, steps, variables)
     with open_for_reading(image, member=session.member, sha256=sha256) as opened:
-        wanted = edits.edits if edits else ()
-        if unwraps:
-            inner = lay_over_unwrapped(opened, wanted, ignore_secure_boot=ignore_secure_boot)
-            edited = inner.edited
-        else:
-            edited = lay_over(opened, wanted)
+        edited = wanted_image(opened, edits, unwraps=unwraps, ignore_secure_boot=ignore_secure_boot)
         plan = plan_write(edited.source, writes_all=compares_all)
         with stop_at_next_block(session) as stop, open_for_comparison(target) as medium:
             comparison = compare(edited.source, medium, plan, progress_for(session), stop)

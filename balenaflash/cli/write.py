@@ -24,7 +24,8 @@ from balenaflash.cli.session import (
     progress_option,
     with_session,
 )
-from balenaflash.cli.unwrap_answer import flasher_lines, flasher_result, ignore_secure_boot_option
+from balenaflash.cli.unwrap_answer import ignore_secure_boot_option
+from balenaflash.cli.wanted_image import wanted_image
 from balenaflash.errors import BalenaflashError, InterruptedWriteError
 from balenaflash.extent import format_size
 
@@ -114,32 +115,23 @@ def write(
     from balenaflash.cli.progress_display import progress_for
     from balenaflash.cli.write_answer import done_lines, plan_lines, write_result
     from balenaflash.destination import find_destinations, is_device
-    from balenaflash.editing import lay_over
     from balenaflash.flashing import FlashOptions
     from balenaflash.image.opening import open_for_reading
     from balenaflash.planning import plan_write
     from balenaflash.tally import Tally, tally
-    from balenaflash.unwrapping import lay_over_unwrapped
 
     tallies: Sequence[Tally]
     edits = chosen_recipe(recipe, steps, variables)
     options = FlashOptions(read_back=not no_verify, skip_equal=skip_equal)
     with open_for_reading(image, member=session.member, sha256=sha256) as opened:
-        wanted = edits.edits if edits else ()
-        flasher = None
-        if unwraps:
-            inner = lay_over_unwrapped(opened, wanted, ignore_secure_boot=ignore_secure_boot)
-            edited, laid_in = inner.edited, flasher_lines(inner.plan)
-            flasher = flasher_result(inner.plan)
-        else:
-            edited, laid_in = lay_over(opened, wanted), []
+        edited = wanted_image(opened, edits, unwraps=unwraps, ignore_secure_boot=ignore_secure_boot)
         # A file is a copy, equal in every byte; of a disk nobody reads what is free.
         is_copy = not any(map(is_device, targets))
         plan = plan_write(edited.source, writes_all=writes_all or is_copy)
         destinations = find_destinations(
             targets, image=image, plan=plan, allow_internal=allow_internal, overwrite=overwrite
         )
-        laid_in += recipe_lines(edits, edited.changes)
+        laid_in = [*edited.lines, *recipe_lines(edits, edited.changes)]
         if dry_run:
             outcomes: Sequence[Outcome | None] = [None] * len(destinations)
             tallies = tally(edited.source, plan, progress_for(session))
@@ -151,7 +143,7 @@ def write(
             outcomes = done
             lines = [*laid_in, *done_lines(destinations, done)]
     result = write_result(plan, destinations, outcomes, tallies)
-    result["flasher"] = flasher
+    result["flasher"] = edited.flasher
     result["recipe"] = recipe_result(edits, edited.changes)
     return Answer(result, lines, edited.warnings, failures=_failures(outcomes))
 

@@ -1,0 +1,58 @@
+"""The image that ``write`` and ``verify`` speak of: as it was opened, unwrapped, or edited."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from balenaflash.boot.files import FileChange
+    from balenaflash.image.commit.commit import ReadableImage
+    from balenaflash.image.source import Source
+    from balenaflash.recipe.reading import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class WantedImage:
+    """What a target is to hold, and what was done to the image for it."""
+
+    source: "Source"
+    changes: "tuple[FileChange, ...]"
+    """Of the boot partition, by the recipe."""
+
+    warnings: tuple[str, ...]
+    lines: list[str]
+    """What people get of the flasher that was unwrapped."""
+
+    flasher: dict[str, object] | None
+    """What scripts get of it."""
+
+
+def wanted_image(
+    opened: "ReadableImage", recipe: "Recipe | None", *, unwraps: bool, ignore_secure_boot: bool
+) -> WantedImage:
+    """The image that ``opened`` carries or is, with the edits of ``recipe`` laid in.
+
+    Raises:
+        ImageError: it is not an image of balenaOS layout, or no flasher.
+        EditError: an edit cannot be made.
+    """
+    edits = recipe.edits if recipe else ()
+    if unwraps:
+        from balenaflash.cli.unwrap_answer import flasher_lines, flasher_result
+        from balenaflash.unwrapping import lay_over_unwrapped
+
+        inner = lay_over_unwrapped(opened, edits, ignore_secure_boot=ignore_secure_boot)
+        edited, plan = inner.edited, inner.plan
+        return WantedImage(
+            edited.source,
+            edited.changes,
+            edited.warnings,
+            flasher_lines(plan),
+            flasher_result(plan),
+        )
+    if not edits:
+        # All that edits is loaded only where something is to be edited.
+        return WantedImage(opened.source, (), opened.warnings, [], None)
+    from balenaflash.editing import lay_over
+
+    laid_over = lay_over(opened, edits)
+    return WantedImage(laid_over.source, laid_over.changes, laid_over.warnings, [], None)
