@@ -10,7 +10,7 @@ from balenaflash.image.feed import Feed
 from balenaflash.image.source import Source
 from balenaflash.planning import WritePlan
 
-_BUFFERS = 10
+_BUFFERS = 8
 """Chunks in memory: reading, decoding and writing go on beside each other, with some to spare."""
 
 _BUFFERS_ALONE = 4

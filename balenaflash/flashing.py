@@ -22,9 +22,11 @@ from balenaflash.target.medium import Medium
 from balenaflash.verification import read_back
 from balenaflash.writing import Writer, Written
 
-_REQUESTS = 8
-"""Chunks on their way to or from all media at a time, 4 MiB of memory each: what a fast disk needs
-to be busy; one card is with two."""
+_WRITES = 4
+"""Chunks on their way to all media at a time, of the few that are in memory."""
+
+_READS = 8
+"""Chunks being read from all media at a time, 4 MiB of memory each; a fast disk wants that many."""
 
 _LEAST_REQUESTS = 2
 """For each medium: one would leave it idle between two requests."""
@@ -91,8 +93,9 @@ def flash(
     """
     limit = max(target.medium.capacity for target in targets)
     with Feeds(source, plan, limit=limit) as feeds:
-        requests = max(_LEAST_REQUESTS, _REQUESTS // len(targets))
-        jobs = [_Job(source, plan, target, options, stop, feeds, requests) for target in targets]
+        jobs = [
+            _Job(source, plan, target, options, stop, feeds, len(targets)) for target in targets
+        ]
         feeds.start([job.queue for job in jobs])
         for job in jobs:
             job.start()
@@ -111,7 +114,7 @@ class _Job:
     options: FlashOptions
     stop: Stop
     feeds: Feeds
-    requests: int
+    target_count: int
     queue: ChunkQueue = field(init=False)
     _outcome: Outcome | None = None
     _crash: BaseException | None = None
@@ -179,7 +182,7 @@ class _Job:
             self.queue,
             self.target.progress,
             self.stop,
-            self.requests,
+            max(_LEAST_REQUESTS, _WRITES // self.target_count),
             self.options.skip_equal,
         ).write_all()
 
@@ -190,7 +193,7 @@ class _Job:
             self.target.progress,
             self.stop,
             written=written.size,
-            requests=self.requests,
+            requests=max(_LEAST_REQUESTS, _READS // self.target_count),
         )
 
     def _repair(self, written: Written, differing: list[ChunkRecord]) -> Repair:

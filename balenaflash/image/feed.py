@@ -110,6 +110,8 @@ class Feed:
         finally:
             self._stopped = True
             self._drain()
+            # Targets read back now, and need the memory.
+            self._free = queue.SimpleQueue()
             with self._offering:
                 takers, self.takers = self.takers, []
             for taker in takers:
@@ -235,7 +237,7 @@ class Feed:
         with self._lock:
             slot.users -= 1
             is_free = slot.users == 0
-        if is_free:
+        if is_free and not self._stopped:
             self._free.put(slot)
 
 

@@ -1,9 +1,13 @@
 """Work done by several threads, its results in order and never far ahead."""
 
+import mmap
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from queue import SimpleQueue
 from typing import TypeVar
 
 Result = TypeVar("Result")
@@ -33,10 +37,66 @@ def in_order(jobs: Iterator[Callable[[], Result]], workers: int) -> Generator[Re
         executor.shutdown(cancel_futures=True)
 
 
+def pieces_in_order(
+    jobs: Iterator[Callable[[], Iterator[bytes]]], workers: int
+) -> Generator[memoryview, None, None]:
+    """The pieces that each of ``jobs`` gives, in their order, made by ``workers`` threads.
+
+    The pieces of the job whose turn it is come as they are made, and those of the others wait in
+    memory. ``jobs`` is advanced by the thread that takes the pieces. What a job raises is raised
+    here in its turn.
+    """
+    flows: deque[_Flow] = deque()
+    stopped = threading.Event()
+    executor = ThreadPoolExecutor(workers)
+    try:
+        while True:
+            for job in islice(jobs, workers - len(flows)):
+                flows.append(SimpleQueue())
+                executor.submit(_make_pieces, job, flows[-1], stopped)
+            if not flows:
+                return
+            while (piece := flows[0].get()) is not None:
+                if isinstance(piece, BaseException):
+                    raise piece
+                yield piece
+            flows.popleft()
+    finally:
+        stopped.set()
+        executor.shutdown(cancel_futures=True)
+
+
+_Flow = SimpleQueue[memoryview | BaseException | None]
+"""The pieces of a job and what ended it: ``None``, or what it raised."""
+
+
+def _make_pieces(job: Callable[[], Iterator[bytes]], flow: _Flow, stopped: threading.Event) -> None:
+    end: BaseException | None = None
+    try:
+        for piece in job():
+            if stopped.is_set():
+                return
+            flow.put(_outside_the_heap(piece))
+    except BaseException as error:  # noqa: BLE001 - raised again by the thread that takes
+        end = error
+    finally:
+        flow.put(end)
+
+
+def _outside_the_heap(piece: bytes) -> memoryview:
+    """``piece`` in memory that goes back to the system when it was taken.
+
+    The heap keeps what a thread has freed for that thread: each would hold the most it ever had.
+    """
+    memory = mmap.mmap(-1, len(piece))
+    memory.write(piece)
+    return memoryview(memory)
+
+
 class PiecesDecoder:
     """A decoder over pieces of an image that come in order, none of them empty."""
 
-    def __init__(self, pieces: Generator[bytes, None, None]) -> None:
+    def __init__(self, pieces: Generator[bytes | memoryview, None, None]) -> None:
         self._pieces = pieces
         self._rest = memoryview(b"")
 

@@ -3,6 +3,7 @@
 import lzma
 import zlib
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +20,7 @@ from balenaflash.image.container.decoder import (
 )
 from balenaflash.image.container.kinds import Container
 from balenaflash.image.container.origin import Origin, Peeked
-from balenaflash.image.container.parallel import PiecesDecoder, in_order, usable_cores
+from balenaflash.image.container.parallel import PiecesDecoder, pieces_in_order, usable_cores
 from balenaflash.image.container.stream import (
     CompressedStreams,
     Engine,
@@ -31,8 +32,8 @@ from balenaflash.image.container.xz_index import STREAM_MAGIC, Block, read_block
 MEMORY_LIMIT = 256 * MIB
 """What decoding one block may take, above all its dictionary: of xz -9 it is 64 MiB."""
 
-_MAX_PARALLEL = 512 * MIB
-"""Bytes of blocks, stored and decoded, that are in memory at a time; see ``_workers``."""
+_MAX_AHEAD = 192 * MIB
+"""Decoded bytes that wait in memory for the block before them: of xz -9 one block."""
 
 _PIECE_SIZE = 256 * KIB
 
@@ -107,16 +108,16 @@ class CompressedBlocks:
 def _workers(blocks: Sequence[Block]) -> int:
     """How many blocks to decode at a time, so that what is in memory stays bounded.
 
-    Each worker has a block's bytes as stored and as decoded, and a dictionary that need not be
-    larger than a block; one block more waits, decoded.
+    The first of them is taken as it is decoded; each of the others has its bytes, as stored or as
+    decoded, in memory. Each has a dictionary, which need not be larger than a block.
     """
-    if not blocks:
-        return 1
-    largest = max(2 * block.content_size + block.stored_size for block in blocks)
-    return min(usable_cores(), len(blocks), _MAX_PARALLEL // max(largest, 1) - 1)
+    largest = max((max(block.content_size, block.stored_size) for block in blocks), default=0)
+    return min(usable_cores(), max(len(blocks), 1), 1 + _MAX_AHEAD // max(largest, 1))
 
 
-def _pieces(origin: Origin, blocks: Sequence[Block], workers: int) -> Generator[bytes, None, None]:
+def _pieces(
+    origin: Origin, blocks: Sequence[Block], workers: int
+) -> Generator[bytes | memoryview, None, None]:
     """The content of ``blocks``; only who reads the first one to its end has others worked on.
 
     Who looks something up reads a little here and there, and needs one block each time.
@@ -125,28 +126,23 @@ def _pieces(origin: Origin, blocks: Sequence[Block], workers: int) -> Generator[
         yield from _one_by_one(origin, blocks)
         return
     yield from _one_by_one(origin, blocks[:1])
-    yield from _in_parallel(origin, blocks[1:], workers)
-
-
-def _in_parallel(
-    origin: Origin, blocks: Sequence[Block], workers: int
-) -> Generator[bytes, None, None]:
-    decoded = in_order(_jobs(origin, blocks), workers)
+    decoded = pieces_in_order(_jobs(origin, blocks[1:]), workers)
     try:
-        for pieces in decoded:
-            yield from pieces
+        yield from decoded
     finally:
         decoded.close()
 
 
-def _jobs(origin: Origin, blocks: Sequence[Block]) -> Iterator[Callable[[], list[bytes]]]:
+def _jobs(origin: Origin, blocks: Sequence[Block]) -> Iterator[Callable[[], Iterator[bytes]]]:
     for block in blocks:
-        stored = origin.read_at(block.offset, block.stored_size)
-        yield partial(_decode_whole, origin.name, block, stored)
+        stored = deque(_stored(origin, block))
+        yield partial(_decode, origin.name, block, _used_up(stored))
 
 
-def _decode_whole(name: str, block: Block, stored: bytes) -> list[bytes]:
-    return list(_decode(name, block, [stored]))
+def _used_up(stored: deque[bytes]) -> Iterator[bytes]:
+    """Each of ``stored``, which does not keep it."""
+    while stored:
+        yield stored.popleft()
 
 
 def _one_by_one(origin: Origin, blocks: Sequence[Block]) -> Generator[bytes, None, None]:
