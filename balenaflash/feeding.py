@@ -23,11 +23,17 @@ _MOST_ALONE = 6
 class Feeds:
     """The feeds of one run: one for all targets, and one for each that could not keep up."""
 
-    def __init__(self, source: Source, plan: WritePlan, *, limit: int | None) -> None:
-        """Read nothing yet. More than ``limit`` bytes of an image are its fault."""
+    def __init__(
+        self, source: Source, plan: WritePlan, *, limit: int | None, has_digests: bool = True
+    ) -> None:
+        """Read nothing yet. More than ``limit`` bytes of an image are its fault.
+
+        Without digests the chunks can be written, but not compared with anything.
+        """
         self._source = source
         self._plan = plan
         self._limit = limit
+        self._has_digests = has_digests
         self._lock = threading.Lock()
         self._feeds: list[tuple[Feed, threading.Thread]] = []
         self._queues: Sequence[ChunkQueue] = ()
@@ -45,6 +51,7 @@ class Feeds:
                 lambda: self._plan.free_space(self._source),
                 list(queues),
                 buffers=_BUFFERS,
+                has_digests=self._has_digests,
                 may_let_go=most_alone,
             )
         )
@@ -62,6 +69,7 @@ class Feeds:
                 [queue],
                 first=first,
                 buffers=_BUFFERS_ALONE,
+                has_digests=self._has_digests,
             )
         )
 

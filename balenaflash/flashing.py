@@ -92,7 +92,8 @@ def flash(
     that target alone. Whatever else ends it is raised: a bug, or a user who leaves at once.
     """
     limit = max(target.medium.capacity for target in targets)
-    with Feeds(source, plan, limit=limit) as feeds:
+    compares = options.read_back or options.skip_equal
+    with Feeds(source, plan, limit=limit, has_digests=compares) as feeds:
         jobs = [
             _Job(source, plan, target, options, stop, feeds, len(targets)) for target in targets
         ]

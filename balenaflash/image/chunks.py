@@ -44,7 +44,7 @@ class ChunkRecord:
     """Ascending and disjoint; what of the extent is in none may be left as it is."""
 
     digest: bytes
-    """XXH3 128 of the pieces, one after another."""
+    """XXH3 128 of the pieces, one after another; empty where nobody will compare."""
 
     @property
     def size(self) -> int:
@@ -68,10 +68,13 @@ class Chunk:
     """Why the image could not be read here; the record is then empty."""
 
 
-def make_record(extent: Extent, buffer: memoryview, runs: Iterable[Run]) -> ChunkRecord:
+def make_record(
+    extent: Extent, buffer: memoryview, runs: Iterable[Run], *, has_digest: bool
+) -> ChunkRecord:
     """The record of the chunk ``extent``, whose bytes are in ``buffer``."""
     pieces = merge_runs(runs)
-    return ChunkRecord(extent, pieces, pieces_digest(pieces, buffer, extent.start))
+    digest = pieces_digest(pieces, buffer, extent.start) if has_digest else b""
+    return ChunkRecord(extent, pieces, digest)
 
 
 def pieces_digest(pieces: Iterable[Piece], buffer: memoryview, start: int) -> bytes:

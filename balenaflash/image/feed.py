@@ -81,6 +81,9 @@ class Feed:
     first: int = 0
     """Number of the chunk to begin with."""
 
+    has_digests: bool = True
+    """Whether the records tell what a target must hold, or only where."""
+
     may_let_go: int = 0
     """How many takers may be let go; 0 where the image can be read only once."""
 
@@ -216,7 +219,7 @@ class Feed:
 
     def _hand_out(self, number: int, loaded: _Loaded) -> bool:
         """Offer it to all; whether anybody took it."""
-        chunk = _chunk(number, loaded)
+        chunk = _chunk(number, loaded, has_digest=self.has_digests)
         slot = loaded.slot
         with self._offering:
             if slot is not None:
@@ -245,11 +248,11 @@ def _waiting(taker: Taker) -> int:
     return taker.waiting
 
 
-def _chunk(number: int, loaded: _Loaded) -> Chunk:
+def _chunk(number: int, loaded: _Loaded, *, has_digest: bool) -> Chunk:
     extent = loaded.extent
     if loaded.slot is None:
         return Chunk(number, ChunkRecord(extent, (), b""), memoryview(b""), loaded.fault)
     view = memoryview(loaded.slot.memory)[: blocks_of(extent.size)]
     # Shorter runs of zeros are written like data anyway.
     runs = classify(view[: extent.size], extent.start, loaded.free, coarse=True)
-    return Chunk(number, make_record(extent, view, runs), view)
+    return Chunk(number, make_record(extent, view, runs, has_digest=has_digest), view)

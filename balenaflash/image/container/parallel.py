@@ -46,41 +46,36 @@ def pieces_in_order(
     memory. ``jobs`` is advanced by the thread that takes the pieces. What a job raises is raised
     here in its turn.
     """
-    flows: deque[_Flow] = deque()
+    flows: deque[tuple[_Flow, Future[None]]] = deque()
     stopped = threading.Event()
     executor = ThreadPoolExecutor(workers)
     try:
         while True:
             for job in islice(jobs, workers - len(flows)):
-                flows.append(SimpleQueue())
-                executor.submit(_make_pieces, job, flows[-1], stopped)
+                flow: _Flow = SimpleQueue()
+                flows.append((flow, executor.submit(_make_pieces, job, flow, stopped)))
             if not flows:
                 return
-            while (piece := flows[0].get()) is not None:
-                if isinstance(piece, BaseException):
-                    raise piece
-                yield piece
-            flows.popleft()
+            flow, made = flows.popleft()
+            yield from iter(flow.get, None)
+            made.result()
     finally:
         stopped.set()
         executor.shutdown(cancel_futures=True)
 
 
-_Flow = SimpleQueue[memoryview | BaseException | None]
-"""The pieces of a job and what ended it: ``None``, or what it raised."""
+_Flow = SimpleQueue[memoryview | None]
+"""The pieces of a job, and ``None`` at its end."""
 
 
 def _make_pieces(job: Callable[[], Iterator[bytes]], flow: _Flow, stopped: threading.Event) -> None:
-    end: BaseException | None = None
     try:
         for piece in job():
             if stopped.is_set():
                 return
             flow.put(_outside_the_heap(piece))
-    except BaseException as error:  # noqa: BLE001 - raised again by the thread that takes
-        end = error
     finally:
-        flow.put(end)
+        flow.put(None)
 
 
 def _outside_the_heap(piece: bytes) -> memoryview:
