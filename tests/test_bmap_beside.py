@@ -73,6 +73,29 @@ def test_a_link_to_a_map_stays_a_link(small: Path) -> None:
 
 
 @needs_bmaptool
+def test_the_map_of_an_image_edited_through_a_link_follows(small: Path) -> None:
+    (small.parent / "links").mkdir()
+    link = small.parent / "links" / "latest.img"
+    link.symlink_to(small)
+    assert edit(link, Patch(5 * BLOCK, b"changed")) == ()
+    copy = small.with_name("copy")
+    bmaptool("copy", small, copy)  # it finds the map by itself
+    assert copy.read_bytes() == small.read_bytes()
+
+
+@needs_bmaptool
+def test_a_map_beside_a_link_and_one_beside_its_image_both_follow(small: Path) -> None:
+    link = small.with_name("latest.img")
+    link.symlink_to(small.name)
+    of_link, of_image = (small.with_name(f"{each.name}.bmap") for each in (link, small))
+    of_link.write_bytes(of_image.read_bytes())
+    assert edit(link, Patch(5 * BLOCK, b"changed")) == ()
+    with open_source(small) as source:
+        for path in (of_link, of_image):
+            assert differing_ranges(read_bmap(path), source) == ()
+
+
+@needs_bmaptool
 def test_a_map_that_was_stale_before_the_edit_is_set_aside(small: Path) -> None:
     with small.open("r+b") as file:
         file.seek(4 * BLOCK)

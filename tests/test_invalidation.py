@@ -94,3 +94,17 @@ def test_the_signature_of_the_image_is_named(image: MakeImage) -> None:
             f"{signature}: the signed image changed and no longer verifies",
         )
         assert ask([]) == ()
+
+
+def test_the_signature_beside_the_image_that_a_link_leads_to_is_named(
+    image: MakeImage, tmp_path: Path
+) -> None:
+    built = image(Layout.MSDOS_FAT16)
+    (tmp_path / "links").mkdir()
+    link = tmp_path / "links" / "latest.img"
+    link.symlink_to(built.path)
+    signature = Path(f"{built.path}.sig")
+    signature.write_bytes(b"signature")
+    with edited(built) as volume:
+        (warning,) = warnings_for(["/config.json"], volume, shipped=frozenset(), image=link)
+    assert warning == f"{signature}: the signed image changed and no longer verifies"

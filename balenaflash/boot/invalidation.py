@@ -103,8 +103,13 @@ def _broken_signatures(paths: Collection[str], volume: FatVolume) -> Iterator[st
 def _broken_image_signature(image: Path | None) -> Iterator[str]:
     if image is None:
         return
-    signature = image.with_name(image.name + SIGNATURE_SUFFIX)
-    if signature.exists():
+    # A link to an image: either name has its own.
+    signatures = {
+        signature.resolve(): signature
+        for name in (image, image.resolve())
+        if (signature := name.with_name(name.name + SIGNATURE_SUFFIX)).exists()
+    }
+    for signature in signatures.values():
         yield f"{signature}: the signed image changed and no longer verifies"
 
 

@@ -99,10 +99,15 @@ def plan_updates(image: Path, before: Source, patches: Sequence[Patch]) -> tuple
     """
     if not patches or not image.is_file():
         return ()
-    return tuple(
-        _plan(path.resolve(), before, patches, own_name=path.name == f"{image.name}.bmap")
-        for path in _names_beside(image)
+    # A link to an image: bmaptool, given either name, looks beside that one.
+    own_names = {
+        path.resolve(): path.name == f"{name.name}.bmap"
+        for name in (image, image.resolve())
+        for path in _names_beside(name)
         if path.is_file()
+    }
+    return tuple(
+        _plan(path, before, patches, own_name=own_name) for path, own_name in own_names.items()
     )
 
 
