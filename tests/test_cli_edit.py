@@ -210,6 +210,32 @@ def test_no_secret_is_shown_and_a_dry_run_shows_all_else_and_writes_nothing(
             assert line in lines
 
 
+@pytest.mark.parametrize(
+    "step",
+    [
+        'config-set = "apiKey=0123456789abcdef"',
+        """config-set = 'os={"network": {}, "sshKeys": [], "password": "geheim"}'""",
+        'wifi = "Lab", psk = "correct horse"',
+    ],
+)
+def test_a_secret_on_the_command_line_is_refused(
+    built: BuiltImage, balenaflash: RunBalenaflash, step: str
+) -> None:
+    before = sha256(built.path)
+    run = balenaflash("edit", built.path, "--step", step)
+    assert run.returncode == 3
+    assert "every user of this machine can see a command line" in run.stderr
+    assert sha256(built.path) == before
+
+
+def test_a_secret_of_the_environment_is_taken_in_a_single_step(
+    built: BuiltImage, balenaflash: RunBalenaflash
+) -> None:
+    step = 'wifi = "Lab", psk = "${env:LAB_PSK}"'
+    run = balenaflash("edit", built.path, "--step", step, environment={"LAB_PSK": PASSPHRASE})
+    assert run.returncode == 0, run.stderr
+
+
 HEAD = 'name = "lab"\n[[step]]\n'
 
 BAD_RECIPES = {

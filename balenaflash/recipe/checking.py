@@ -95,6 +95,8 @@ class Checker:
     def _text(self, wanted: Field, raw: str) -> str:
         if wanted.use is Use.RAW:
             return raw
+        if wanted.use is Use.SECRET:
+            self.source.refuse_shown_secret(raw)
         text = self.variables.fill_in(raw, secret=wanted.use is Use.SECRET)
         if wanted.use is Use.BOOT:
             volume_path(text)

@@ -15,7 +15,7 @@ from balenaflash.recipe.checking import Checker
 from balenaflash.recipe.local_files import read_text
 from balenaflash.recipe.places import find_lines
 from balenaflash.recipe.schema import RECIPE
-from balenaflash.recipe.step import Source
+from balenaflash.recipe.step import COMMAND_LINE, Source
 from balenaflash.recipe.steps import edits_of
 from balenaflash.recipe.variables import Variables
 
@@ -79,7 +79,8 @@ def parse_steps(steps: Sequence[str], variables: Variables) -> Recipe:
     """
     # On one line each, the first on line 1, so that the number of a line is that of its step.
     tables = ",\n".join(f"{{ {step} }}" for step in steps)
-    return parse_recipe(f'step = [{tables}]\nname = "--step"\n', Path("--step"), variables)
+    text = f'step = [{tables}]\nname = "{COMMAND_LINE}"\n'
+    return parse_recipe(text, COMMAND_LINE, variables)
 
 
 def parse_recipe(text: str, path: Path, variables: Variables) -> Recipe:

@@ -14,6 +14,10 @@ Value: TypeAlias = str | tuple[str, ...] | bool | int
 """Of a key of a step; ``Holds.TEXTS`` always gives a tuple."""
 
 
+COMMAND_LINE = Path("--step")
+"""What steps given one by one have in place of a recipe's path."""
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """The file that a recipe was read from."""
@@ -30,6 +34,19 @@ class Source:
         key = next((str(part) for part in reversed(place) if isinstance(part, str)), "")
         at = f"{self.path}, line {self.lines[known]}" if known else str(self.path)
         return f"{at}: {key}" if key and key != "step" else at
+
+    def refuse_shown_secret(self, written: str) -> None:
+        """Return if a secret that is ``written`` so is not for every user to see.
+
+        Raises:
+            ConfigError: it stands on a command line.
+        """
+        if self.path == COMMAND_LINE and "${env:" not in written:
+            raise ConfigError(
+                "it is a secret, and every user of this machine can see a command line",
+                code="config-secret",
+                hint="Take it from the environment, ${env:NAME}, or from a file.",
+            )
 
     @contextmanager
     def blamed(self, place: Place) -> Iterator[None]:

@@ -161,7 +161,10 @@ def _assignment(step: Step, written: str) -> ConfigStep:
         return assignment.step(assignment.value_in(read_text(path), str(path)))
     secret = is_secret(assignment.key)
     text = step.variables.fill_in(assignment.text or "", secret=secret)
-    return assignment.step(assignment.value_in(text, name))
+    value = assignment.value_in(text, name)
+    if is_secret(assignment.key, value):
+        step.source.refuse_shown_secret(assignment.text or "")
+    return assignment.step(value)
 
 
 def _filled_in(key: KeyPath, step: Step) -> KeyPath:
