@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from balenaflash.target.discovery import Disk, UdevRecord, list_disks
+from balenaflash.target.discovery import Disk, list_disks
 from balenaflash.target.kernel import Kernel
+from balenaflash.target.udev import UdevRecord
 
 GIB_SECTORS = 2 * 1024 * 1024
 """The attribute ``size`` of a GiB: it counts in 512 bytes."""

@@ -11,13 +11,9 @@ from devicetree import DeviceTree, RecordedUdev
 from loopdev import AttachLoop
 
 from balenaflash.errors import TargetRefusedError, ToolMissingError
-from balenaflash.target.discovery import (
-    Bus,
-    PyudevDatabase,
-    UdevRecord,
-    find_disk,
-    list_disks,
-)
+from balenaflash.target.bus import Bus
+from balenaflash.target.discovery import find_disk, list_disks
+from balenaflash.target.udev import PyudevDatabase, UdevRecord
 
 MIB = 1 << 20
 

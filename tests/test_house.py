@@ -22,7 +22,7 @@ HOMES = {
     "_ped": {"image/table/partitions.py"},
     "cryptography": {"image/signature.py"},
     "pyfatfs": {"image/fat/volume.py"},
-    "pyudev": {"target/discovery.py"},
+    "pyudev": {"target/udev.py"},
     "backports": {"image/container/zstd.py", "image/container/compress.py"},
     "inflate64": {"image/container/deflate64.py"},
     "isal": {"image/container/deflate.py", "image/container/compress.py"},

@@ -5,42 +5,77 @@ from typing import TYPE_CHECKING
 import click
 
 from balenaflash.cli.answer import Answer, printable
+from balenaflash.cli.lazy import LazyGroup
 from balenaflash.cli.session import Session, with_session
 from balenaflash.cli.text import size_text, table_lines
 from balenaflash.extent import format_size
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from balenaflash.safety import Assessment
     from balenaflash.target.discovery import Disk
 
 
-@click.command()
+@click.group(
+    cls=LazyGroup,
+    places={"name": "devices_name:name_port"},
+    invoke_without_command=True,
+    subcommand_metavar="[COMMAND [ARGS]...]",
+)
 @click.option("-a", "--all", "everything", is_flag=True, help="List refused disks too, with why.")
 @click.option("-b", "--bytes", "exact", is_flag=True, help="Print sizes in bytes.")
+@click.option(
+    "-w",
+    "--watch",
+    "watches",
+    is_flag=True,
+    help="Go on, and tell of each disk that comes, changes and goes, until interrupted.",
+)
 @with_session
-def devices(_session: Session, *, everything: bool, exact: bool) -> Answer:
+def devices(session: Session, *, everything: bool, exact: bool, watches: bool) -> Answer:
     """List the disks that `write` accepts, and with --all those it refuses, and why.
 
     A built-in disk is refused until `write --allow-internal` names it. With --json all disks
-    are listed.
+    are listed; with --watch too, each on a line of its own as it is now, and each event after it.
 
     \b
     Examples:
       balenaflash devices
       balenaflash devices --all
+      balenaflash devices --watch
+      balenaflash devices name 1-2.3 left
       balenaflash devices --json | jq -r '.result.devices[] | select(.writable) .node'
     """
+    if click.get_current_context().invoked_subcommand is not None:
+        return Answer({})
+    if watches:
+        from balenaflash.cli.devices_watch import tell_events
+
+        return tell_events(session, everything=everything)
     from balenaflash.safety import assess
     from balenaflash.target.discovery import list_disks
+    from balenaflash.target.kernel import RUNNING_KERNEL
+    from balenaflash.target.slots import read_slots
 
     assessments = [assess(disk) for disk in list_disks()]
-    result = {"devices": [_device_result(assessment) for assessment in assessments]}
+    slots = {port: name for name, port in read_slots().items()}
+    result = {
+        "devices": [device_result(assessment, slots) for assessment in assessments],
+        "udevd": RUNNING_KERNEL.has_udevd,
+    }
     shown = [item for item in assessments if everything or item.is_writable]
-    lines = _lines(shown, exact=exact) if shown else ["No disk that may be written was found."]
+    lines = (
+        _lines(shown, slots, exact=exact) if shown else ["No disk that may be written was found."]
+    )
     hidden = len(assessments) - len(shown)
     if hidden:
         lines.append(f"{hidden} more would be refused; --all shows why.")
-    return Answer(result, lines)
+    warnings = () if RUNNING_KERNEL.has_udevd else (_NO_UDEVD,)
+    return Answer(result, lines, warnings)
+
+
+_NO_UDEVD = "udevd does not run: labels and filesystems of disks are not known, nor are by-* links."
 
 
 def describe_disk(disk: "Disk") -> list[str]:
@@ -60,12 +95,24 @@ def describe_disk(disk: "Disk") -> list[str]:
     return [printable(line) for line in lines]
 
 
-def _lines(assessments: "list[Assessment]", *, exact: bool) -> list[str]:
+def verdict(assessment: "Assessment") -> str:
+    """Whether it may be written, in a few words."""
+    return "; ".join(problem.code for problem in assessment.problems) or "may be written"
+
+
+def place_of(disk: "Disk", slots: "Mapping[str, str]") -> str:
+    """The slot that it is in, or else the USB port; ``slots`` has names by port."""
+    port = disk.usb_port or ""
+    return f"slot:{slots[port]}" if port in slots else f"port:{port}" if port else ""
+
+
+def _lines(
+    assessments: "list[Assessment]", slots: "Mapping[str, str]", *, exact: bool
+) -> list[str]:
     rows = []
     for item in assessments:
         disk = item.disk
         model = " ".join(part for part in (disk.vendor, disk.model) if part)
-        verdict = "; ".join(problem.code for problem in item.problems) or "may be written"
         rows.append(
             [
                 str(disk.node),
@@ -73,16 +120,18 @@ def _lines(assessments: "list[Assessment]", *, exact: bool) -> list[str]:
                 disk.bus.value,
                 printable(model),
                 printable(disk.serial or ""),
-                verdict,
+                place_of(disk, slots),
+                verdict(item),
             ]
         )
-    heads = ("Device", "Size", "Bus", "Model", "Serial", "")
+    heads = ("Device", "Size", "Bus", "Model", "Serial", "Place", "")
     lines = table_lines(heads, rows, right=frozenset({1}))
     details = [f"  {problem.message}" for item in assessments for problem in item.problems]
     return [*lines, *([""] if details else []), *details]
 
 
-def _device_result(assessment: "Assessment") -> dict[str, object]:
+def device_result(assessment: "Assessment", slots: "Mapping[str, str]") -> dict[str, object]:
+    """What scripts get of a disk; ``slots`` has names by port."""
     disk = assessment.disk
     return {
         "node": str(disk.node),
@@ -99,6 +148,7 @@ def _device_result(assessment: "Assessment") -> dict[str, object]:
         "rotational": disk.rotational,
         "disk_sequence": disk.disk_sequence,
         "usb_port": disk.usb_port,
+        "slot": slots.get(disk.usb_port or ""),
         "links": [str(link) for link in disk.links],
         "partitions": [
             {

@@ -12,6 +12,7 @@ from balenaflash.cli.session import Session, with_session
 _ENVIRONMENT = (
     ("NO_COLOR", "Where set and not empty, no colour is used."),
     ("XDG_STATE_HOME", "Where undo records of disks are kept, in a folder balenaflash."),
+    ("BALENAFLASH_SLOTS", "The file that keeps names of USB ports, in place of those below."),
     ("SOURCE_DATE_EPOCH", "Seconds since 1970; the time given to files put into an image."),
 )
 _FILES = (
@@ -22,6 +23,10 @@ _FILES = (
     (
         "/var/lib/balenaflash, ~/.local/state/balenaflash",
         "The same for disks: of root, and of other users. XDG_STATE_HOME names another place.",
+    ),
+    (
+        "/etc/balenaflash/slots.toml, ~/.config/balenaflash/slots.toml",
+        "Names of USB ports, of the machine and of the user; XDG_CONFIG_HOME names another place.",
     ),
     ("/etc/udev/rules.d/60-balenaflash.rules", "Lets a group write removable disks."),
 )

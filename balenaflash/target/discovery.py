@@ -7,19 +7,14 @@ says the same with and without a running udevd.
 
 import re
 import stat
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
-import pyudev
-
-from balenaflash.errors import Problem, TargetRefusedError, ToolMissingError
+from balenaflash.errors import Problem, TargetRefusedError
 from balenaflash.extent import SECTOR_SIZE
 from balenaflash.target import sysfs
 from balenaflash.target.bus import Bus, find_bus, find_usb_device
 from balenaflash.target.identity import (
-    clean_udev_text,
     clean_vendor,
     read_model,
     read_serial,
@@ -27,17 +22,7 @@ from balenaflash.target.identity import (
     read_wwn,
 )
 from balenaflash.target.kernel import RUNNING_KERNEL, DeviceNumber, Kernel
-
-__all__ = [
-    "Bus",
-    "Disk",
-    "DiskPartition",
-    "PyudevDatabase",
-    "UdevDatabase",
-    "UdevRecord",
-    "find_disk",
-    "list_disks",
-]
+from balenaflash.target.udev import PyudevDatabase, UdevDatabase, UdevRecord
 
 _SCSI_TYPE_OPTICAL = 5  # TYPE_ROM, include/scsi/scsi_proto.h of the kernel
 _MEMORY_DISK = re.compile(r"z?ram\d+")
@@ -100,58 +85,6 @@ class Disk:
     def is_virtual(self) -> bool:
         """Whether there is no hardware of its own: a loop device, device-mapper, md and such."""
         return self.bus in {Bus.LOOP, Bus.VIRTUAL}
-
-
-@dataclass(frozen=True, slots=True)
-class UdevRecord:
-    """What udev has about one device; without udevd just what the kernel announced."""
-
-    properties: Mapping[str, str] = field(default_factory=dict)
-    links: tuple[Path, ...] = ()
-
-    def read_text(self, *names: str) -> str | None:
-        """The first of the properties that has a value, with escapes undone, fit to print."""
-        for name in names:
-            text = clean_udev_text(self.properties.get(name, ""))
-            if text is not None:
-                return text
-        return None
-
-
-class UdevDatabase(Protocol):
-    """Where devices are found; another one stands in for another machine."""
-
-    def list_disks(self) -> list[Path]:
-        """The directories of all whole block devices, below ``/sys/devices``."""
-
-    def read(self, directory: Path) -> UdevRecord:
-        """What is known about one block device; an empty record if it is gone."""
-
-
-class PyudevDatabase:
-    """The devices of the running system, by libudev."""
-
-    def __init__(self) -> None:
-        try:
-            self._context = pyudev.Context()
-        except ImportError as error:  # pyudev loads it only now
-            raise ToolMissingError(
-                "libudev, which lists block devices, is not installed",
-                hint="On Debian: apt install libudev1",
-            ) from error
-
-    def list_disks(self) -> list[Path]:
-        """The directories of all whole block devices."""
-        devices = self._context.list_devices(subsystem="block", DEVTYPE="disk")
-        return [Path(device.sys_path) for device in devices]
-
-    def read(self, directory: Path) -> UdevRecord:
-        """What libudev knows about one block device."""
-        try:
-            device = pyudev.Devices.from_sys_path(self._context, str(directory))
-        except pyudev.DeviceNotFoundError:
-            return UdevRecord()
-        return UdevRecord(dict(device.properties), tuple(sorted(map(Path, device.device_links))))
 
 
 def list_disks(

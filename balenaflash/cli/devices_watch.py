@@ -1,0 +1,53 @@
+"""``devices --watch``: a line for each disk, and for each event after it."""
+
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from balenaflash.cli.answer import Answer, printable
+from balenaflash.cli.devices import device_result, place_of, verdict
+from balenaflash.cli.session import Session
+from balenaflash.extent import format_size
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from balenaflash.watching import DiskEvent
+
+_SIGNS = {"present": " ", "added": "+", "changed": "*", "removed": "-"}
+
+
+def tell_events(session: Session, *, everything: bool) -> Answer:
+    """Tell of the disks, and of what becomes of them, until a signal ends it.
+
+    Of disks that may not be written only with ``everything``, or to scripts.
+    """
+    from balenaflash.safety import assess
+    from balenaflash.target.discovery import list_disks
+    from balenaflash.target.slots import read_slots
+    from balenaflash.target.udev import PyudevMonitor
+    from balenaflash.watching import watch
+
+    slots = {port: name for name, port in read_slots().items()}
+    events = watch(lambda: [assess(disk) for disk in list_disks()], PyudevMonitor())
+    for event in events:
+        if session.json:
+            click.echo(json.dumps(_result(event, slots)))
+        elif everything or event.assessment.is_writable or event.happening == "changed":
+            click.echo(_line(event, slots))
+    return Answer({})
+
+
+def _result(event: "DiskEvent", slots: "Mapping[str, str]") -> dict[str, object]:
+    return {"event": event.happening.value, "device": device_result(event.assessment, slots)}
+
+
+def _line(event: "DiskEvent", slots: "Mapping[str, str]") -> str:
+    disk = event.assessment.disk
+    model = " ".join(part for part in (disk.vendor, disk.model) if part)
+    facts = [str(disk.node), format_size(disk.size), disk.bus.value, model, disk.serial or ""]
+    facts.append(place_of(disk, slots))
+    now = "gone" if event.happening == "removed" else verdict(event.assessment)
+    shown = "  ".join(filter(None, facts))
+    return printable(f"{_SIGNS[event.happening.value]} {shown}: {now}")
