@@ -1,5 +1,6 @@
 """What is shown before the question: which disk, what is lost, what will be done, how long."""
 
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,15 +11,18 @@ from commandline import RunBalenaflash
 from devicetree import DeviceTree
 from faultdev import MakeFaultDevice
 from imagecopies import MakeImage
+from loopdev import AttachLoop
 from test_cli_terminal import at_terminal, size_of
 
 from balenaflash.cli.write_question import destination_lines
 from balenaflash.destination import DiskDestination
+from balenaflash.disk_content import find_content
 from balenaflash.extent import MIB, Extent
 from balenaflash.image.patch import Patch
 from balenaflash.image.table.model import PartitionTable, TableKind
 from balenaflash.planning import WritePlan
 from balenaflash.safety import assess
+from balenaflash.target.discovery import find_disk
 
 TABLE = PartitionTable(TableKind.GPT, 512, "0x0", (), ())
 PLAN = WritePlan(300 * MIB, TABLE, free=(Extent(200 * MIB, 300 * MIB),))
@@ -68,7 +72,7 @@ def test_the_screen_tells_all_that_is_lost_and_where_the_disk_is(tree: DeviceTre
 
 def test_the_time_is_what_the_port_takes_at_least_or_unknown(tree: DeviceTree) -> None:
     # 480 Mbit/s move 60 MB/s at most: written and read back, 2 * 200 MiB take 7 s.
-    assert "Time:    at least 7 s, by the speed of USB port 2-1" in shown(tree)
+    assert "Time:    at least 7.0 s, by the speed of USB port 2-1" in shown(tree)
     large = replace(PLAN, image_size=5000 * MIB)
     assert "at least 2 min 51 s" in shown(tree, large)
     assert "Time:    unknown" in shown(tree, replace(PLAN, free=None))
@@ -88,6 +92,23 @@ def test_it_is_shown_before_the_question_on_one_screen(
     places = [text.index(head) for head in ("Image:", "Target:", "Lost:", "Plan:", "Time:")]
     assert sorted([*places, question]) == [*places, question]
     assert text[:question].count("\n") < 24
+
+
+def test_without_udev_the_disk_itself_tells_what_is_on_it(
+    image: MakeImage, attach_loop: AttachLoop, tmp_path: Path
+) -> None:
+    gpt = image(Layout.GPT_FAT16)
+    content = find_content(replace(find_disk(attach_loop(gpt.path)), partitions=()))
+    assert [(each.size, each.filesystem) for each in content] == [
+        (each.extent.size, each.filesystem) for each in gpt.partitions
+    ]
+    assert [each.label for each in content] == [each.label for each in gpt.partitions]
+    plain = tmp_path / "plain"
+    plain.write_bytes(bytes(8 * MIB))
+    assert find_content(find_disk(attach_loop(plain))) == ()
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-L", "photos", plain], check=True)
+    (whole,) = find_content(find_disk(attach_loop(plain)))
+    assert (whole.size, whole.filesystem, whole.label) == (8 * MIB, "ext4", "photos")
 
 
 def test_without_terminal_the_option_that_answers_is_named(

@@ -27,13 +27,13 @@ def describe_disk(disk: "Disk") -> list[str]:
 
 def describe_content(assessment: "Assessment") -> list[str]:
     """What is on a disk now: its partitions or its one filesystem, and where they are mounted."""
-    disk = assessment.disk
-    texts = [
-        _describe(each.node.name, each.filesystem, each.label, each.size)
-        for each in disk.partitions
-    ]
-    if not texts and (disk.filesystem or disk.label):
-        texts = [_describe(disk.node.name, disk.filesystem, disk.label, disk.size)]
+    from balenaflash.disk_content import find_content
+
+    texts = []
+    for each in find_content(assessment.disk):
+        label = f" {each.label}" if each.label else ""
+        filesystem = each.filesystem or "unknown content"
+        texts.append(f"{each.name}: {filesystem}{label}, {format_size(each.size)}")
     texts += [f"{each.device} is mounted at {each.detail}" for each in assessment.mounts]
     return texts or ["no partition or filesystem known to this system"]
 
@@ -42,8 +42,3 @@ def indented(head: str, texts: Iterable[str]) -> list[str]:
     """``texts`` a line each, the first behind ``head``, fit to print."""
     heads = iter([head])
     return [printable(f"{next(heads, ''):<9}{text}") for text in texts]
-
-
-def _describe(name: str, filesystem: str | None, label: str | None, size: int) -> str:
-    label_text = f" {label}" if label else ""
-    return f"{name}: {filesystem or 'unknown content'}{label_text}, {format_size(size)}"

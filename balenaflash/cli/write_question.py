@@ -81,11 +81,11 @@ def _plan_texts(
     if destination.assessment.mounts:
         yield "unmount what is mounted"
     left = plan.least_size - plan.size_to_write
-    told = "at least " if plan.image_size is None else ""
+    more = " or more" if plan.image_size is None else ""
     leaving = f", leave {format_size(left)} that is free in the image" if left else ""
     if plan.free is None:
         leaving = ", less what turns out to be free in the image"
-    yield f"write {told}{format_size(plan.size_to_write)}{leaving}; the first MiB last"
+    yield f"write {format_size(plan.size_to_write)}{more}{leaving}; the first MiB last"
     if disk.size > plan.least_size:
         yield "wipe the backup of an earlier GPT at the end of the disk, if there is one"
     yield "read back all that was written" if reads_back else "do not read back (--no-verify)"
@@ -100,6 +100,6 @@ def _time_text(destination: "DiskDestination", plan: "WritePlan", *, reads_back:
     seconds = least_seconds(disk, plan.size_to_write * (2 if reads_back else 1))
     if seconds is None or plan.free is None:
         return "unknown"
-    minutes, rest = divmod(round(seconds), _MINUTE)
-    amount = f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    minutes, rest = divmod(int(seconds), _MINUTE)
+    amount = f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
     return f"at least {amount}, by the speed of USB port {disk.usb_port}"

@@ -55,7 +55,8 @@ def find_disk_holders(sys_path: Path, kernel: Kernel = RUNNING_KERNEL) -> tuple[
             continue
         holders += _find_open_nodes(process, numbers, kernel)
         namespace = _read_link(process / "ns/mnt")
-        if namespace not in seen:
+        # Of somebody else's process an ordinary user does not learn the namespace.
+        if namespace is None or namespace not in seen:
             seen.add(namespace)
             holders += _find_own_mounts(process, numbers)
     return tuple(holders)
