@@ -1,6 +1,5 @@
 """``write --unmount``: what is mounted of a disk is unmounted, or who is in the way is named."""
 
-import hashlib
 import json
 import os
 import subprocess
@@ -16,7 +15,7 @@ from builders import BuiltImage, Layout
 from commandline import RunBalenaflash, clean_environment
 from imagecopies import MakeImage
 from loopdev import AttachLoop
-from test_cli_write_refused import holding, started
+from refusals import holding, sha256, started
 
 from balenaflash.errors import TargetRefusedError
 from balenaflash.extent import MIB
@@ -80,11 +79,6 @@ class Mounter:
     def read_only(self, node: Path, *, at: Path | None = None) -> Path:
         """Without a journal replay: so only the tool could change a byte."""
         return self("-o", "ro,noload", node, at=at)
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_mounted(node: Path) -> bool:
