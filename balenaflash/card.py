@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from balenaflash.card_records import record_of, settle_records
@@ -14,7 +14,13 @@ from balenaflash.image.opening import open_for_reading
 from balenaflash.image.patch import Patch
 from balenaflash.image.source import Source
 from balenaflash.image.table.partitions import read_table
-from balenaflash.safety import Assessment, assess, require_writable
+from balenaflash.safety import (
+    NO_PERMISSIONS,
+    Assessment,
+    Permissions,
+    assess,
+    require_writable,
+)
 from balenaflash.target.discovery import Disk, find_disk
 from balenaflash.target.disk import open_disk
 
@@ -49,23 +55,26 @@ class EditableCard:
         return commit(self.source, self.store, record_of(self.disk), patches)
 
 
-def find_card(node: Path, *, allow_internal: bool) -> Card:
+def find_card(node: Path, permissions: Permissions = NO_PERMISSIONS) -> Card:
     """The card that ``node`` names, checked as a target of writing is.
+
+    It may be of any size: that it holds an image tells enough about it.
 
     Raises:
         TargetRefusedError: with every reason at once.
         ImageError: there is no image on it.
     """
     disk = find_disk(node)
+    permissions = replace(permissions, max_size=None)
     try:
         with open_for_reading(node) as image:
             sector_size = read_table(image.source).sector_size
     except ImageError:
         # That it must not be written at all is what matters more.
         sector_size = disk.logical_sector_size
-        require_writable(assess(disk, image_sector_size=sector_size, allow_internal=allow_internal))
+        require_writable(assess(disk, image_sector_size=sector_size, permissions=permissions))
         raise
-    assessment = assess(disk, image_sector_size=sector_size, allow_internal=allow_internal)
+    assessment = assess(disk, image_sector_size=sector_size, permissions=permissions)
     require_writable(assessment)
     return Card(assessment)
 

@@ -2,20 +2,24 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from balenaflash.card_records import drop_record
+from balenaflash.disk_end import plan_gpt_move
 from balenaflash.errors import Problem, TargetRefusedError
-from balenaflash.image.container.location import ImageLocation
+from balenaflash.image.container.location import ImageLocation, StandardInput
+from balenaflash.image.patch import Patch
+from balenaflash.image.source import Source
 from balenaflash.planning import WritePlan
-from balenaflash.safety import Assessment, assess, require_writable
+from balenaflash.safety import Assessment, Permissions, assess, require_writable
 from balenaflash.target.discovery import find_disk
 from balenaflash.target.disk import open_disk
 from balenaflash.target.file import create_file, open_file
 from balenaflash.target.medium import Medium
 
 _DEVICES = Path("/dev")
+_STANDARD_INPUT = Path("/proc/self/fd/0")
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - a tmpfs for files, shm_overview(7)
 
 
@@ -24,6 +28,8 @@ class DiskDestination:
     """A block device that was found and may be written."""
 
     assessment: Assessment
+    gpt_move: tuple[Patch, ...] = ()
+    """What moves the backup GPT of the image to the end of the disk."""
 
     @property
     def name(self) -> str:
@@ -39,6 +45,11 @@ class FileDestination:
     overwrite: bool
 
     @property
+    def gpt_move(self) -> tuple[Patch, ...]:
+        """Nothing: a file becomes as large as the image."""
+        return ()
+
+    @property
     def name(self) -> str:
         """Its path as the user gave it."""
         return str(self.path)
@@ -52,7 +63,7 @@ def find_destinations(
     *,
     image: ImageLocation,
     plan: WritePlan,
-    allow_internal: bool,
+    permissions: Permissions,
     overwrite: bool,
 ) -> tuple[Destination, ...]:
     """What ``targets`` name, checked: whatever is returned may be written with ``image``.
@@ -67,9 +78,9 @@ def find_destinations(
             found.append(
                 _find(
                     target,
-                    image=image if isinstance(image, Path) else None,
+                    image=_find_image_path(image),
                     plan=plan,
-                    allow_internal=allow_internal,
+                    permissions=permissions,
                     overwrite=overwrite,
                 )
             )
@@ -79,6 +90,32 @@ def find_destinations(
     if problems:
         raise TargetRefusedError(problems)
     return tuple(found)
+
+
+def _find_image_path(image: ImageLocation) -> Path | None:
+    """The file or device that the image is read from, be it as standard input; else ``None``."""
+    if isinstance(image, Path):
+        return image
+    if isinstance(image, StandardInput):
+        path = _STANDARD_INPUT.resolve()
+        return path if path.is_file() or path.is_block_device() else None
+    return None
+
+
+def plan_gpt_moves(
+    destinations: Sequence[Destination], source: Source, plan: WritePlan
+) -> tuple[Destination, ...]:
+    """``destinations``, each disk with what moves the backup GPT to its end.
+
+    Raises:
+        ImageError: the primary GPT of the image is damaged.
+    """
+    return tuple(
+        replace(each, gpt_move=plan_gpt_move(source, plan.table, each.assessment.disk.size))
+        if isinstance(each, DiskDestination)
+        else each
+        for each in destinations
+    )
 
 
 def _find_repeated(destinations: Sequence[Destination]) -> Iterator[Problem]:
@@ -95,7 +132,7 @@ def _find(
     *,
     image: Path | None,
     plan: WritePlan,
-    allow_internal: bool,
+    permissions: Permissions,
     overwrite: bool,
 ) -> Destination:
     if not is_device(target):
@@ -109,7 +146,7 @@ def _find(
         image_size=plan.least_size,
         image_path=image,
         image_sector_size=plan.table.sector_size,
-        allow_internal=allow_internal,
+        permissions=permissions,
     )
     require_writable(assessment)
     return DiskDestination(assessment)

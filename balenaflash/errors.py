@@ -34,6 +34,9 @@ class Problem:
     hint: str | None = None
     """What the user can do next; never needed to understand the message."""
 
+    lifted_by: str | None = None
+    """The option that lifts this refusal, and nothing else; ``None`` where none does."""
+
 
 class BalenaflashError(Exception):
     """A failure with a message fit to show."""

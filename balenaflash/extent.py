@@ -1,5 +1,6 @@
 """Half-open byte ranges and sizes as people write them."""
 
+import re
 from dataclasses import dataclass
 from typing import Self
 
@@ -9,6 +10,9 @@ SECTOR_SIZE = 512
 KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
+
+_UNITS = "KMGTP"
+_SIZE = re.compile(rf"([0-9]+)\s*(?:([{_UNITS}])(i?B)?|B)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -57,3 +61,20 @@ def format_size(size: int) -> str:
         if value < KIB:
             return f"{value:.1f} {unit}"
     return f"{value / KIB:.1f} TiB"
+
+
+def parse_size(text: str) -> int:
+    """The bytes in a size as people write it: ``500000000``, ``256G``, ``256 GiB``, ``256GB``.
+
+    As in util-linux a letter alone is a binary unit and ``GB`` a decimal one.
+
+    Raises:
+        ValueError: it is no size.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is not a size such as 256G, 500GB or 8000000000")
+    number, unit, ending = match.groups()
+    base = 1000 if (ending or "").upper() == "B" else KIB
+    power = 0 if unit is None else _UNITS.index(unit.upper()) + 1
+    return int(number) * int(base**power)

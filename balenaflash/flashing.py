@@ -10,9 +10,12 @@ from dataclasses import dataclass, field
 
 from balenaflash.chunk_queue import ChunkQueue
 from balenaflash.differences import Difference
+from balenaflash.disk_end import move_gpt, require_wiped
 from balenaflash.errors import BalenaflashError
+from balenaflash.extent import Extent
 from balenaflash.feeding import Feeds
 from balenaflash.image.chunks import ChunkRecord
+from balenaflash.image.patch import Patch
 from balenaflash.image.source import Source
 from balenaflash.planning import WritePlan
 from balenaflash.progress import Phase, Progress, phase
@@ -41,6 +44,8 @@ class Target:
 
     medium: Medium
     progress: Progress
+    gpt_move: tuple[Patch, ...] = ()
+    """What is written when all else is proven, as `balenaflash.disk_end.plan_gpt_move` has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +69,12 @@ class FlashReport:
 
     unsteady_reads: int = 0
     """Chunks of 4 MiB that read back wrong once and right the second time."""
+
+    wiped: tuple[Extent, ...] = ()
+    """Sectors behind the image that held the backup of an earlier partition table."""
+
+    gpt_moved: bool = False
+    """Whether the backup GPT was moved to the end of the disk."""
 
 
 Outcome = FlashReport | BalenaflashError
@@ -160,21 +171,33 @@ class _Job:
         ended = time.monotonic()
         size = written.size
         equal = sum(record.size for record in written.equal)
-        if not self.options.read_back:
-            return FlashReport(written.image_size, size, equal, ended - started, None, None)
-        medium.begin_read_back()
-        differing = self._read_back(written)
-        mended = self._repair(written, differing) if differing else NO_REPAIR
+        mended, read, verify_seconds = NO_REPAIR, None, None
+        if self.options.read_back:
+            medium.begin_read_back()
+            differing = self._read_back(written)
+            mended = self._repair(written, differing) if differing else NO_REPAIR
+            read, verify_seconds = size, time.monotonic() - ended
+        self._complete_end(written)
         return FlashReport(
             written.image_size,
             size,
             equal,
             ended - started,
-            size,
-            time.monotonic() - ended,
+            read,
+            verify_seconds,
             mended.repaired,
             mended.unsteady,
+            written.wiped,
+            gpt_moved=bool(self.target.gpt_move),
         )
+
+    def _complete_end(self, written: Written) -> None:
+        """Prove what was wiped behind the image, and move the GPT if asked to."""
+        medium = self.target.medium
+        if self.options.read_back:
+            require_wiped(medium, written.wiped, written=written.size)
+        if self.target.gpt_move:
+            move_gpt(medium, self.target.gpt_move, written=written.size)
 
     def _write(self) -> Written:
         return Writer(

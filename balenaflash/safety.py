@@ -1,15 +1,20 @@
 """Whether a disk may be written, and every reason why it may not."""
 
-import grp
-import os
 import shlex
-import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from balenaflash.errors import Problem, TargetRefusedError
-from balenaflash.extent import SECTOR_SIZE, format_size
+from balenaflash.extent import SECTOR_SIZE
+from balenaflash.fitness import (
+    DEFAULT_MAX_SIZE,
+    find_internal,
+    find_sector_size,
+    find_too_large,
+    find_too_small,
+    find_unwritable,
+)
 from balenaflash.target.discovery import Disk
 from balenaflash.target.kernel import RUNNING_KERNEL, Kernel
 from balenaflash.target.usage import (
@@ -21,7 +26,22 @@ from balenaflash.target.usage import (
     system_disks,
 )
 
-_GROUP_MAY = stat.S_IRGRP | stat.S_IWGRP
+
+@dataclass(frozen=True, slots=True)
+class Permissions:
+    """Which refusals the user has lifted; each is one option, and none lifts another."""
+
+    internal: bool = False
+    """A disk that is built in."""
+
+    unmount: bool = False
+    """A disk that is mounted, if not by the running system: it is unmounted before."""
+
+    max_size: int | None = DEFAULT_MAX_SIZE
+    """The largest disk in bytes; ``None`` for any."""
+
+
+NO_PERMISSIONS = Permissions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +58,11 @@ class Assessment:
         """Whether nothing speaks against it."""
         return not self.problems
 
+    @property
+    def mounts(self) -> tuple[Use, ...]:
+        """Where it is mounted; of a writable disk what is to be unmounted before."""
+        return tuple(use for use in self.uses if use.kind is UseKind.MOUNT)
+
 
 def assess(
     disk: Disk,
@@ -45,14 +70,12 @@ def assess(
     image_size: int | None = None,
     image_path: Path | None = None,
     image_sector_size: int = SECTOR_SIZE,
-    allow_internal: bool = False,
-    max_size: int | None = None,
+    permissions: Permissions = NO_PERMISSIONS,
     kernel: Kernel = RUNNING_KERNEL,
 ) -> Assessment:
     """Look for every reason not to write the disk. It is not opened.
 
-    Without an image the disk is judged by itself. ``allow_internal`` and ``max_size`` lift
-    or set a limit of their own and nothing else. Whether somebody has the disk open
+    Without an image the disk is judged by itself. Whether somebody has the disk open
     exclusively shows only when it is opened.
 
     Raises:
@@ -60,15 +83,17 @@ def assess(
     """
     uses = find_uses(disk, kernel)
     on_disk = system_disks(kernel).get(disk.device_number, ())
+    is_unmounted = permissions.unmount and not on_disk
     problems = (
         *_find_system(disk, on_disk),
         *_find_image(disk, image_path, kernel),
-        *_find_in_use(disk, uses, is_system=bool(on_disk)),
-        *_find_internal(disk, allow_internal=allow_internal),
-        *_find_unwritable(disk),
-        *_find_too_small(disk, image_size),
-        *_find_too_large(disk, max_size),
-        *_find_sector_size(disk, image_sector_size),
+        *(() if is_unmounted else _find_mounts(disk, uses, is_system=bool(on_disk))),
+        *_find_held(disk, uses, is_system=bool(on_disk)),
+        *(() if permissions.internal else find_internal(disk)),
+        *find_unwritable(disk),
+        *(() if image_size is None else find_too_small(disk, image_size)),
+        *(() if permissions.max_size is None else find_too_large(disk, permissions.max_size)),
+        *find_sector_size(disk, image_sector_size),
     )
     return Assessment(disk, uses, problems)
 
@@ -109,17 +134,30 @@ def _find_image(disk: Disk, image_path: Path | None, kernel: Kernel) -> Iterator
         )
 
 
-def _find_in_use(disk: Disk, uses: tuple[Use, ...], *, is_system: bool) -> Iterator[Problem]:
+def _find_mounts(disk: Disk, uses: tuple[Use, ...], *, is_system: bool) -> Iterator[Problem]:
     mounts = [use for use in uses if use.kind is UseKind.MOUNT]
+    if mounts and is_system:
+        # What the running system needs cannot be given up, so there is no next step.
+        yield Problem("target-mounted", f"{disk.node}: is mounted ({_list_uses(mounts)})")
+    elif mounts:
+        yield Problem(
+            "target-mounted",
+            f"{disk.node}: is mounted ({_list_uses(mounts)})",
+            f"Add --unmount, or unmount it first: umount {_list_points(mounts)}",
+            lifted_by="--unmount",
+        )
+
+
+def _find_held(disk: Disk, uses: tuple[Use, ...], *, is_system: bool) -> Iterator[Problem]:
     swaps = [use for use in uses if use.kind is UseKind.SWAP]
-    holders = [use for use in uses if use not in mounts and use not in swaps]
-    # What the running system needs cannot be given up, so there is no next step.
-    if mounts:
-        hint = None if is_system else _unmounting(mounts)
-        yield Problem("target-mounted", f"{disk.node}: is mounted ({_list_uses(mounts)})", hint)
+    holders = [use for use in uses if use.kind not in {UseKind.MOUNT, UseKind.SWAP}]
     if swaps:
-        hint = f"Release it first: swapoff {_quote(use.detail for use in swaps)}"
-        yield Problem("target-swap", f"{disk.node}: is used as swap ({_list_uses(swaps)})", hint)
+        # --unmount leaves it alone: what is paged out there may not fit into memory.
+        yield Problem(
+            "target-swap",
+            f"{disk.node}: is used as swap ({_list_uses(swaps)})",
+            f"Release it first: swapoff {_quote(use.detail for use in swaps)}",
+        )
     if holders:
         hint = None if is_system else _releasing(disk, holders)
         yield Problem(
@@ -134,10 +172,9 @@ def _list_uses(uses: Iterable[Use]) -> str:
     )
 
 
-def _unmounting(mounts: Iterable[Use]) -> str:
+def _list_points(mounts: Iterable[Use]) -> str:
     # Mounts below others come first, or the upper ones would be busy.
-    points = sorted({use.detail for use in mounts}, reverse=True)
-    return f"Unmount it first: umount {_quote(points)}"
+    return _quote(sorted({use.detail for use in mounts}, reverse=True))
 
 
 def _releasing(disk: Disk, holders: Iterable[Use]) -> str:
@@ -163,87 +200,3 @@ _RELEASE_COMMANDS = {
 
 def _quote(words: Iterable[str]) -> str:
     return " ".join(shlex.quote(word) for word in words)
-
-
-def _find_internal(disk: Disk, *, allow_internal: bool) -> Iterator[Problem]:
-    # Who names a loop device or an md array has chosen it; nobody mistakes it for a card.
-    if not (disk.is_external or disk.is_virtual or allow_internal):
-        yield Problem(
-            "target-internal",
-            f"{disk.node}: is built into this machine ({disk.bus})",
-            "If it is the one, add --allow-internal.",
-        )
-
-
-def _find_unwritable(disk: Disk) -> Iterator[Problem]:
-    if disk.size == 0:
-        yield Problem(
-            "target-no-medium",
-            f"{disk.node}: is empty",
-            "Attach a file to it." if disk.is_virtual else "Insert a card.",
-        )
-    if disk.read_only:
-        yield Problem(
-            "target-read-only",
-            f"{disk.node}: is read-only",
-            "Slide the lock of the card or its adapter, or attach the loop device writable.",
-        )
-    if not os.access(disk.node, os.F_OK):
-        yield Problem(
-            "target-missing",
-            f"{disk.node}: is not there",
-            "Plug it in again; a container must be given the node.",
-        )
-    elif not os.access(disk.node, os.R_OK | os.W_OK, effective_ids=True):
-        yield _no_permission(disk)
-
-
-def _no_permission(disk: Disk) -> Problem:
-    status = disk.node.stat()
-    group = _find_group(status.st_gid)
-    ways = ["run it as root", "install the udev rule"]
-    if status.st_gid != 0 and status.st_mode & _GROUP_MAY == _GROUP_MAY:
-        ways.insert(1, f"join the group {group}")
-    hint = ", ".join(ways[:-1]) + f" or {ways[-1]}"
-    return Problem(
-        "target-no-permission",
-        f"{disk.node}: this user may not read and write it "
-        f"({stat.filemode(status.st_mode)}, group {group})",
-        f"{hint[0].upper()}{hint[1:]}.",
-    )
-
-
-def _find_group(number: int) -> str:
-    try:
-        return grp.getgrgid(number).gr_name
-    except KeyError:
-        return str(number)  # has no name, as often in a container
-
-
-def _find_too_small(disk: Disk, image_size: int | None) -> Iterator[Problem]:
-    if image_size is not None and 0 < disk.size < image_size:
-        yield Problem(
-            "target-too-small",
-            f"{disk.node}: has {disk.size} bytes ({format_size(disk.size)}), "
-            f"the image {image_size} ({format_size(image_size)})",
-            f"A disk of at least {image_size} bytes is needed.",
-        )
-
-
-def _find_too_large(disk: Disk, max_size: int | None) -> Iterator[Problem]:
-    if max_size is not None and disk.size > max_size:
-        yield Problem(
-            "target-too-large",
-            f"{disk.node}: has {format_size(disk.size)}, more than the {format_size(max_size)} "
-            "that are expected at most",
-        )
-
-
-def _find_sector_size(disk: Disk, image_sector_size: int) -> Iterator[Problem]:
-    if disk.logical_sector_size != image_sector_size:
-        yield Problem(
-            "target-sector-size",
-            f"{disk.node}: has sectors of {disk.logical_sector_size} bytes, the image's tables "
-            f"count in {image_sector_size}",
-            "Its partitions would not be found; choose another disk.",
-        )

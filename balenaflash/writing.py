@@ -7,8 +7,9 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 from balenaflash.chunk_queue import ChunkQueue, Release, released_on_failure
+from balenaflash.disk_end import wipe_stale_backups
 from balenaflash.errors import ImageError, InterruptedWriteError, WriteError
-from balenaflash.extent import format_size
+from balenaflash.extent import Extent, format_size
 from balenaflash.image.chunks import CHUNK_SIZE, Chunk, ChunkRecord, padded, pieces_digest, spans
 from balenaflash.planning import WritePlan
 from balenaflash.progress import Progress
@@ -28,6 +29,9 @@ class Written:
 
     image_size: int
     """Bytes of the image."""
+
+    wiped: tuple[Extent, ...] = ()
+    """Sectors behind the image that held the backup of another table, and are zero now."""
 
     @property
     def size(self) -> int:
@@ -66,6 +70,7 @@ class Writer:
     _records: list[ChunkRecord] = field(default_factory=list)
     _equal: list[ChunkRecord] = field(default_factory=list)
     _image_size: int = 0
+    _wiped: tuple[Extent, ...] = ()
     _wiping: threading.Lock = field(default_factory=threading.Lock)
     _is_wiped: bool = False
 
@@ -95,7 +100,7 @@ class Writer:
             raise self._failure(str(error), error.code, error.hint) from error
         except ImageError as error:
             raise self._image_failure(error) from error
-        return Written(tuple(self._records), tuple(self._equal), self._image_size)
+        return Written(tuple(self._records), tuple(self._equal), self._image_size, self._wiped)
 
     def _write_chunks(self, pool: ThreadPoolExecutor) -> None:
         for chunk, release in self.queue.chunks(self.stop):
@@ -106,6 +111,8 @@ class Writer:
                 self._require_sound(chunk)
                 if chunk.record.extent.start < self.plan.head.end:
                     self._settle(0)
+                    end = max(self._image_size, self.plan.least_size)
+                    self._wiped = wipe_stale_backups(self.medium, end)
                     self.medium.flush()
                 future = pool.submit(self._write, chunk)
             self._requests.append(_Request(future, chunk, release))
@@ -160,7 +167,7 @@ class Writer:
     @property
     def _state(self) -> str:
         """What the target is now, as the end of a sentence."""
-        if self.skips_equal and not self._is_wiped:
+        if self.skips_equal and not self._is_wiped and not self._wiped:
             return "what it held before is unchanged"
         return self.medium.if_unfinished
 

@@ -79,4 +79,4 @@ def edit_in_a_process(node: Path, state: Path, step: int) -> subprocess.Complete
 
 if __name__ == "__main__":
     DyingCalls(int(sys.argv[2])).install()
-    edit_card(find_card(Path(sys.argv[1]), allow_internal=False), EDITS)
+    edit_card(find_card(Path(sys.argv[1])), EDITS)

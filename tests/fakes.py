@@ -103,7 +103,10 @@ class MemoryMedium:
         self._reading_back = True
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
-        assert self._reading_back, "this read may come from the cache"
+        assert self._reading_back or not any(
+            start < offset + len(buffer) and offset < end
+            for start, end in (*self.writes, *self.zeroed)
+        ), "this read may come from the cache"
         assert offset % self._alignment == 0
         assert len(buffer) % self._alignment == 0
         buffer[:] = self.content[offset : offset + len(buffer)]

@@ -84,7 +84,7 @@ def edited_copy(built: BuiltImage, folder: Path) -> str:
 
 def settle(node: Path) -> tuple[str, ...]:
     """Open the card for an edit that changes nothing; the warnings."""
-    return edit_card(find_card(node, allow_internal=False), []).warnings
+    return edit_card(find_card(node), []).warnings
 
 
 class TestStore:
@@ -136,7 +136,7 @@ def test_a_card_gets_the_very_bytes_that_a_file_gets(
 ) -> None:
     built = image(layout)
     expected = edited_copy(built, tmp_path)
-    report = edit_card(find_card(attach_loop(built.path), allow_internal=False), EDITS)
+    report = edit_card(find_card(attach_loop(built.path)), EDITS)
     assert sha256(built.path) == expected
     assert report.commit.size < 400 * KIB
     assert records(state) == []
@@ -157,7 +157,7 @@ def test_a_card_with_sectors_of_4096_bytes_is_edited(
     run("blockdev", "--flushbufs", node)
 
     content = hashlib.shake_128(b"y").digest(100_000)
-    edit_card(find_card(node, allow_internal=False), [PutFile("/a long name.bin", content)])
+    edit_card(find_card(node), [PutFile("/a long name.bin", content)])
 
     assert read_tree(f"{path}@@{4 * MIB}", tmp_path / "found") == {"/a long name.bin": content}
     run("dd", f"if={path}", f"of={part}", "bs=1M", "skip=4", "count=32")
@@ -171,7 +171,7 @@ def test_an_image_whose_sectors_are_not_the_cards_is_refused(
     os.truncate(built.path, -(-built.path.stat().st_size // 4096) * 4096)
     node = attach_loop(built.path, sector_size=4096)
     with pytest.raises(TargetRefusedError) as caught:
-        find_card(node, allow_internal=False)
+        find_card(node)
     assert [problem.code for problem in caught.value.problems] == ["target-sector-size"]
 
 
@@ -274,7 +274,7 @@ def test_a_card_that_another_program_uses_is_refused(
     built: BuiltImage, attach_loop: AttachLoop, state: Path
 ) -> None:
     node = attach_loop(built.path)
-    card = find_card(node, allow_internal=False)
+    card = find_card(node)
     before = sha256(built.path)
     taken = os.open(node, os.O_RDONLY | os.O_EXCL)
     try:
@@ -290,7 +290,7 @@ def test_another_card_in_the_place_of_the_confirmed_one_is_refused(
     built: BuiltImage, image: MakeImage, state: Path
 ) -> None:
     with attached(built.path) as node:
-        card = find_card(node, allow_internal=False)
+        card = find_card(node)
     other = image(Layout.GPT_FAT16)
     with attached(other.path) as again:
         if again != node:
@@ -305,12 +305,12 @@ def test_another_card_in_the_place_of_the_confirmed_one_is_refused(
 def test_what_holds_no_image_is_told_so(attach_loop: AttachLoop, tmp_path: Path) -> None:
     (tmp_path / "zeros").write_bytes(bytes(MIB))
     with pytest.raises(ImageError):
-        find_card(attach_loop(tmp_path / "zeros"), allow_internal=False)
+        find_card(attach_loop(tmp_path / "zeros"))
     with (
         attached(tmp_path / "zeros", read_only=True) as node,
         pytest.raises(TargetRefusedError, match="is read-only"),
     ):
-        find_card(node, allow_internal=False)
+        find_card(node)
 
 
 def test_without_a_place_for_the_undo_record_nothing_is_changed(
@@ -319,7 +319,7 @@ def test_without_a_place_for_the_undo_record_nothing_is_changed(
     state.write_text("a file is in the way")
     before = sha256(built.path)
     with pytest.raises(EditError, match="cannot be made: Not a directory") as caught:
-        edit_card(find_card(attach_loop(built.path), allow_internal=False), EDITS)
+        edit_card(find_card(attach_loop(built.path)), EDITS)
     assert caught.value.code == "undo-record-failed"
     assert sha256(built.path) == before
 
@@ -342,7 +342,7 @@ def test_only_sectors_that_change_are_written(
     built: BuiltImage, device: FaultDevice, state: Path
 ) -> None:
     flash(device, built)
-    card = find_card(device.node, allow_internal=False)
+    card = find_card(device.node)
     device.set()
     report = edit_card(card, [PutFile("/note.txt", b"x" * KIB)])
     stats = device.stats()
@@ -355,7 +355,7 @@ def test_a_write_error_in_the_middle_is_undone(
     built: BuiltImage, device: FaultDevice, state: Path
 ) -> None:
     before = flash(device, built)
-    card = find_card(device.node, allow_internal=False)
+    card = find_card(device.node)
     start = built.boot_extent.start
     # The tables and the root directory are at the front, and are written before: this is content.
     device.set(faults=[write_error(start + MIB, built.boot_extent.end, count=1)])
@@ -372,7 +372,7 @@ def test_what_cannot_be_undone_now_is_undone_by_the_next_edit(
     built: BuiltImage, device: FaultDevice, state: Path
 ) -> None:
     before = flash(device, built)
-    card = find_card(device.node, allow_internal=False)
+    card = find_card(device.node)
     start = built.boot_extent.start
     # What was there cannot be put back either, once something has been written.
     device.set(faults=[write_error(start + MIB, built.boot_extent.end), flush_error()])
@@ -397,7 +397,7 @@ def test_a_write_that_is_lost_is_found_by_reading_back(
     built: BuiltImage, device: FaultDevice, state: Path
 ) -> None:
     before = flash(device, built)
-    card = find_card(device.node, allow_internal=False)
+    card = find_card(device.node)
     device.set(faults=[dropped_write(built.boot_extent.start + MIB, count=1)])
     with pytest.raises(VerificationError, match="reads back otherwise than written") as caught:
         edit_card(card, EDITS)
@@ -411,7 +411,7 @@ def test_a_card_that_cannot_be_read_is_told_so(
     built: BuiltImage, device: FaultDevice, state: Path
 ) -> None:
     before = flash(device, built)
-    card = find_card(device.node, allow_internal=False)
+    card = find_card(device.node)
     device.set(faults=[read_error(built.boot_extent.start, built.boot_extent.end)])
     with pytest.raises(ImageError, match=f"{device.node}: reading at byte") as caught:
         edit_card(card, EDITS)
@@ -476,7 +476,7 @@ def test_another_card_that_looks_alike_is_left_alone_and_the_record_kept(
     (record,) = records(state)
     with attached(other) as node:
         expected = edited_copy(built, tmp_path)
-        report = edit_card(find_card(node, allow_internal=False), EDITS)
+        report = edit_card(find_card(node), EDITS)
         assert str(record) in report.warnings[0]
         assert "this disk is not half-edited" in report.warnings[0]
     assert sha256(other) == expected
@@ -497,7 +497,7 @@ def test_a_card_that_was_written_anew_meanwhile_is_not_touched(
     seek = built.boot_extent.start // MIB
     run("dd", f"if={noise}", f"of={node}", "bs=1M", f"seek={seek}", "oflag=direct")
     before = sha256(built.path)
-    card = find_card(node, allow_internal=False)
+    card = find_card(node)
     with pytest.raises(EditError, match="changed by something else since") as caught:
         edit_card(card, [])
     (record,) = records(state)
@@ -509,7 +509,7 @@ def test_a_lock_of_somebody_else_is_waited_for_and_then_respected(
     built: BuiltImage, attach_loop: AttachLoop, state: Path
 ) -> None:
     node = attach_loop(built.path)
-    card = find_card(node, allow_internal=False)
+    card = find_card(node)
     other = os.open(node, os.O_RDONLY)
     try:
         fcntl.flock(other, fcntl.LOCK_EX)

@@ -94,7 +94,7 @@ def test_the_envelope_has_these_keys_and_no_others(balenaflash: RunBalenaflash) 
     assert envelope["exit_status"] == run.returncode == 3
     assert envelope["result"] is None
     [error] = envelope["errors"]
-    assert list(error) == ["code", "message", "hint"]
+    assert list(error) == ["code", "message", "hint", "lifted_by"]
     assert error["code"] == "image-unreadable"
 
 

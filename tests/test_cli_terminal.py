@@ -7,7 +7,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -32,9 +32,16 @@ def size_of(built: BuiltImage) -> int:
 
 
 def at_terminal(
-    arguments: Sequence[str | Path], *, answer: str, timeout: float = 60
+    arguments: Sequence[str | Path],
+    *,
+    answer: str,
+    meanwhile: Callable[[], None] = lambda: None,
+    timeout: float = 60,
 ) -> tuple[int, str]:
-    """Exit status and all that ``balenaflash`` showed, which is given ``answer`` when it asks."""
+    """Exit status and all that ``balenaflash`` showed, which is given ``answer`` when it asks.
+
+    ``meanwhile`` is called between the question and the answer.
+    """
     master, slave = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "balenaflash", *map(str, arguments)],
@@ -60,6 +67,7 @@ def at_terminal(
                     break
                 shown += piece
             if not answered and shown.rstrip().endswith((b"[y/N]:", b"of it:")):
+                meanwhile()
                 os.write(master, answer.encode())
                 answered = True
         return process.wait(timeout=10), shown.decode()

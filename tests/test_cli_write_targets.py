@@ -37,6 +37,11 @@ TARGET_KEYS = {
     "verify_seconds",
     "repaired",
     "unsteady_reads",
+    "wiped",
+    "gpt_moved",
+    "partitions",
+    "safe_to_remove",
+    "ejected",
 }
 
 

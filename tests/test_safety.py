@@ -15,7 +15,7 @@ from devicetree import DeviceTree
 from loopdev import AttachLoop
 
 from balenaflash.errors import TargetRefusedError
-from balenaflash.safety import Assessment, assess, require_writable
+from balenaflash.safety import Assessment, Permissions, assess, require_writable
 from balenaflash.target.discovery import find_disk
 
 MIB = 1 << 20
@@ -31,7 +31,8 @@ def codes(assessment: Assessment) -> list[str]:
 
 
 def judge(tree: DeviceTree, name: str, *, allow_internal: bool = False) -> Assessment:
-    return assess(tree.disks()[name], allow_internal=allow_internal, kernel=tree.kernel)
+    permissions = Permissions(internal=allow_internal)
+    return assess(tree.disks()[name], permissions=permissions, kernel=tree.kernel)
 
 
 # Other machines
@@ -96,7 +97,10 @@ def test_what_stands_on_a_disk_is_released_from_the_top(tree: DeviceTree) -> Non
     tree.mount("253:1", r"/media/my\040data", "/dev/mapper/vg-x")
     tree.mount("253:1", r"/media/my\040data/sub", "/dev/mapper/vg-x")
     mounted, held = judge(tree, "sdd").problems
-    assert mounted.hint == "Unmount it first: umount '/media/my data/sub' '/media/my data'"
+    assert (
+        mounted.hint
+        == "Add --unmount, or unmount it first: umount '/media/my data/sub' '/media/my data'"
+    )
     assert held.hint == "Release it first: dmsetup remove vg-x; cryptsetup close luks-1"
     assert "sdd1 by crypt luks-1" in held.message
 
@@ -116,8 +120,10 @@ def test_sizes_are_compared_to_the_byte_and_told_in_bytes(tree: DeviceTree) -> N
     assert problem.code == "target-too-small"
     assert "1048576 bytes" in problem.message
     assert "1048577" in problem.message
-    assert assess(disk, max_size=MIB, kernel=tree.kernel).is_writable
-    assert codes(assess(disk, max_size=MIB - 1, kernel=tree.kernel)) == ["target-too-large"]
+    assert assess(disk, permissions=Permissions(max_size=MIB), kernel=tree.kernel).is_writable
+    assert codes(assess(disk, permissions=Permissions(max_size=MIB - 1), kernel=tree.kernel)) == [
+        "target-too-large"
+    ]
 
 
 def test_a_disk_that_vanished_is_missing(tree: DeviceTree) -> None:
@@ -209,7 +215,12 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path: Path, attach_loop: AttachLo
     node = attach_loop(backing, read_only=True, sector_size=4096)
     before = digest(node)
     attach_loop(node, read_only=True)
-    assessment = assess(find_disk(node), image_size=2 * MIB, image_path=backing, max_size=4096)
+    assessment = assess(
+        find_disk(node),
+        image_size=2 * MIB,
+        image_path=backing,
+        permissions=Permissions(max_size=4096),
+    )
     assert codes(assessment) == [
         "target-holds-image",
         "target-held",

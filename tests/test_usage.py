@@ -64,7 +64,7 @@ def test_any_mount_is_read_as_the_kernel_meant_it(
     fields = ["36", "35", "98:0", "/", _mangle(point), "rw,noatime", *optional, "-"]
     line = " ".join([*fields, "ext3", _mangle(source), "rw,errors=continue"])
     (mount,) = parse_mountinfo(f"{line}\n".encode())
-    assert mount == Mount((98, 0), point, "ext3", source, ("rw", "errors=continue"))  # type: ignore[arg-type]  # a plain tuple equals a DeviceNumber
+    assert mount == Mount(36, (98, 0), point, "ext3", source, ("rw", "errors=continue"))  # type: ignore[arg-type]  # a plain tuple equals a DeviceNumber
 
 
 def test_a_mount_without_a_source_and_bytes_that_are_no_utf8_are_read() -> None:

@@ -91,6 +91,16 @@ def printable(text: str) -> str:
     )
 
 
+def problem_result(problem: Problem) -> dict[str, object]:
+    """What scripts get of one problem. The keys are an interface."""
+    return {
+        "code": problem.code,
+        "message": problem.message,
+        "hint": problem.hint,
+        "lifted_by": problem.lifted_by,
+    }
+
+
 def _echo_envelope(
     command: str,
     exit_status: int,
@@ -103,10 +113,7 @@ def _echo_envelope(
         "status": "error" if exit_status else "ok",
         "exit_status": exit_status,
         "result": result,
-        "errors": [
-            {"code": problem.code, "message": problem.message, "hint": problem.hint}
-            for problem in problems
-        ],
+        "errors": [problem_result(problem) for problem in problems],
     }
     # Names that are not UTF-8 carry lone surrogates (PEP 383); escaped, the output stays UTF-8.
     text = json.dumps(envelope, indent=2, ensure_ascii=False)

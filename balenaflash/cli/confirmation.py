@@ -39,6 +39,7 @@ def _confirm(disk: "Disk", question: str, deed: str, doing: str, *, yes: bool) -
                     "not-confirmed",
                     f"{disk.node}: {doing} it was not confirmed, and nobody is there to ask",
                     "Add --yes to answer the question beforehand.",
+                    lifted_by="--yes",
                 )
             ]
         )

@@ -4,11 +4,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from balenaflash.cli.answer import Answer, printable
+from balenaflash.cli.answer import Answer, printable, problem_result
 from balenaflash.cli.lazy import LazyGroup
 from balenaflash.cli.session import Session, with_session
 from balenaflash.cli.text import size_text, table_lines
-from balenaflash.extent import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -76,23 +75,6 @@ def devices(session: Session, *, everything: bool, exact: bool, watches: bool) -
 
 
 _NO_UDEVD = "udevd does not run: labels and filesystems of disks are not known, nor are by-* links."
-
-
-def describe_disk(disk: "Disk") -> list[str]:
-    """What to show of a disk before everything on it is lost."""
-    name = " ".join(part for part in (disk.vendor, disk.model) if part) or "unknown model"
-    lines = [
-        f"Target:  {disk.node}, {disk.bus}, {format_size(disk.size)} ({disk.size} bytes)",
-        f"         {name}, serial {disk.serial or 'unknown'}",
-    ]
-    if disk.usb_port:
-        lines.append(f"         USB port {disk.usb_port}")
-    lines += [
-        f"         holds {part.node.name}: {part.filesystem or 'unknown content'}"
-        f" {part.label or ''} {format_size(part.size)}"
-        for part in disk.partitions
-    ]
-    return [printable(line) for line in lines]
 
 
 def verdict(assessment: "Assessment") -> str:
@@ -165,8 +147,5 @@ def device_result(assessment: "Assessment", slots: "Mapping[str, str]") -> dict[
             for use in assessment.uses
         ],
         "writable": assessment.is_writable,
-        "refusals": [
-            {"code": problem.code, "message": problem.message, "hint": problem.hint}
-            for problem in assessment.problems
-        ],
+        "refusals": [problem_result(problem) for problem in assessment.problems],
     }

@@ -48,16 +48,23 @@ def answer_edits(session: Session, image: "ImageLocation", edits: Sequence["Edit
 def _confirmed_card(session: Session, node: Path, edits: Sequence["Edit"]) -> "Card":
     from balenaflash.card import find_card
     from balenaflash.cli.confirmation import confirm_changing
-    from balenaflash.cli.devices import describe_disk
+    from balenaflash.cli.disk_text import describe_content, describe_disk, indented
+    from balenaflash.safety import Permissions
+    from balenaflash.target.unmounting import unmount_all
 
-    card = find_card(node, allow_internal=session.edit.allow_internal)
-    if session.edit.dry_run:
+    options = session.edit
+    permissions = Permissions(internal=options.allow_internal, unmount=options.unmount)
+    card = find_card(node, permissions)
+    if options.dry_run:
         return card
     if not session.quiet:
         changes = (printable(f"Change:  {each.describe()}") for each in edits)
-        for line in (*describe_disk(card.disk), *changes):
+        content = indented("On it:", describe_content(card.assessment))
+        for line in (*describe_disk(card.disk), *content, *changes):
             click.echo(line, err=True)
-    confirm_changing(card.disk, yes=session.edit.yes)
+    confirm_changing(card.disk, yes=options.yes)
+    if card.assessment.mounts:
+        unmount_all(card.disk)
     return card
 
 

@@ -1,6 +1,8 @@
 """``--output``: an edited image as a new file, while the image itself stays as it is."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +49,7 @@ def _write(
     from balenaflash.destination import find_destinations, is_device, open_destination
     from balenaflash.flashing import FlashOptions, Target, flash
     from balenaflash.planning import plan_write
+    from balenaflash.safety import NO_PERMISSIONS
 
     if is_device(output):
         hint = "To write an edited image to a device: balenaflash write IMAGE DEVICE --recipe FILE"
@@ -57,10 +60,11 @@ def _write(
         [output],
         image=image,
         plan=plan,
-        allow_internal=False,
+        permissions=NO_PERMISSIONS,
         overwrite=session.edit.overwrite_output,
     )
     with (
+        _own_option_named(),
         stop_at_next_block(session) as stop,
         open_destination(destination, plan.least_size) as medium,
     ):
@@ -69,6 +73,22 @@ def _write(
         if isinstance(outcome, BalenaflashError):
             raise outcome
         return outcome
+
+
+@contextmanager
+def _own_option_named() -> Iterator[None]:
+    """Name the option of an edit where a refusal names that of ``write``."""
+    try:
+        yield
+    except TargetRefusedError as error:
+        raise TargetRefusedError([_rename_option(each) for each in error.problems]) from error
+
+
+def _rename_option(problem: Problem) -> Problem:
+    if problem.lifted_by != "--overwrite":
+        return problem
+    option = "--overwrite-output"
+    return replace(problem, hint=f"Name another file, or add {option}.", lifted_by=option)
 
 
 def require_file(image: "ImageLocation") -> Path:

@@ -79,6 +79,8 @@ def _commands(
     for name in group.list_commands(context):
         command = group.get_command(context, name)
         assert command is not None  # noqa: S101 - it was listed just now
+        if isinstance(command, click.Group) and command.invoke_without_command:
+            yield (*path, name), command
         if isinstance(command, click.Group):
             yield from _commands(command, (*path, name))
         else:

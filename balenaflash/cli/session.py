@@ -33,6 +33,7 @@ class EditOptions:
     """Answer the question that is asked before a card is changed."""
 
     allow_internal: bool = False
+    unmount: bool = False
     output: Path | None = None
     """Where the edited image goes, while IMAGE stays as it is; ``None``: into IMAGE."""
 
@@ -91,6 +92,7 @@ _OPTIONS = (
 
 YES_HELP = "Answer the question before a disk is changed; it lifts no refusal."
 ALLOW_INTERNAL_HELP = "Allow a disk that is built in."
+UNMOUNT_HELP = "Unmount what is mounted of a disk before it is changed."
 _DRY_RUN_HELP = "Do everything but the writing, and show what it would be."
 
 progress_option = click.option(
@@ -130,6 +132,7 @@ _EDIT_OPTIONS = (
     ("--keep-fingerprint", "Leave balenaos.fingerprint as it is, untrue of what is changed."),
     ("-y", "--yes", YES_HELP),
     ("--allow-internal", ALLOW_INTERNAL_HELP),
+    ("--unmount", UNMOUNT_HELP),
     ("--overwrite-output", "Allow an OUT that is there already."),
 )
 

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 @click.option(
     "--unwrap", "unwraps", is_flag=True, help="Compare with what `write --unwrap` makes of IMAGE."
 )
+@click.option(
+    "--fix-gpt", is_flag=True, help="Compare with what `write --fix-gpt` makes of a larger disk."
+)
 @ignore_secure_boot_option
 @member_option
 @sha256_option
@@ -49,6 +52,7 @@ def verify(
     *,
     compares_all: bool,
     unwraps: bool,
+    fix_gpt: bool,
     ignore_secure_boot: bool,
     sha256: str | None,
     recipe: Path | None,
@@ -71,6 +75,7 @@ def verify(
     from balenaflash.cli.interrupts import stop_at_next_block
     from balenaflash.cli.progress_display import progress_for
     from balenaflash.destination import open_for_comparison
+    from balenaflash.disk_end import lay_move_over, plan_gpt_move, require_moved
     from balenaflash.image.opening import open_for_reading
     from balenaflash.planning import plan_write
     from balenaflash.verification import verify as compare
@@ -79,9 +84,13 @@ def verify(
     with open_for_reading(image, member=session.member, sha256=sha256) as opened:
         edited = wanted_image(opened, edits, unwraps=unwraps, ignore_secure_boot=ignore_secure_boot)
         plan = plan_write(edited.source, writes_all=compares_all)
+        source = edited.source
         with stop_at_next_block(session) as stop, open_for_comparison(target) as medium:
-            comparison = compare(edited.source, medium, plan, progress_for(session), stop)
-        comparison.require_equal(edited.source, plan, str(target))
+            move = plan_gpt_move(source, plan.table, medium.size) if fix_gpt else ()
+            source = lay_move_over(source, move, plan.least_size)
+            comparison = compare(source, medium, plan, progress_for(session), stop)
+            comparison.require_equal(source, plan, str(target))
+            require_moved(medium, move)
     size = comparison.bytes_read
     by_recipe = f" with the edits of {edits.path}" if edits else ""
     return Answer(

@@ -7,27 +7,28 @@ from balenaflash.extent import format_size
 
 if TYPE_CHECKING:
     from balenaflash.destination import Destination
+    from balenaflash.ending import Ending
     from balenaflash.flashing import FlashReport, Outcome
     from balenaflash.planning import WritePlan
     from balenaflash.tally import Tally
 
 
-def destination_lines(destination: "Destination") -> list[str]:
-    """What the target is."""
-    from balenaflash.cli.devices import describe_disk
-    from balenaflash.destination import DiskDestination
-
-    if isinstance(destination, DiskDestination):
-        return describe_disk(destination.assessment.disk)
-    return [f"Target:  {destination.name}, a file"]
-
-
 def plan_lines(
-    plan: "WritePlan", destinations: Sequence["Destination"], tallies: Sequence["Tally"]
+    plan: "WritePlan",
+    destinations: Sequence["Destination"],
+    tallies: Sequence["Tally"],
+    *,
+    reads_back: bool,
 ) -> list[str]:
     """What would be written where."""
-    lines = [line for each in destinations for line in destination_lines(each)]
-    lines.append(f"Plan:    zero the first {format_size(plan.head.size)}, and write them last")
+    from balenaflash.cli.write_question import destination_lines
+
+    lines = [
+        line
+        for each in destinations
+        for line in destination_lines(each, plan, reads_back=reads_back)
+    ]
+    lines.append(f"Bytes:   {format_size(plan.head.size)} at the start zeroed first, written last")
     for tally in tallies:
         where = "outside" if tally.partition is None else f"partition {tally.partition}"
         counts = ", ".join(f"{format_size(size)} {kind}" for kind, size in tally.bytes.items())
@@ -40,16 +41,38 @@ def plan_lines(
     return [*lines, "Nothing was written (--dry-run)."]
 
 
-def done_lines(destinations: Sequence["Destination"], outcomes: Sequence["Outcome"]) -> list[str]:
-    """A line for each target that was written; the failures are told as errors."""
+def done_lines(
+    destinations: Sequence["Destination"],
+    outcomes: Sequence["Outcome"],
+    endings: Sequence["Ending | None"],
+) -> list[str]:
+    """Lines for each target that was written; the failures are told as errors."""
     from balenaflash.flashing import FlashReport
 
-    return [
-        line
-        for destination, outcome in zip(destinations, outcomes, strict=True)
-        if isinstance(outcome, FlashReport)
-        for line in _report_lines(destination.name, outcome)
-    ]
+    lines = []
+    for destination, outcome, ending in zip(destinations, outcomes, endings, strict=True):
+        if isinstance(outcome, FlashReport):
+            lines += _report_lines(destination.name, outcome)
+            lines += [] if ending is None else _ending_lines(destination.name, ending)
+    return lines
+
+
+def _ending_lines(name: str, ending: "Ending") -> list[str]:
+    settled = ending.settled
+    if settled.is_current:
+        nodes = ", ".join(each.node.name for each in settled.partitions)
+        seen = f"the kernel shows its partitions: {nodes}"
+    elif settled.is_scanned:
+        seen = "the kernel does not show its partitions; plug it in again to use them here"
+    else:
+        seen = "the kernel looks for no partitions on it"
+    if ending.ejected:
+        left = "is switched off and may be unplugged"
+    else:
+        left = "safe to remove"
+        if ending.stays_on is not None:
+            left += f"; not switched off: {ending.stays_on}"
+    return [f"{name}: {seen}", f"{name}: {left}"]
 
 
 def _report_lines(name: str, report: "FlashReport") -> list[str]:
@@ -66,6 +89,10 @@ def _report_lines(name: str, report: "FlashReport") -> list[str]:
         "written again, and right since"
         for each in report.repaired
     ]
+    if report.wiped:
+        lines.append(f"{name}: the backup of an earlier GPT at the end of the disk was wiped")
+    if report.gpt_moved:
+        lines.append(f"{name}: the backup GPT was moved to the end of the disk, and read back")
     if report.unsteady_reads:
         lines.append(
             f"{name}: {report.unsteady_reads} times read wrong first and right the second time: "
@@ -83,12 +110,13 @@ def write_result(
     plan: "WritePlan",
     destinations: Sequence["Destination"],
     outcomes: Sequence["Outcome | None"],
+    endings: Sequence["Ending | None"],
     tallies: Sequence["Tally"],
 ) -> dict[str, object]:
     """What scripts get; with one target its keys stand at the top as well."""
     targets = [
-        _target_result(destination, outcome)
-        for destination, outcome in zip(destinations, outcomes, strict=True)
+        {**_target_result(destination, outcome), **_ending_result(outcome, ending)}
+        for destination, outcome, ending in zip(destinations, outcomes, endings, strict=True)
     ]
     first = targets[0] if len(targets) == 1 else {}
     return {
@@ -128,6 +156,37 @@ def _target_result(destination: "Destination", outcome: "Outcome | None") -> dic
         ],
         "unsteady_reads": 0 if outcome is None else outcome.unsteady_reads,
     }
+
+
+def _ending_result(outcome: "Outcome | None", ending: "Ending | None") -> dict[str, object]:
+    """How a disk was left; nothing of a target that failed."""
+    from balenaflash.errors import BalenaflashError
+
+    if isinstance(outcome, BalenaflashError):
+        return {}
+    wiped = () if outcome is None else outcome.wiped
+    return {
+        "wiped": [{"start": each.start, "size": each.size} for each in wiped],
+        "gpt_moved": outcome is not None and outcome.gpt_moved,
+        "partitions": None if ending is None else _partitions_result(ending),
+        "safe_to_remove": None if ending is None else True,
+        "ejected": None if ending is None else ending.ejected,
+    }
+
+
+def _partitions_result(ending: "Ending") -> list[dict[str, object]] | None:
+    """As the kernel has them; ``None`` where it does not show the new ones."""
+    if not ending.settled.is_current:
+        return None
+    return [
+        {
+            "node": str(each.node),
+            "number": each.number,
+            "start": each.start,
+            "size": each.size,
+        }
+        for each in ending.settled.partitions
+    ]
 
 
 def _sum(tallies: Sequence["Tally"], kind: str) -> int:

@@ -13,6 +13,7 @@ from balenaflash.target import ioctl
 from balenaflash.target.descriptor import DescriptorMedium
 from balenaflash.target.discovery import Disk
 from balenaflash.target.failures import describe_failure
+from balenaflash.target.holders import find_disk_holders, list_holders
 from balenaflash.target.identity import read_serial
 from balenaflash.target.kernel import RUNNING_KERNEL, DeviceNumber, Kernel
 from balenaflash.target.sysfs import read_int
@@ -133,9 +134,9 @@ def open_disk(
         TargetRefusedError: ``target-missing``, ``target-no-permission``, ``target-busy``,
             ``target-read-only``, ``target-changed``. Not a byte was written.
     """
-    descriptor = _open(disk, for_writing=for_writing)
+    descriptor = _open(disk, kernel, for_writing=for_writing)
     try:
-        _lock(disk, descriptor, for_writing=for_writing, timeout=lock_timeout)
+        _lock(disk, descriptor, kernel, for_writing=for_writing, timeout=lock_timeout)
         _prove(disk, descriptor, kernel, for_writing=for_writing)
         try:
             yield DiskMedium(disk, descriptor)
@@ -146,23 +147,19 @@ def open_disk(
         os.close(descriptor)
 
 
-def _open(disk: Disk, *, for_writing: bool) -> int:
+def _open(disk: Disk, kernel: Kernel, *, for_writing: bool) -> int:
     # O_EXCL without O_CREAT means "exclusively" for a block device, open(2).
     mode = os.O_RDWR | os.O_EXCL if for_writing else os.O_RDONLY
     try:
         return os.open(disk.node, mode | os.O_DIRECT | os.O_CLOEXEC)
     except OSError as error:
-        raise _opening_refused(disk, error) from error
+        raise _opening_refused(disk, error, kernel) from error
 
 
-def _opening_refused(disk: Disk, error: OSError) -> TargetRefusedError:
+def _opening_refused(disk: Disk, error: OSError, kernel: Kernel) -> TargetRefusedError:
     match error.errno:
         case errno.EBUSY:
-            return _refusal(
-                "target-busy",
-                f"{disk.node}: another program, or a mount elsewhere, uses it exclusively",
-                f"See who: lsblk {disk.node}; lsof {disk.node}",
-            )
+            return _busy(disk, kernel, "another program, or a mount elsewhere, uses it exclusively")
         case errno.EACCES | errno.EPERM:
             return _refusal(
                 "target-no-permission",
@@ -179,7 +176,19 @@ def _opening_refused(disk: Disk, error: OSError) -> TargetRefusedError:
             )
 
 
-def _lock(disk: Disk, descriptor: int, *, for_writing: bool, timeout: float) -> None:
+def _busy(disk: Disk, kernel: Kernel, fact: str) -> TargetRefusedError:
+    # Who has it open exclusively the kernel does not tell; who has it open at all it does.
+    holders = list_holders(find_disk_holders(disk.sys_path, kernel))
+    return _refusal(
+        "target-busy",
+        f"{disk.node}: {fact}{f': {holders}' if holders else ''}",
+        f"End it, or see who it is: sudo lsof {disk.node}; lsblk {disk.node}",
+    )
+
+
+def _lock(
+    disk: Disk, descriptor: int, kernel: Kernel, *, for_writing: bool, timeout: float
+) -> None:
     operation = fcntl.LOCK_EX if for_writing else fcntl.LOCK_SH
     deadline = time.monotonic() + timeout
     while True:
@@ -187,11 +196,7 @@ def _lock(disk: Disk, descriptor: int, *, for_writing: bool, timeout: float) -> 
             fcntl.flock(descriptor, operation | fcntl.LOCK_NB)
         except BlockingIOError as error:
             if time.monotonic() > deadline:
-                raise _refusal(
-                    "target-busy",
-                    f"{disk.node}: another program has locked it",
-                    f"See who: lsof {disk.node}",
-                ) from error
+                raise _busy(disk, kernel, "another program has locked it") from error
             time.sleep(_LOCK_INTERVAL)
         else:
             return
@@ -203,7 +208,7 @@ def _prove(disk: Disk, descriptor: int, kernel: Kernel, *, for_writing: bool) ->
         # A disk that is read-only to the kernel may be opened for writing all the same.
         unwritable = for_writing and changed is None and ioctl.read_is_read_only(descriptor)
     except OSError as error:
-        raise _opening_refused(disk, error) from error
+        raise _opening_refused(disk, error, kernel) from error
     if changed is not None:
         raise _refusal(
             "target-changed",

@@ -260,9 +260,14 @@ def _opening_refused(path: Path, error: OSError) -> TargetRefusedError:
 
 def _exists(path: Path) -> TargetRefusedError:
     return _refusal(
-        "target-exists", f"{path}: is there already", "Name another file, or add --overwrite."
+        "target-exists",
+        f"{path}: is there already",
+        "Name another file, or add --overwrite.",
+        lifted_by="--overwrite",
     )
 
 
-def _refusal(code: str, message: str, hint: str | None = None) -> TargetRefusedError:
-    return TargetRefusedError([Problem(code, message, hint)])
+def _refusal(
+    code: str, message: str, hint: str | None = None, *, lifted_by: str | None = None
+) -> TargetRefusedError:
+    return TargetRefusedError([Problem(code, message, hint, lifted_by)])

@@ -21,6 +21,8 @@ _COLUMN_GAP = re.compile(rb"[ \t]+")
 class Mount:
     """One mounted filesystem."""
 
+    identity: int
+    """What no other mount has as long as this one is there."""
     number: DeviceNumber
     """The block device; of btrfs, overlay and others without one of their own, ``0:N``."""
     mount_point: str
@@ -68,9 +70,10 @@ def _parse_mount(line: bytes) -> Mount:
     # 36 35 98:0 /subdirectory /mnt rw,noatime master:1 - ext3 /dev/root rw,errors=continue
     # Between the mount options and the dash are any number of fields.
     before, _, after = line.partition(b" - ")
-    _id, _parent, number, _root, mount_point, *_ = before.split(b" ")
+    identity, _parent, number, _root, mount_point, *_ = before.split(b" ")
     filesystem, source, options = after.split(b" ", 2)
     return Mount(
+        identity=int(identity),
         number=DeviceNumber.parse(number.decode()),
         mount_point=unescape(mount_point),
         filesystem=unescape(filesystem),

@@ -95,7 +95,10 @@ def require_place(out: Path, *, overwrite: bool) -> None:
         raise _refusal("target-not-a-file", f"{out}: /dev is not a place for files")
     if final.exists() and not overwrite:
         raise _refusal(
-            "target-exists", f"{out}: is there already", "Name another file, or add --overwrite."
+            "target-exists",
+            f"{out}: is there already",
+            "Name another file, or add --overwrite.",
+            lifted_by="--overwrite",
         )
 
 
@@ -121,5 +124,7 @@ def _flush_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def _refusal(code: str, message: str, hint: str | None = None) -> TargetRefusedError:
-    return TargetRefusedError([Problem(code, message, hint)])
+def _refusal(
+    code: str, message: str, hint: str | None = None, *, lifted_by: str | None = None
+) -> TargetRefusedError:
+    return TargetRefusedError([Problem(code, message, hint, lifted_by)])

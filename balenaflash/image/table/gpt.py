@@ -33,10 +33,13 @@ _MAX_ARRAY = MIB  # far above the 16 KiB in use, far below what a hostile header
 
 
 @dataclass(frozen=True, slots=True)
-class _Header:
+class Header:
     """The fields of a header that are needed, and the bytes it was read from."""
 
     sector: bytes
+    size: int
+    """Bytes of the sector that belong to it; the checksum covers these."""
+
     crc_valid: bool
     own_lba: int
     alternate_lba: int
@@ -56,10 +59,11 @@ class _Header:
             return None
         covered = bytearray(sector[:size])
         covered[_HEADER_CRC] = bytes(4)
-        return cls(sector, zlib.crc32(covered) == crc, *rest)
+        return cls(sector, size, zlib.crc32(covered) == crc, *rest)
 
     @property
     def array_size(self) -> int:
+        """Bytes of all entries."""
         return self.entry_count * self.entry_size
 
 
@@ -67,7 +71,7 @@ class _Header:
 class _Copy:
     """One sound copy of the table."""
 
-    header: _Header
+    header: Header
     entries: bytes
     sectors: tuple[TableSectors, ...]
 
@@ -161,7 +165,7 @@ class _Reader:
         if not PRIMARY_LBA <= lba < self._count:
             return None
         sector = self._source.read(lba * self._sector_size, self._sector_size)
-        header = _Header.parse(sector)
+        header = Header.parse(sector)
         if header is None or not header.crc_valid or header.own_lba != lba:
             return None
         refuse_truncated(self._source, (header.alternate_lba + 1) * self._sector_size)
@@ -175,7 +179,7 @@ class _Reader:
         runs = (TableSectors(lba * self._sector_size, sector), TableSectors(extent.start, data))
         return _Copy(header, entries, runs)
 
-    def _array_extent(self, header: _Header) -> Extent | None:
+    def _array_extent(self, header: Header) -> Extent | None:
         """The whole sectors of the array; ``None`` where no array can be.
 
         A backup's header must point back to the primary (UEFI 2.10, table 5.5).
@@ -209,7 +213,7 @@ class _Reader:
         )
         return TableReading(table, tuple(run for copy in copies for run in copy.sectors))
 
-    def _disk_size(self, header: _Header) -> int:
+    def _disk_size(self, header: Header) -> int:
         return (max(header.own_lba, header.alternate_lba) + 1) * self._sector_size
 
     def _partitions(self, copy: _Copy) -> list[Partition]:

@@ -1,0 +1,105 @@
+"""What ``write`` shows, on one screen, before it asks whether a disk may be erased."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from balenaflash.cli.answer import printable
+from balenaflash.cli.confirmation import confirm_erasing
+from balenaflash.cli.disk_text import describe_content, describe_disk, indented
+from balenaflash.cli.session import Session
+from balenaflash.extent import format_size
+
+if TYPE_CHECKING:
+    from balenaflash.destination import Destination, DiskDestination
+    from balenaflash.image.container.location import ImageLocation
+    from balenaflash.planning import WritePlan
+    from balenaflash.recipe.reading import Recipe
+
+_MINUTE = 60
+
+
+def show_and_confirm(
+    session: Session,
+    image: "ImageLocation",
+    plan: "WritePlan",
+    destinations: Sequence["Destination"],
+    recipe: "Recipe | None",
+    *,
+    reads_back: bool,
+    yes: bool,
+) -> None:
+    """Show image, targets, what is lost and what will be done, and ask for each disk.
+
+    Raises:
+        TargetRefusedError: the answer was no, or nobody is there to give one.
+    """
+    from balenaflash.destination import DiskDestination
+
+    if not session.quiet:
+        for line in _image_lines(image, plan, recipe):
+            click.echo(line, err=True)
+        for each in destinations:
+            for line in destination_lines(each, plan, reads_back=reads_back):
+                click.echo(line, err=True)
+    for each in destinations:
+        if isinstance(each, DiskDestination):
+            confirm_erasing(each.assessment.disk, yes=yes)
+
+
+def _image_lines(
+    image: "ImageLocation", plan: "WritePlan", recipe: "Recipe | None"
+) -> Iterator[str]:
+    size = "at least " if plan.image_size is None else ""
+    yield f"Image:   {image}, {size}{format_size(plan.least_size)}"
+    if recipe is not None:
+        yield f"Recipe:  {recipe.path}, {printable(recipe.name)}"
+
+
+def destination_lines(
+    destination: "Destination", plan: "WritePlan", *, reads_back: bool
+) -> list[str]:
+    """What the target is, what is lost with it, and what will be done to it."""
+    from balenaflash.destination import DiskDestination
+
+    if not isinstance(destination, DiskDestination):
+        return [printable(f"Target:  {destination.name}, a file")]
+    assessment = destination.assessment
+    return [
+        *describe_disk(assessment.disk),
+        *indented("Lost:", describe_content(assessment)),
+        *indented("Plan:", _plan_texts(destination, plan, reads_back=reads_back)),
+        *indented("Time:", [_time_text(destination, plan, reads_back=reads_back)]),
+    ]
+
+
+def _plan_texts(
+    destination: "DiskDestination", plan: "WritePlan", *, reads_back: bool
+) -> Iterator[str]:
+    disk = destination.assessment.disk
+    if destination.assessment.mounts:
+        yield "unmount what is mounted"
+    left = plan.least_size - plan.size_to_write
+    more = " or more" if plan.image_size is None else ""
+    leaving = f", leave {format_size(left)} that is free in the image" if left else ""
+    if plan.free is None:
+        leaving = ", less what turns out to be free in the image"
+    yield f"write {format_size(plan.size_to_write)}{more}{leaving}; the first MiB last"
+    if disk.size > plan.least_size:
+        yield "wipe the backup of an earlier GPT at the end of the disk, if there is one"
+    yield "read back all that was written" if reads_back else "do not read back (--no-verify)"
+    if destination.gpt_move:
+        yield "then move the backup GPT to the end of the disk"
+
+
+def _time_text(destination: "DiskDestination", plan: "WritePlan", *, reads_back: bool) -> str:
+    from balenaflash.duration import least_seconds
+
+    disk = destination.assessment.disk
+    seconds = least_seconds(disk, plan.size_to_write * (2 if reads_back else 1))
+    if seconds is None or plan.free is None:
+        return "unknown"
+    minutes, rest = divmod(int(seconds), _MINUTE)
+    amount = f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+    return f"at least {amount}, by the speed of USB port {disk.usb_port}"
