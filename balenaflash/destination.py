@@ -13,10 +13,10 @@ from balenaflash.image.patch import Patch
 from balenaflash.image.source import Source
 from balenaflash.planning import WritePlan
 from balenaflash.safety import Assessment, Permissions, assess, require_writable
-from balenaflash.target.discovery import find_disk
 from balenaflash.target.disk import open_disk
 from balenaflash.target.file import create_file, open_file
 from balenaflash.target.medium import Medium
+from balenaflash.target.naming import TargetName, find_named
 
 _DEVICES = Path("/dev")
 _STANDARD_INPUT = Path("/proc/self/fd/0")
@@ -59,7 +59,7 @@ Destination = DiskDestination | FileDestination
 
 
 def find_destinations(
-    targets: Sequence[Path],
+    targets: Sequence[TargetName],
     *,
     image: ImageLocation,
     plan: WritePlan,
@@ -128,21 +128,21 @@ def _find_repeated(destinations: Sequence[Destination]) -> Iterator[Problem]:
 
 
 def _find(
-    target: Path,
+    target: TargetName,
     *,
     image: Path | None,
     plan: WritePlan,
     permissions: Permissions,
     overwrite: bool,
 ) -> Destination:
-    if not is_device(target):
+    if isinstance(target, Path) and not is_device(target):
         if image is not None and target.exists() and target.samefile(image):
             raise TargetRefusedError(
                 [Problem("target-is-image", f"{target}: is the image itself", "Name another file.")]
             )
         return FileDestination(target, overwrite)
     assessment = assess(
-        find_disk(target),
+        find_named(target),
         image_size=plan.least_size,
         image_path=image,
         image_sector_size=plan.table.sector_size,
@@ -170,22 +170,24 @@ def open_destination(destination: Destination, size: int) -> Iterator[Medium]:
 
 
 @contextmanager
-def open_for_comparison(target: Path) -> Iterator[Medium]:
+def open_for_comparison(target: TargetName) -> Iterator[Medium]:
     """Open ``target``, a block device or a file, to compare what it holds.
 
     Raises:
         TargetRefusedError: it is not there, or may not be read.
     """
-    if is_device(target):
-        with open_disk(find_disk(target), for_writing=False) as disk:
-            yield disk
-    else:
+    if isinstance(target, Path) and not is_device(target):
         with open_file(target) as file:
             yield file
+    else:
+        with open_disk(find_named(target), for_writing=False) as disk:
+            yield disk
 
 
-def is_device(target: Path) -> bool:
+def is_device(target: TargetName) -> bool:
     """Whether ``target`` is, or was meant to be, a device and no regular file."""
+    if not isinstance(target, Path):
+        return True
     # A node that is not there yet, or a misspelt one, must not become a file below /dev.
     if target.is_block_device() or target.is_char_device():
         return True

@@ -201,3 +201,31 @@ def test_a_slot_is_named_and_forgotten(balenaflash: RunBalenaflash, tmp_path: Pa
     run = balenaflash("devices", "name", "--remove", "left", environment=environment)
     assert run.returncode == 0, run.stderr
     assert (tmp_path / "slots.toml").read_text() == ""
+
+
+@pytest.mark.parametrize("command", ["write", "verify"])
+@pytest.mark.parametrize("target", ["serial:of-no-disk", "port:99-1", "slot:none", "slot:left"])
+def test_a_name_of_no_disk_is_refused_and_makes_no_file(
+    balenaflash: RunBalenaflash, tmp_path: Path, command: str, target: str
+) -> None:
+    image = tmp_path / "sample.img"
+    assert balenaflash("sample", image).returncode == 0
+    slots = tmp_path / "slots.toml"
+    slots.write_text('left = "99-2"\n')
+    run = balenaflash(
+        *(command, "--json", image, target),
+        cwd=tmp_path,
+        environment={"BALENAFLASH_SLOTS": str(slots)},
+    )
+    assert run.returncode == 4, run.stderr
+    assert [error["code"] for error in json.loads(run.stdout)["errors"]] == ["target-missing"]
+    assert {path.name for path in tmp_path.iterdir()} == {"sample.img", "slots.toml"}
+
+
+def test_a_file_with_the_name_of_a_disk_is_written_by_its_path(
+    balenaflash: RunBalenaflash, tmp_path: Path
+) -> None:
+    assert balenaflash("sample", tmp_path / "sample.img").returncode == 0
+    run = balenaflash("write", "sample.img", "./serial:1", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "serial:1").read_bytes() == (tmp_path / "sample.img").read_bytes()

@@ -16,17 +16,19 @@ from balenaflash.cli.recipe_options import (
     recipe_result,
 )
 from balenaflash.cli.session import Session, progress_option, with_session
+from balenaflash.cli.target_argument import TARGET
 from balenaflash.cli.unwrap_answer import ignore_secure_boot_option
 from balenaflash.cli.wanted_image import wanted_image
 from balenaflash.extent import format_size
 
 if TYPE_CHECKING:
     from balenaflash.image.container.location import ImageLocation
+    from balenaflash.target.naming import TargetName
 
 
 @click.command()
 @click.argument("image", type=IMAGE)
-@click.argument("target", type=click.Path(readable=False, path_type=Path))
+@click.argument("target", type=TARGET)
 @click.option(
     "--all",
     "compares_all",
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
 def verify(
     session: Session,
     image: "ImageLocation",
-    target: Path,
+    target: "TargetName",
     *,
     compares_all: bool,
     unwraps: bool,
@@ -61,10 +63,10 @@ def verify(
 ) -> Answer:
     """Compare TARGET, byte for byte, with IMAGE.
 
-    TARGET is a block device or a file, read past the cache. What TARGET holds beyond the end of
-    IMAGE is not looked at, nor, without --all, what is free in the filesystems of IMAGE. With a
-    recipe TARGET is compared with what `write` makes of IMAGE by it. The exit status is 0 where
-    they are equal and 6 where they are not.
+    TARGET is a block device or a file, named as for `write`, and read past the cache. What TARGET
+    holds beyond the end of IMAGE is not looked at, nor, without --all, what is free in the
+    filesystems of IMAGE. With a recipe TARGET is compared with what `write` makes of IMAGE by it.
+    The exit status is 0 where they are equal and 6 where they are not.
 
     \b
     Examples:

@@ -22,6 +22,7 @@ from balenaflash.cli.session import (
     progress_option,
     with_session,
 )
+from balenaflash.cli.target_argument import TARGET
 from balenaflash.cli.unwrap_answer import ignore_secure_boot_option
 from balenaflash.cli.wanted_image import wanted_image
 from balenaflash.errors import BalenaflashError
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from balenaflash.ending import Ending
     from balenaflash.flashing import Outcome
     from balenaflash.image.container.location import ImageLocation
+    from balenaflash.target.naming import TargetName
 
 
 @click.command()
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 @click.argument(
     "targets",
     metavar="TARGET...",
-    type=click.Path(readable=False, path_type=Path),
+    type=TARGET,
     nargs=-1,
     required=True,
 )
@@ -71,7 +73,7 @@ if TYPE_CHECKING:
 def write(
     session: Session,
     image: "ImageLocation",
-    targets: tuple[Path, ...],
+    targets: "tuple[TargetName, ...]",
     *,
     no_verify: bool,
     writes_all: bool,
@@ -88,8 +90,9 @@ def write(
     """Write IMAGE to each TARGET, read it back, and compare.
 
     IMAGE is a file, raw or compressed (gzip, xz, bzip2, zstd, zip), a block device, - for standard
-    input, or an http(s) address. TARGET is a whole block device, by its node or by a link such as
-    /dev/disk/by-id/..., or the name of a file, which is created. Everything on TARGET is lost.
+    input, or an http(s) address. TARGET is a whole block device or the name of a file, which is
+    created. A device is named by its node, by a link such as /dev/disk/by-id/..., or by serial:S,
+    port:P or slot:NAME (see devices name --help). Everything on TARGET is lost.
     With a recipe its edits are made in what is written, and IMAGE stays as it is; see balenaflash
     edit --help.
 
@@ -97,7 +100,7 @@ def write(
     Examples:
       balenaflash devices
       balenaflash write balena.img /dev/disk/by-id/usb-SanDisk_Ultra_4C5300-0:0
-      balenaflash write balena.img.gz /dev/sdX /dev/sdY /dev/sdZ
+      balenaflash write balena.img.gz /dev/sdX serial:4C5300 port:1-2.3 slot:left
       balenaflash write --yes --progress json balena.img /dev/sdX
       balenaflash write --unmount --fix-gpt --eject balena.img /dev/sdX
       balenaflash write balena.img.zip copy.img
