@@ -36,6 +36,11 @@ class DiskDestination:
         """Its node."""
         return str(self.assessment.disk.node)
 
+    @property
+    def may_be_fake(self) -> bool:
+        """Whether it is of a kind that is sold with less in it than it says."""
+        return self.assessment.disk.is_external
+
 
 @dataclass(frozen=True, slots=True)
 class FileDestination:
@@ -48,6 +53,11 @@ class FileDestination:
     def gpt_move(self) -> tuple[Patch, ...]:
         """Nothing: a file becomes as large as the image."""
         return ()
+
+    @property
+    def may_be_fake(self) -> bool:
+        """Never."""
+        return False
 
     @property
     def name(self) -> str:

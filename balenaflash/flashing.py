@@ -18,6 +18,7 @@ from balenaflash.image.chunks import ChunkRecord
 from balenaflash.image.patch import Patch
 from balenaflash.image.source import Source
 from balenaflash.planning import WritePlan
+from balenaflash.probing import check_end
 from balenaflash.progress import Phase, Progress, phase
 from balenaflash.repair import NO_REPAIR, Repair, changed_by_repair, repair
 from balenaflash.stopping import Stop
@@ -46,6 +47,9 @@ class Target:
     progress: Progress
     gpt_move: tuple[Patch, ...] = ()
     """What is written when all else is proven, as `balenaflash.disk_end.plan_gpt_move` has it."""
+
+    may_be_fake: bool = False
+    """Whether to look first if its end is there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +169,8 @@ class _Job:
 
     def _flash(self) -> FlashReport:
         medium, progress = self.target.medium, self.target.progress
+        if self.target.may_be_fake:
+            check_end(medium)
         started = time.monotonic()
         with phase(progress, Phase.WRITE, self.plan.size_to_write):
             written = self._write()

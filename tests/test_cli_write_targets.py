@@ -54,14 +54,16 @@ def gpt(image: MakeImage) -> BuiltImage:
     return image(Layout.GPT_FAT16)
 
 
-def flash_all(content: bytes, devices: Sequence[FaultDevice]) -> tuple[Outcome, ...]:
+def flash_all(
+    content: bytes, devices: Sequence[FaultDevice], *, may_be_fake: bool = False
+) -> tuple[Outcome, ...]:
     plan = WritePlan(len(content), PartitionTable(TableKind.MSDOS, 512, "0x0", (), ()))
     with ExitStack() as stack:
         media = [stack.enter_context(open_disk(find_disk(device.node))) for device in devices]
         return flash(
             MemorySource(content),
             plan,
-            [Target(medium, NO_PROGRESS) for medium in media],
+            [Target(medium, NO_PROGRESS, may_be_fake=may_be_fake) for medium in media],
             options=FlashOptions(),
             stop=lambda: False,
         )
@@ -244,3 +246,18 @@ def test_a_counterfeit_card_is_called_a_fake(
     assert not isinstance(outcome, FlashReport)
     assert outcome.exit_status == 6
     assert "a fake" in str(outcome)
+
+
+def test_the_end_of_a_card_is_looked_at_before_anything_is_written(
+    fault_device: MakeFaultDevice,
+) -> None:
+    content = random.Random(4).randbytes(8 * MIB)  # noqa: S311 - no key
+    device = fault_device(size=32 * MIB)
+    device.set(real_size=8 * MIB, beyond=Beyond.WRAP)
+    (outcome,) = flash_all(content, [device], may_be_fake=True)
+    assert not isinstance(outcome, FlashReport)
+    assert outcome.problems[0].code == "target-fake"
+    assert device.stats().bytes_written == 2 * 4096
+    device.set()
+    (outcome,) = flash_all(content, [device], may_be_fake=True)
+    assert isinstance(outcome, FlashReport)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.group(
     cls=LazyGroup,
-    places={"name": "devices_name:name_port"},
+    places={"name": "devices_name:name_port", "probe": "devices_probe:probe"},
     invoke_without_command=True,
     subcommand_metavar="[COMMAND [ARGS]...]",
 )
@@ -44,6 +44,7 @@ def devices(session: Session, *, everything: bool, exact: bool, watches: bool) -
       balenaflash devices --all
       balenaflash devices --watch
       balenaflash devices name 1-2.3 left
+      balenaflash devices probe --destructive /dev/sdX
       balenaflash devices --json | jq -r '.result.devices[] | select(.writable) .node'
     """
     if click.get_current_context().invoked_subcommand is not None:

@@ -62,7 +62,7 @@ def flash_all(
         ]
         displays = progress_of_targets(session, [each.name for each in destinations])
         targets = [
-            Target(medium, shown, destination.gpt_move)
+            Target(medium, shown, destination.gpt_move, may_be_fake=destination.may_be_fake)
             for medium, shown, destination in zip(media, displays, destinations, strict=True)
         ]
         outcomes = flash(source, plan, targets, options=options, stop=stop)
