@@ -50,6 +50,7 @@ _COMMANDS = (
     "manual",
     "network",
     "sample",
+    "udev",
     "unwrap",
     "verify",
     "write",

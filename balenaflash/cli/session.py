@@ -90,7 +90,7 @@ _OPTIONS = (
     ),
 )
 
-YES_HELP = "Answer the question before a disk is changed; it lifts no refusal."
+YES_HELP = "Answer the question beforehand; it lifts no refusal."
 ALLOW_INTERNAL_HELP = "Allow a disk that is built in."
 UNMOUNT_HELP = "Unmount what is mounted of a disk before it is changed."
 _DRY_RUN_HELP = "Do everything but the writing, and show what it would be."
