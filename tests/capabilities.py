@@ -136,6 +136,7 @@ _PROBES: dict[str, Callable[[], str | None]] = {
     "nmcli": _tools("nmcli"),
     "node": _tools("node"),
     "openssl": _tools("openssl"),
+    "umockdev": _tools("umockdev-run"),
     "parted": _tools("parted"),
     "zip tools": _tools("7z", "bsdtar", "unzip", "zip"),
     "util-linux": _tools("blkid", "lsblk", "losetup", "mount", "swapon"),
