@@ -117,8 +117,15 @@ def _probe_libnm() -> str | None:
     return "no python3-gi with gir1.2-nm-1.0" if run.returncode else None
 
 
+def _probe_qemu() -> str | None:
+    needed = ("qemu-system-x86_64", "apt-get", "dpkg-deb", "cpio", "udevadm", "lsblk", "mount")
+    missing = _tools(*needed)()
+    return f"{missing}; apt-get install cpio mount qemu-system-x86 udev" if missing else None
+
+
 _PROBES: dict[str, Callable[[], str | None]] = {
     "root": _probe_root,
+    "QEMU": _probe_qemu,
     "loop devices": _probe_loop_devices,
     "FUSE": _probe_fuse,
     "GNU time": _tools("/usr/bin/time"),

@@ -15,6 +15,11 @@ from faultdev import FaultDevice, MakeFaultDevice
 from hypothesis import HealthCheck, settings
 from imagecopies import ImageStore, MakeImage
 
+WITHOUT_VM = "not vm"
+"""The marker expression of a run that names none; see pyproject.toml."""
+
+VM_TESTS = Path(__file__).resolve().parent / "vm"
+
 _MISSING = "missing capability"
 """Name of a property of a skipped test's report, which also comes over from other processes."""
 
@@ -29,6 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "needs(*capabilities): skipped, by name, where the machine lacks one of them"
     )
+    config.addinivalue_line("markers", "vm: runs in a virtual machine, and only when asked for")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -51,7 +57,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     pytest.skip(reason)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    _tell_what_is_missing(terminalreporter)
+    left_out = config.option.markexpr == WITHOUT_VM
+    if left_out and any(VM_TESTS.is_relative_to(Path(name).resolve()) for name in config.args):
+        terminalreporter.section("not tested: the virtual machine")
+        terminalreporter.line("real devices under a real kernel: python -m pytest -m vm tests/vm")
+
+
+def _tell_what_is_missing(terminalreporter: pytest.TerminalReporter) -> None:
     skipped = Counter(
         str(value)
         for report in terminalreporter.stats.get("skipped", [])

@@ -46,6 +46,15 @@ def test_ci_must_have_loop_devices(tmp_path: Path) -> None:
     assert "2 errors" in result.stdout
 
 
+@pytest.mark.parametrize("chosen", [[], ["-m", "vm"]], ids=["default", "asked for"])
+def test_the_virtual_machine_runs_when_asked_for_and_is_named_else(chosen: list[str]) -> None:
+    command = [sys.executable, "-m", "pytest", "--collect-only", "--quiet", *chosen, "tests/vm"]
+    result = subprocess.run(command, cwd=TESTS.parent, capture_output=True, text=True, check=False)
+    told = "not tested: the virtual machine" in result.stdout
+    collected = "test_unplugged_while_it_is_written" in result.stdout
+    assert (told, collected) == ((False, True) if chosen else (True, False)), result.stdout
+
+
 @pytest.mark.needs("loop devices")
 def test_a_loop_device_that_stays_open_is_noticed(tmp_path: Path) -> None:
     backing = tmp_path / "backing"
