@@ -88,5 +88,15 @@ def test_the_keys_of_a_device_are_these(node: Path, balenaflash: RunBalenaflash)
     assert list(listed(balenaflash)[str(node)]) == [
         *("node", "size", "logical_sector_size", "physical_sector_size", "bus", "vendor"),
         *("model", "serial", "wwn", "removable", "read_only", "rotational", "disk_sequence"),
-        *("usb_port", "slot", "links", "partitions", "uses", "writable", "refusals"),
+        *(
+            "usb_port",
+            "usb_speed",
+            "slot",
+            "mmc_cid",
+            "links",
+            "partitions",
+            "uses",
+            "writable",
+            "refusals",
+        ),
     ]

@@ -281,3 +281,28 @@ def test_a_node_whose_device_is_gone_is_missing(tmp_path: Path) -> None:
     with pytest.raises(TargetRefusedError) as caught:
         find_disk(node)
     assert caught.value.problems[0].code == "target-missing"
+
+
+@pytest.mark.parametrize(
+    ("text", "bits"),
+    [("1.5", 1_500_000), ("480", 480_000_000), ("20000", 20_000_000_000), ("unknown", None)],
+)
+def test_the_speed_of_a_usb_port_is_what_the_kernel_set_it_to(
+    tree: DeviceTree, text: str, bits: int | None
+) -> None:
+    stick = tree.add_disk(devicetree.USB_STICK, "8:0")
+    usb_device = next(each for each in stick.parents if each.name == "2-1")
+    (usb_device / "speed").write_text(f"{text}\n")
+    tree.add_disk(devicetree.NVME, "259:0")
+    speeds = {disk.node.name: disk.usb_speed for disk in tree.disks().values()}
+    assert speeds == {"sdd": bits, "nvme0n1": None}
+
+
+def test_a_card_says_what_it_is(tree: DeviceTree) -> None:
+    cid = "035344534c3332478067f0c2f7014a00"
+    tree.add_disk(devicetree.SD_READER, "179:0", attributes={"device/cid": cid})
+    tree.add_disk(devicetree.USB_STICK, "8:0")
+    assert {disk.node.name: disk.mmc_cid for disk in tree.disks().values()} == {
+        "mmcblk0": cid,
+        "sdd": None,
+    }

@@ -131,7 +131,9 @@ def device_result(assessment: "Assessment", slots: "Mapping[str, str]") -> dict[
         "rotational": disk.rotational,
         "disk_sequence": disk.disk_sequence,
         "usb_port": disk.usb_port,
+        "usb_speed": disk.usb_speed,
         "slot": slots.get(disk.usb_port or ""),
+        "mmc_cid": disk.mmc_cid,
         "links": [str(link) for link in disk.links],
         "partitions": [
             {

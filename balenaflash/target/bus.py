@@ -70,3 +70,13 @@ def find_usb_device(directory: Path) -> Path | None:
         if read_subsystem(ancestor) == "usb" and ":" not in ancestor.name:
             return ancestor
     return None
+
+
+def read_usb_speed(usb_device: Path) -> int | None:
+    """Bits a second; ``None`` where the kernel does not tell."""
+    # In Mbit/s, 1.5 of low speed: Documentation/ABI/stable/sysfs-bus-usb.
+    try:
+        megabits = float(read_attribute(usb_device, "speed") or "")
+    except ValueError:
+        return None  # "unknown"
+    return int(megabits * 1_000_000) or None

@@ -13,9 +13,10 @@ from pathlib import Path
 from balenaflash.errors import Problem, TargetRefusedError
 from balenaflash.extent import SECTOR_SIZE
 from balenaflash.target import sysfs
-from balenaflash.target.bus import Bus, find_bus, find_usb_device
+from balenaflash.target.bus import Bus, find_bus, find_usb_device, read_usb_speed
 from balenaflash.target.identity import (
     clean_vendor,
+    read_cid,
     read_model,
     read_serial,
     read_vendor,
@@ -69,6 +70,10 @@ class Disk:
     """The ``/dev/disk/by-*`` names; empty without udevd."""
     usb_port: str | None
     """Such as ``1-2.3``: bus 1, port 2, there a hub, its port 3."""
+    usb_speed: int | None
+    """Bits a second that the USB port was set to; no data goes faster."""
+    mmc_cid: str | None
+    """What an MMC or SD card says it is, in 32 hexadecimal digits: maker, product, serial."""
     backing_file: Path | None
     """The file or block device that a loop device stands on."""
     label: str | None
@@ -193,6 +198,8 @@ def _describe(directory: Path, kernel: Kernel, database: UdevDatabase) -> Disk |
         disk_sequence=sysfs.read_int(directory, "diskseq"),
         links=record.links,
         usb_port=None if usb_device is None else usb_device.name,
+        usb_speed=None if usb_device is None else read_usb_speed(usb_device),
+        mmc_cid=read_cid(directory),
         backing_file=None if backing_file is None else Path(backing_file),
         label=record.read_text("ID_FS_LABEL_ENC"),
         filesystem=record.read_text("ID_FS_TYPE"),

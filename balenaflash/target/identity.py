@@ -69,6 +69,11 @@ def _read_unit_serial(directory: Path) -> str | None:
     return page[_VPD_HEADER_SIZE:].decode("ascii", "replace").strip("\0 ")
 
 
+def read_cid(directory: Path) -> str | None:
+    """The card identification of an MMC or SD card; not known of one in a reader on USB."""
+    return clean_text(read_attribute(directory, "device/cid") or "")
+
+
 def read_wwn(directory: Path) -> str | None:
     """The worldwide name, in udev's form: ``0x5000...`` for NAA, else as the kernel has it."""
     text = read_attribute(directory, "wwid") or read_attribute(directory, "device/wwid") or ""

@@ -14,7 +14,6 @@ pytestmark = [pytest.mark.vm, pytest.mark.needs("QEMU")]
 
 USER = "technician"
 CHECKOUT = Path(balenaflash.__file__).resolve().parents[1]
-RULES = CHECKOUT / "udev/60-balenaflash.rules"
 
 
 @pytest.fixture(scope="module")
@@ -31,15 +30,13 @@ def image(machine: Machine, media: Media) -> Path:
 
 @pytest.fixture
 def rule(machine: Machine) -> Iterator[None]:
-    """The rule as its own comment says to install it."""
-    machine.run("groupadd", "--system", "balenaflash")
+    """The rule as ``udev install`` leaves it, and a member of its group."""
+    result = machine.run_balenaflash("udev", "install", "--yes")
+    assert result.status == 0, result
     machine.run("usermod", "--append", "--groups", "balenaflash", USER)
-    machine.run("cp", RULES, "/etc/udev/rules.d/")
-    machine.run("udevadm", "control", "--reload")
     yield
-    machine.run("rm", f"/etc/udev/rules.d/{RULES.name}")
-    machine.run("udevadm", "control", "--reload")
-    machine.run("groupdel", "balenaflash")
+    result = machine.run_balenaflash("udev", "uninstall", "--yes")
+    assert result.status == 0, result
 
 
 def test_refused_without_the_rule(machine: Machine, media: Media, image: Path) -> None:
