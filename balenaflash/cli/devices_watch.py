@@ -21,7 +21,8 @@ _SIGNS = {"present": " ", "added": "+", "changed": "*", "removed": "-"}
 def tell_events(session: Session, *, everything: bool) -> Answer:
     """Tell of the disks, and of what becomes of them, until a signal ends it.
 
-    Of disks that may not be written only with ``everything``, or to scripts.
+    Of those that are there at the start and may not be written only with ``everything``, or to
+    scripts.
     """
     from balenaflash.safety import assess
     from balenaflash.target.discovery import list_disks
@@ -34,7 +35,7 @@ def tell_events(session: Session, *, everything: bool) -> Answer:
     for event in events:
         if session.json:
             click.echo(json.dumps(_result(event, slots)))
-        elif everything or event.assessment.is_writable or event.happening == "changed":
+        elif everything or event.assessment.is_writable or event.happening != "present":
             click.echo(_line(event, slots))
     return Answer({})
 
