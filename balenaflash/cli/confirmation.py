@@ -1,4 +1,4 @@
-"""The question before a disk is erased or changed."""
+"""The question before something is erased or changed."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -29,31 +29,49 @@ def confirm_changing(disk: "Disk", *, yes: bool) -> None:
     _confirm(disk, question, "change its boot partition", "changing", yes=yes)
 
 
-def _confirm(disk: "Disk", question: str, deed: str, doing: str, *, yes: bool) -> None:
+def confirm(question: str, subject: str, *, yes: bool) -> None:
+    """Return when the user, or ``--yes``, agrees; ``subject`` is what was not confirmed if not.
+
+    Raises:
+        TargetRefusedError: the answer was no, or nobody is there to give one.
+    """
     if yes:
         return
+    _require_somebody(subject)
+    if not click.confirm(question, default=False, err=True):
+        raise _not_confirmed(subject)
+
+
+def _confirm(disk: "Disk", question: str, deed: str, doing: str, *, yes: bool) -> None:
+    subject = f"{disk.node}: {doing} it"
+    if yes or disk.is_external or disk.is_virtual:
+        confirm(question, subject, yes=yes)
+        return
+    _require_somebody(subject)
+    typed = click.prompt(
+        f"{disk.node} is built in. Type its name ({disk.node.name}) to {deed}",
+        default="",
+        show_default=False,
+        err=True,
+    )
+    if printable(typed).strip() not in {disk.node.name, str(disk.node)}:
+        raise _not_confirmed(subject)
+
+
+def _require_somebody(subject: str) -> None:
+    """Return if there is a terminal to ask at."""
     if not sys.stdin.isatty():
         raise TargetRefusedError(
             [
                 Problem(
                     "not-confirmed",
-                    f"{disk.node}: {doing} it was not confirmed, and nobody is there to ask",
+                    f"{subject} was not confirmed, and nobody is there to ask",
                     "Add --yes to answer the question beforehand.",
                     lifted_by="--yes",
                 )
             ]
         )
-    if disk.is_external or disk.is_virtual:
-        agreed = click.confirm(question, default=False, err=True)
-    else:
-        typed = click.prompt(
-            f"{disk.node} is built in. Type its name ({disk.node.name}) to {deed}",
-            default="",
-            show_default=False,
-            err=True,
-        )
-        agreed = printable(typed).strip() in {disk.node.name, str(disk.node)}
-    if not agreed:
-        raise TargetRefusedError(
-            [Problem("not-confirmed", f"{disk.node}: {doing} it was not confirmed")]
-        )
+
+
+def _not_confirmed(subject: str) -> TargetRefusedError:
+    return TargetRefusedError([Problem("not-confirmed", f"{subject} was not confirmed")])

@@ -1,6 +1,5 @@
 """``udev install``, ``check`` and ``uninstall``."""
 
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,8 +7,9 @@ from typing import TYPE_CHECKING
 import click
 
 from balenaflash.cli.answer import Answer
+from balenaflash.cli.confirmation import confirm
 from balenaflash.cli.session import YES_HELP, Session, dry_run_option, with_session
-from balenaflash.errors import Problem, TargetRefusedError
+from balenaflash.errors import TargetRefusedError
 
 if TYPE_CHECKING:
     from balenaflash.udev_setup import Action
@@ -95,7 +95,7 @@ def _do(
     if dry_run:
         return Answer(result, [f"Would {each.words}" for each in actions])
     _tell(session, (f"Will {each.words}" for each in actions))
-    _confirm(yes=yes)
+    confirm("Go on?", "this", yes=yes)
     for each in actions:
         carry_out(each)
     return Answer(result, ["Done."])
@@ -105,21 +105,3 @@ def _tell(session: Session, lines: Iterable[str]) -> None:
     if not session.quiet:
         for line in lines:
             click.echo(line, err=True)
-
-
-def _confirm(*, yes: bool) -> None:
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise TargetRefusedError(
-            [
-                Problem(
-                    "not-confirmed",
-                    "this was not confirmed, and nobody is there to ask",
-                    "Add --yes to answer the question beforehand.",
-                    lifted_by="--yes",
-                )
-            ]
-        )
-    if not click.confirm("Go on?", default=False, err=True):
-        raise TargetRefusedError([Problem("not-confirmed", "this was not confirmed")])
