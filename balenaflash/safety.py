@@ -18,12 +18,11 @@ from balenaflash.fitness import (
 from balenaflash.target.discovery import Disk
 from balenaflash.target.kernel import RUNNING_KERNEL, Kernel
 from balenaflash.target.usage import (
+    Usage,
     Use,
     UseKind,
     disks_under,
-    find_uses,
     is_backed_by,
-    system_disks,
 )
 
 
@@ -72,17 +71,20 @@ def assess(
     image_sector_size: int = SECTOR_SIZE,
     permissions: Permissions = NO_PERMISSIONS,
     kernel: Kernel = RUNNING_KERNEL,
+    usage: Usage | None = None,
 ) -> Assessment:
     """Look for every reason not to write the disk. It is not opened.
 
     Without an image the disk is judged by itself. Whether somebody has the disk open
-    exclusively shows only when it is opened.
+    exclusively shows only when it is opened. What is in use is looked at now, or was already
+    for several disks: ``usage``.
 
     Raises:
         TargetRefusedError: the kernel does not tell what is in use.
     """
-    uses = find_uses(disk, kernel)
-    on_disk = system_disks(kernel).get(disk.device_number, ())
+    usage = usage or Usage(kernel)
+    uses = usage.of(disk)
+    on_disk = usage.of_system(disk)
     is_unmounted = permissions.unmount and not on_disk
     problems = (
         *_find_system(disk, on_disk),
@@ -200,3 +202,13 @@ _RELEASE_COMMANDS = {
 
 def _quote(words: Iterable[str]) -> str:
     return " ".join(shlex.quote(word) for word in words)
+
+
+def assess_all(disks: Iterable[Disk], kernel: Kernel = RUNNING_KERNEL) -> list[Assessment]:
+    """Each of ``disks`` judged by itself.
+
+    Raises:
+        TargetRefusedError: the kernel does not tell what is in use.
+    """
+    usage = Usage(kernel)
+    return [assess(disk, kernel=kernel, usage=usage) for disk in disks]

@@ -25,6 +25,9 @@ NEEDED_BY_FIXTURE = {
 SYSTEM_DIRECTORIES = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 """Where Debian keeps mkfs and friends; not in the PATH of its ordinary users."""
 
+SEVEN_ZIP = "7z" if shutil.which("7z") else "7zz"
+"""The program of 7-Zip: Debian 12 calls it 7zz, others 7z."""
+
 _MNT_DETACH = 2  # umount2(2), linux/fs.h
 _MS_NOSUID = 2  # mount(2), linux/mount.h
 _MS_NODEV = 4
@@ -145,6 +148,6 @@ _PROBES: dict[str, Callable[[], str | None]] = {
     "openssl": _tools("openssl"),
     "umockdev": _tools("umockdev-run"),
     "parted": _tools("parted"),
-    "zip tools": _tools("7z", "bsdtar", "unzip", "zip"),
+    "zip tools": _tools(SEVEN_ZIP, "bsdtar", "unzip", "zip"),
     "util-linux": _tools("blkid", "lsblk", "losetup", "mount", "swapon"),
 }

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from capabilities import SEVEN_ZIP
 from containers import (
     ORIGINS,
     MemoryOrigin,
@@ -53,9 +54,9 @@ COMMANDS = [
     ("zip", "-q", "-fz", "out.zip", "balena.img"),
     ("zip", "-q", "-Z", "bzip2", "out.zip", "balena.img"),
     ("bsdtar", "--format", "zip", "-cf", "out.zip", "balena.img"),
-    ("7z", "a", "-tzip", "-mm=LZMA", "out.zip", "balena.img"),
-    ("7z", "a", "-tzip", "-mm=xz", "out.zip", "balena.img"),
-    ("7z", "a", "-tzip", "-mm=Deflate64", "out.zip", "balena.img"),
+    (SEVEN_ZIP, "a", "-tzip", "-mm=LZMA", "out.zip", "balena.img"),
+    (SEVEN_ZIP, "a", "-tzip", "-mm=xz", "out.zip", "balena.img"),
+    (SEVEN_ZIP, "a", "-tzip", "-mm=Deflate64", "out.zip", "balena.img"),
 ]
 
 

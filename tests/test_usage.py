@@ -17,10 +17,10 @@ from balenaflash.target.discovery import find_disk
 from balenaflash.target.kernel import Kernel
 from balenaflash.target.mounts import Mount, Swap, find_mount, parse_mountinfo, parse_swaps
 from balenaflash.target.usage import (
+    Usage,
     Use,
     UseKind,
     disks_under,
-    find_uses,
     is_backed_by,
     system_disks,
 )
@@ -34,7 +34,7 @@ def tree(tmp_path: Path) -> DeviceTree:
 
 
 def uses_of(tree: DeviceTree, name: str) -> list[tuple[str, str, str]]:
-    uses = find_uses(tree.disks()[name], tree.kernel)
+    uses = Usage(tree.kernel).of(tree.disks()[name])
     return [(use.kind.value, use.device, use.detail) for use in uses]
 
 
@@ -259,7 +259,7 @@ def test_a_disk_that_was_unplugged_has_no_uses_left(tree: DeviceTree) -> None:
     directory = tree.add_disk(devicetree.USB_STICK, "8:48")
     disk = tree.disks()["sdd"]
     subprocess.run(["rm", "-r", directory], check=True)
-    assert find_uses(disk, tree.kernel) == ()
+    assert Usage(tree.kernel).of(disk) == ()
 
 
 def test_without_the_kernels_lists_no_disk_counts_as_unused(tree: DeviceTree) -> None:
@@ -267,7 +267,7 @@ def test_without_the_kernels_lists_no_disk_counts_as_unused(tree: DeviceTree) ->
     disk = tree.disks()["sdd"]
     blind = Kernel(tree.kernel.sys, tree.root / "none", tree.kernel.dev, tree.kernel.run)
     with pytest.raises(TargetRefusedError) as caught:
-        find_uses(disk, blind)
+        Usage(blind).of(disk)
     assert caught.value.problems[0].code == "usage-unknown"
 
 
@@ -298,11 +298,11 @@ def test_a_mount_is_found_by_its_odd_mount_point(
     subprocess.run(["mkfs.ext4", "-q", disk_image], check=True)
     node = attach_loop(disk_image)
     point = tmp_path / "a b\\c#\td"
-    assert find_uses(find_disk(node)) == ()
+    assert Usage().of(find_disk(node)) == ()
     with mounted(node, point):
-        assert find_uses(find_disk(node)) == (Use(UseKind.MOUNT, node.name, str(point)),)
+        assert Usage().of(find_disk(node)) == (Use(UseKind.MOUNT, node.name, str(point)),)
         assert find_disk(node).device_number in disks_under(point / "image")
-    assert find_uses(find_disk(node)) == ()
+    assert Usage().of(find_disk(node)) == ()
 
 
 @pytest.mark.needs("root", "util-linux")
@@ -314,7 +314,7 @@ def test_swap_is_found_and_makes_a_disk_of_the_system(
     subprocess.run(["swapon", node], check=True)
     try:
         disk = find_disk(node)
-        assert find_uses(disk) == (Use(UseKind.SWAP, node.name, str(node)),)
+        assert Usage().of(disk) == (Use(UseKind.SWAP, node.name, str(node)),)
         assert "swap" in system_disks()[disk.device_number]
     finally:
         subprocess.run(["swapoff", node], check=True)
@@ -326,8 +326,8 @@ def test_a_loop_device_over_a_loop_device_is_a_use(
 ) -> None:
     lower = attach_loop(disk_image)
     upper = attach_loop(lower)
-    assert find_uses(find_disk(lower)) == (Use(UseKind.LOOP, lower.name, str(upper)),)
-    assert find_uses(find_disk(upper)) == ()
+    assert Usage().of(find_disk(lower)) == (Use(UseKind.LOOP, lower.name, str(upper)),)
+    assert Usage().of(find_disk(upper)) == ()
     assert find_disk(lower).device_number in disks_under(upper)
 
 

@@ -53,12 +53,12 @@ def devices(session: Session, *, everything: bool, exact: bool, watches: bool) -
         from balenaflash.cli.devices_watch import tell_events
 
         return tell_events(session, everything=everything)
-    from balenaflash.safety import assess
+    from balenaflash.safety import assess_all
     from balenaflash.target.discovery import list_disks
     from balenaflash.target.kernel import RUNNING_KERNEL
     from balenaflash.target.slots import read_slots
 
-    assessments = [assess(disk) for disk in list_disks()]
+    assessments = assess_all(list_disks())
     slots = {port: name for name, port in read_slots().items()}
     result = {
         "devices": [device_result(assessment, slots) for assessment in assessments],

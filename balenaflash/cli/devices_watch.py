@@ -24,14 +24,14 @@ def tell_events(session: Session, *, everything: bool) -> Answer:
     Of those that are there at the start and may not be written only with ``everything``, or to
     scripts.
     """
-    from balenaflash.safety import assess
+    from balenaflash.safety import assess_all
     from balenaflash.target.discovery import list_disks
     from balenaflash.target.slots import read_slots
     from balenaflash.target.udev import PyudevMonitor
     from balenaflash.watching import watch
 
     slots = {port: name for name, port in read_slots().items()}
-    events = watch(lambda: [assess(disk) for disk in list_disks()], PyudevMonitor())
+    events = watch(lambda: assess_all(list_disks()), PyudevMonitor())
     for event in events:
         if session.json:
             click.echo(json.dumps(_result(event, slots)))

@@ -58,18 +58,6 @@ class Use:
     """The mount point; the node of the swap area; the name or node of what stands on it."""
 
 
-def find_uses(disk: Disk, kernel: Kernel = RUNNING_KERNEL) -> tuple[Use, ...]:
-    """Everything that uses the disk, its partitions, or what stands on them.
-
-    Not seen are mounts of other mount namespaces and programs that have the disk open;
-    opening it exclusively finds the first and tells nothing of who it is.
-
-    Raises:
-        TargetRefusedError: the kernel's lists cannot be read.
-    """
-    return tuple(_UseFinder(kernel).find(disk.sys_path))
-
-
 def system_disks(kernel: Kernel = RUNNING_KERNEL) -> Mapping[DeviceNumber, tuple[str, ...]]:
     """Whole block devices that the running system stands on, each with what is on it.
 
@@ -129,8 +117,19 @@ def _is_same(path: Path, other: str) -> bool:
         return False  # the other was unlinked, or lies where this user may not look
 
 
-class _UseFinder:
-    def __init__(self, kernel: Kernel) -> None:
+class Usage:
+    """What the devices of a machine are in use for, as it was when this was made.
+
+    Not seen are mounts of other mount namespaces and programs that have a disk open; opening it
+    exclusively finds them.
+    """
+
+    def __init__(self, kernel: Kernel = RUNNING_KERNEL) -> None:
+        """Look at what is mounted, and what stands on what.
+
+        Raises:
+            TargetRefusedError: the kernel's lists cannot be read.
+        """
         self._kernel = kernel
         self._mounts = [
             (find_mounted_devices(mount, kernel), mount) for mount in read_mounts(kernel)
@@ -141,7 +140,15 @@ class _UseFinder:
             if not swap.is_file
         ]
         self._loops = list(self._list_loops())
-        self._seen: set[Path] = set()
+        self._system = system_disks(kernel)
+
+    def of(self, disk: Disk) -> tuple[Use, ...]:
+        """Everything that uses the disk, its partitions, or what stands on them."""
+        return tuple(self._find(disk.sys_path, set()))
+
+    def of_system(self, disk: Disk) -> tuple[str, ...]:
+        """What of the running system stands on the disk, as `system_disks`."""
+        return self._system.get(disk.device_number, ())
 
     def _list_loops(self) -> Iterator[tuple[DeviceNumber, Path]]:
         """Loop devices over block devices: the number below, the directory above."""
@@ -152,15 +159,15 @@ class _UseFinder:
             if number is not None:
                 yield number, directory
 
-    def find(self, disk: Path) -> Iterator[Use]:
-        if disk in self._seen:
+    def _find(self, disk: Path, seen: set[Path]) -> Iterator[Use]:
+        if disk in seen:
             return
-        self._seen.add(disk)
+        seen.add(disk)
         for part in sysfs.list_parts(disk):
             yield from self._find_direct(part)
             for holder, use in self._find_holders(part):
                 yield use
-                yield from self.find(sysfs.find_whole_disk(holder))
+                yield from self._find(sysfs.find_whole_disk(holder), seen)
 
     def _find_direct(self, part: Path) -> Iterator[Use]:
         number = sysfs.read_number(part)

@@ -2,15 +2,19 @@
 
 import mmap
 import os
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TypeVar
 
+from balenaflash.extent import KIB
+
 Result = TypeVar("Result")
+
+_BUFFER_SIZE = 256 * KIB
+"""Bytes of most pieces."""
 
 
 def usable_cores() -> int:
@@ -47,20 +51,22 @@ def pieces_in_order(
     here in its turn.
     """
     flows: deque[tuple[_Flow, Future[None]]] = deque()
-    stopped = threading.Event()
+    buffers = _Buffers()
     executor = ThreadPoolExecutor(workers)
     try:
         while True:
             for job in islice(jobs, workers - len(flows)):
                 flow: _Flow = SimpleQueue()
-                flows.append((flow, executor.submit(_make_pieces, job, flow, stopped)))
+                flows.append((flow, executor.submit(_make_pieces, job, flow, buffers)))
             if not flows:
                 return
             flow, made = flows.popleft()
-            yield from iter(flow.get, None)
+            for piece in iter(flow.get, None):
+                yield piece
+                buffers.give_back(piece)
             made.result()
     finally:
-        stopped.set()
+        buffers.closed = True
         executor.shutdown(cancel_futures=True)
 
 
@@ -68,24 +74,42 @@ _Flow = SimpleQueue[memoryview | None]
 """The pieces of a job, and ``None`` at its end."""
 
 
-def _make_pieces(job: Callable[[], Iterator[bytes]], flow: _Flow, stopped: threading.Event) -> None:
+class _Buffers:
+    """Memory for pieces that wait, used again and again.
+
+    As many objects of their own they would stay in the heap: it keeps what a thread has freed for
+    that thread, and each would hold the most it ever had.
+    """
+
+    def __init__(self) -> None:
+        self._free: SimpleQueue[memoryview] = SimpleQueue()
+        self.closed = False
+        """Whether nobody takes any more pieces."""
+
+    def keep(self, piece: bytes) -> memoryview:
+        """``piece`` in memory of its own, until that is given back."""
+        try:
+            buffer = self._free.get_nowait()
+        except Empty:
+            buffer = memoryview(mmap.mmap(-1, _BUFFER_SIZE))
+        if len(piece) > len(buffer):
+            buffer = memoryview(mmap.mmap(-1, len(piece)))
+        buffer[: len(piece)] = piece
+        return buffer[: len(piece)]
+
+    def give_back(self, kept: memoryview) -> None:
+        """Have the memory of ``kept`` used again."""
+        self._free.put(memoryview(kept.obj))
+
+
+def _make_pieces(job: Callable[[], Iterator[bytes]], flow: _Flow, buffers: _Buffers) -> None:
     try:
         for piece in job():
-            if stopped.is_set():
+            if buffers.closed:
                 return
-            flow.put(_outside_the_heap(piece))
+            flow.put(buffers.keep(piece))
     finally:
         flow.put(None)
-
-
-def _outside_the_heap(piece: bytes) -> memoryview:
-    """``piece`` in memory that goes back to the system when it was taken.
-
-    The heap keeps what a thread has freed for that thread: each would hold the most it ever had.
-    """
-    memory = mmap.mmap(-1, len(piece))
-    memory.write(piece)
-    return memoryview(memory)
 
 
 class PiecesDecoder:
