@@ -7,6 +7,7 @@ from pathlib import Path
 
 import loopdev
 import pytest
+from mountlock import no_mounts_of_others
 
 TESTS = Path(__file__).resolve().parent
 TWO_TESTS = """
@@ -20,14 +21,15 @@ def run_without_loop_devices(folder: Path, *, ci: str) -> subprocess.CompletedPr
     (folder / "test_two.py").write_text(TWO_TESTS, encoding="utf-8")
     pytest_call = [sys.executable, "-m", "pytest", "-c", os.devnull, "-p", "conftest", str(folder)]
     hidden = 'mount --bind /dev/null /dev/loop-control && exec "$@"'
-    return subprocess.run(
-        ["unshare", "--mount", "sh", "-c", hidden, "sh", *pytest_call],
-        cwd=TESTS.parent,
-        env={**os.environ, "CI": ci, "PYTHONPATH": str(TESTS)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    with no_mounts_of_others():
+        return subprocess.run(
+            ["unshare", "--mount", "sh", "-c", hidden, "sh", *pytest_call],
+            cwd=TESTS.parent,
+            env={**os.environ, "CI": ci, "PYTHONPATH": str(TESTS)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
 
 @pytest.mark.needs("root")

@@ -13,6 +13,7 @@ from builders import BuiltImage, Layout, build_image, run
 from commandline import RunBalenaflash, clean_environment
 from commandline import run as run_balenaflash
 from imagecopies import MakeImage
+from mountlock import no_mounts_of_others
 from test_flasher import SETTINGS, change_root, put
 
 from balenaflash.extent import MIB
@@ -192,13 +193,24 @@ def test_a_full_disk_leaves_nothing_behind(original: BuiltImage, tmp_path: Path,
     # In a mount namespace of its own, a filesystem of 1 MiB lies over the place.
     command = [sys.executable, "-m", "balenaflash", "unwrap"]
     script = f'mount -t tmpfs -o size=1m tmpfs {tmp_path}; "$@"; echo $?; ls -A {tmp_path}'
-    done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", script, "sh", *command, original.path, tmp_path / name],
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    with no_mounts_of_others():
+        done = subprocess.run(
+            [
+                "unshare",
+                "--mount",
+                "sh",
+                "-c",
+                script,
+                "sh",
+                *command,
+                original.path,
+                tmp_path / name,
+            ],
+            env=clean_environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     assert "there is no room left" in done.stderr
     assert done.stdout == "5\n"
 

@@ -11,6 +11,7 @@ from builders import BuiltImage, Layout
 from commandline import RunBalenaflash, clean_environment
 from imagecopies import MakeImage
 from loopdev import AttachLoop, attach, detach, shows
+from mountlock import no_mounts_of_others
 from refusals import (
     assert_refused,
     holding,
@@ -142,7 +143,7 @@ def test_a_mount_that_only_others_see_is_refused_and_named(
     point = tmp_path / "point"
     point.mkdir()
     script = f"mount -o ro,noload {node} {point} && echo ready && exec sleep 600"
-    with started(["unshare", "--mount", "sh", "-c", script]) as pid:
+    with no_mounts_of_others(), started(["unshare", "--mount", "sh", "-c", script]) as pid:
         said = assert_refused(balenaflash, gpt, node, disk, {"target-busy"})
     assert f"(process {pid}) has it mounted at {point}, in a mount namespace of its own" in said
 

@@ -15,6 +15,7 @@ from builders import BuiltImage, Layout
 from commandline import RunBalenaflash, clean_environment
 from imagecopies import MakeImage
 from loopdev import AttachLoop
+from mountlock import no_copies_of_mounts
 from refusals import holding, sha256, started
 
 from balenaflash.errors import TargetRefusedError
@@ -50,7 +51,7 @@ def node(backing: Path, attach_loop: AttachLoop) -> Path:
 
 @pytest.fixture
 def mount(tmp_path: Path) -> Iterator["Mounter"]:
-    with ExitStack() as stack:
+    with no_copies_of_mounts(), ExitStack() as stack:
         yield Mounter(tmp_path, stack)
 
 

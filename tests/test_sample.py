@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from commandline import RunBalenaflash, clean_environment, run
 from fakes import RecordedProgress
+from mountlock import no_mounts_of_others
 
 from balenaflash.boot import sample_files
 from balenaflash.extent import MIB
@@ -223,13 +224,14 @@ def test_a_missing_tool_is_named_with_its_package(tmp_path: Path, tool: str) -> 
     there = Path(shutil.which(tool) or "").resolve()
     hidden = f'mount --bind /dev/null {there} && exec "$@"'
     command = [sys.executable, "-m", "balenaflash", "sample", str(tmp_path / "sample.img")]
-    result = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", hidden, "sh", *command],
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    with no_mounts_of_others():
+        result = subprocess.run(
+            ["unshare", "--mount", "sh", "-c", hidden, "sh", *command],
+            env=clean_environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     assert (result.returncode, result.stdout) == (3, "")
     assert f"{tool}: not installed" in result.stderr
     assert f"apt install {TOOLS[tool]}" in result.stderr
