@@ -20,6 +20,8 @@ WITHOUT_VM = "not vm"
 
 VM_TESTS = Path(__file__).resolve().parent / "vm"
 
+_LONG_BYTES = 4096
+
 _MISSING = "missing capability"
 """Name of a property of a skipped test's report, which also comes over from other processes."""
 
@@ -55,6 +57,17 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.fail(f"CI must have this: {reason}", pytrace=False)
     item.user_properties += [(_MISSING, name) for name in missing]
     pytest.skip(reason)
+
+
+def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
+    """Say where long bytes differ: pytest in CI prints them whole, and nothing else is read."""
+    if op != "==" or not isinstance(left, bytes) or not isinstance(right, bytes):
+        return None
+    if max(len(left), len(right)) < _LONG_BYTES:
+        return None
+    first = len(os.path.commonprefix([left, right]))
+    excerpts = f"{left[first : first + 16]!r} == {right[first : first + 16]!r}"
+    return [f"{len(left)} bytes == {len(right)} bytes", f"first difference at {first}: {excerpts}"]
 
 
 def pytest_terminal_summary(
