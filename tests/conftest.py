@@ -65,7 +65,8 @@ def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str]
         return None
     if max(len(left), len(right)) < _LONG_BYTES:
         return None
-    first = len(os.path.commonprefix([left, right]))
+    pairs = enumerate(zip(left, right, strict=False))
+    first = next((i for i, (a, b) in pairs if a != b), min(len(left), len(right)))
     excerpts = f"{left[first : first + 16]!r} == {right[first : first + 16]!r}"
     return [f"{len(left)} bytes == {len(right)} bytes", f"first difference at {first}: {excerpts}"]
 

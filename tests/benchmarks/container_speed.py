@@ -65,8 +65,11 @@ def compare(container: str, folder: Path, node: Path, wanted: str, runs: int) ->
     to_device = f"{peer} | dd of={node} bs=4M iflag=fullblock oflag=direct conv=fsync status=none"
     compared = f"blockdev --flushbufs {node}; {peer} | cmp -n {size} - {node}"
     pairs = {
-        "inspect": (f"{OURS} inspect -q {image}", f"{peer} > /dev/null"),
-        "config get": (f"{OURS} config get {image} deviceType", f"{peer} > /dev/null"),
+        "inspect": (f"{OURS} inspect -q {image}", f"{peer} | dd of=/dev/null bs=4M status=none"),
+        "config get": (
+            f"{OURS} config get {image} deviceType",
+            f"{peer} | dd of=/dev/null bs=4M status=none",
+        ),
         "write": (f"{OURS} write -q --yes --no-verify {image} {node}", to_device),
         "write --all": (f"{OURS} write -q --yes --all --no-verify {image} {node}", to_device),
         "write, read back": (f"{OURS} write -q --yes {image} {node}", f"{to_device}; {compared}"),

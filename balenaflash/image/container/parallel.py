@@ -42,20 +42,21 @@ def in_order(jobs: Iterator[Callable[[], Result]], workers: int) -> Generator[Re
 
 
 def pieces_in_order(
-    jobs: Iterator[Callable[[], Iterator[bytes]]], workers: int
+    jobs: Iterator[Callable[[], Iterator[bytes]]], workers: int, begun: int
 ) -> Generator[memoryview, None, None]:
     """The pieces that each of ``jobs`` gives, in their order, made by ``workers`` threads.
 
     The pieces of the job whose turn it is come as they are made, and those of the others wait in
-    memory. ``jobs`` is advanced by the thread that takes the pieces. What a job raises is raised
-    here in its turn.
+    memory: at most ``begun`` jobs are begun, or done, at a time. With as many as there are workers
+    each waits where the job before its own takes longer. ``jobs`` is advanced by the thread that
+    takes the pieces. What a job raises is raised here in its turn.
     """
     flows: deque[tuple[_Flow, Future[None]]] = deque()
     buffers = _Buffers()
     executor = ThreadPoolExecutor(workers)
     try:
         while True:
-            for job in islice(jobs, workers - len(flows)):
+            for job in islice(jobs, begun - len(flows)):
                 flow: _Flow = SimpleQueue()
                 flows.append((flow, executor.submit(_make_pieces, job, flow, buffers)))
             if not flows:

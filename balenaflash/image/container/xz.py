@@ -35,6 +35,9 @@ MEMORY_LIMIT = 256 * MIB
 _MAX_AHEAD = 192 * MIB
 """Decoded bytes that wait in memory for the block before them: of xz -9 one block."""
 
+_SPARE_AHEAD = 28 * MIB
+"""Of these, what may wait so that no thread does: blocks take from no time, for zeros, to long."""
+
 _PIECE_SIZE = 256 * KIB
 
 
@@ -98,35 +101,35 @@ class CompressedBlocks:
         """A decoder from the image's byte ``at`` on; see ``Compressed``."""
         first = max(0, bisect_right(self.blocks, at, key=lambda block: block.start) - 1)
         blocks = self.blocks[first:]
-        workers = _workers(blocks)
-        decoder = PiecesDecoder(_pieces(self.origin, blocks, workers))
+        decoder = PiecesDecoder(_pieces(self.origin, blocks))
         if blocks:
             decoder.skip(at - blocks[0].start)
         return decoder
 
 
-def _workers(blocks: Sequence[Block]) -> int:
-    """How many blocks to decode at a time, so that what is in memory stays bounded.
+def _workers(blocks: Sequence[Block]) -> tuple[int, int]:
+    """How many blocks to decode at a time, and how many to have begun or done.
 
     The first of them is taken as it is decoded; each of the others has its bytes, as stored or as
     decoded, in memory. Each has a dictionary, which need not be larger than a block.
     """
     largest = max((max(block.content_size, block.stored_size) for block in blocks), default=0)
-    return min(usable_cores(), max(len(blocks), 1), 1 + _MAX_AHEAD // max(largest, 1))
+    workers = min(usable_cores(), max(len(blocks), 1), 1 + _MAX_AHEAD // max(largest, 1))
+    spare = _SPARE_AHEAD // max(largest, 1) - (workers - 1)
+    return workers, workers + max(0, min(spare, workers))
 
 
-def _pieces(
-    origin: Origin, blocks: Sequence[Block], workers: int
-) -> Generator[bytes | memoryview, None, None]:
+def _pieces(origin: Origin, blocks: Sequence[Block]) -> Generator[bytes | memoryview, None, None]:
     """The content of ``blocks``; only who reads the first one to its end has others worked on.
 
     Who looks something up reads a little here and there, and needs one block each time.
     """
+    workers, begun = _workers(blocks)
     if workers < 2:  # noqa: PLR2004 - nothing to share
         yield from _one_by_one(origin, blocks)
         return
     yield from _one_by_one(origin, blocks[:1])
-    decoded = pieces_in_order(_jobs(origin, blocks[1:]), workers)
+    decoded = pieces_in_order(_jobs(origin, blocks[1:]), workers, begun)
     try:
         yield from decoded
     finally:
