@@ -24,6 +24,9 @@ class MemoryOrigin:
     def read_at(self, offset: int, length: int) -> bytes:
         return self._content[offset : offset + length]
 
+    def open_file(self) -> None:
+        return None
+
 
 class StreamOrigin(MemoryOrigin):
     """A container that comes as a stream: each byte once, in order, its size unknown."""

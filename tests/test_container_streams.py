@@ -1,12 +1,14 @@
 import bz2
 import gzip
 import lzma
+import os
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import pytest
 from backports import zstd
@@ -18,7 +20,7 @@ from balenaflash.errors import ImageError
 from balenaflash.image.container import bzip2
 from balenaflash.image.container.bzip2_blocks import Bits, split
 from balenaflash.image.container.decoder import Input
-from balenaflash.image.container.origin import Origin
+from balenaflash.image.container.origin import FileOrigin, Origin
 from balenaflash.image.container.recognise import recognise
 
 needs_compressors = pytest.mark.needs("compressors")
@@ -211,10 +213,26 @@ def test_a_stream_that_needs_much_memory_is_refused_with_the_command_to_type() -
     assert caught.value.hint == "Unpack it first: zstd -dk --long=31 test"
 
 
-def decoded_by_program(stored: bytes) -> bytes:
+OpenOrigin = Callable[[bytes], Origin]
+
+
+@pytest.fixture(params=["memory", "file"])
+def open_origin(request: pytest.FixtureRequest) -> Iterator[OpenOrigin]:
+    """Gives what a program reads through a pipe, or by itself."""
+    with TemporaryFile() as file:
+
+        def in_file(stored: bytes) -> Origin:
+            os.ftruncate(file.fileno(), 0)
+            os.pwrite(file.fileno(), stored, 0)
+            return FileOrigin("test", file.fileno(), len(stored))
+
+        yield in_file if request.param == "file" else MemoryOrigin
+
+
+def decoded_by_program(origin: Origin) -> bytes:
     program = shutil.which("lbzip2")
     assert program is not None
-    decoder = bzip2.CompressedBzip2(MemoryOrigin(stored), program).open_decoder()
+    decoder = bzip2.CompressedBzip2(origin, program).open_decoder()
     with closing(decoder):
         found = bytearray()
         buffer = memoryview(bytearray(300_000))
@@ -224,28 +242,31 @@ def decoded_by_program(stored: bytes) -> bytes:
 
 
 @needs_compressors
-def test_lbzip2_decodes_the_same_and_is_believed_only_when_all_was_right() -> None:
+def test_lbzip2_decodes_the_same_and_is_believed_only_when_all_was_right(
+    open_origin: OpenOrigin,
+) -> None:
     stored = bz2.compress(IMAGE, 1)
-    assert decoded_by_program(stored) == IMAGE
-    assert decoded_by_program(stored + stored + bytes(1000)) == IMAGE + IMAGE
+    assert decoded_by_program(open_origin(stored)) == IMAGE
+    assert decoded_by_program(open_origin(stored + stored + bytes(1000))) == IMAGE + IMAGE
     for place in some_places(len(stored), 10):
         with pytest.raises(ImageError) as cut:
-            decoded_by_program(stored[:place])
+            decoded_by_program(open_origin(stored[:place]))
         assert cut.value.code in {"image-cut-short", "image-corrupt"}
         spoilt = bytearray(stored)
         spoilt[place] ^= 1
         found = None
         with suppress(ImageError):
-            found = decoded_by_program(bytes(spoilt))
+            found = decoded_by_program(open_origin(bytes(spoilt)))
         assert found in {None, IMAGE}
     with pytest.raises(ImageError) as behind:
-        decoded_by_program(stored + b"garbage")
+        decoded_by_program(open_origin(stored + b"garbage"))
     assert behind.value.code == "image-trailing-garbage"
+    assert f"ends at byte {len(stored)} " in str(behind.value)
 
 
 @needs_compressors
-def test_a_decoder_in_a_process_can_be_closed_in_the_middle() -> None:
-    decoder = bzip2.CompressedBzip2(MemoryOrigin(bz2.compress(IMAGE)), "lbzip2").open_decoder()
+def test_a_decoder_in_a_process_can_be_closed_in_the_middle(open_origin: OpenOrigin) -> None:
+    decoder = bzip2.CompressedBzip2(open_origin(bz2.compress(IMAGE)), "lbzip2").open_decoder()
     assert decoder.readinto(memoryview(bytearray(1000))) == 1000
     decoder.close()
     decoder.close()

@@ -4,9 +4,11 @@ It checks every CRC and says by its exit status whether all was right; only what
 stream it leaves out without a word, so that is looked at here.
 """
 
+import os
 import shutil
 import subprocess
 import threading
+from typing import IO
 
 from balenaflash.errors import ImageError
 from balenaflash.extent import KIB, MIB
@@ -31,14 +33,12 @@ class ProgramDecoder:
     """A `balenaflash.image.container.decoder.Decoder` in a process of its own."""
 
     def __init__(self, origin: Origin, program: str) -> None:
-        self._input = Input(origin)
         self._done = 0
-        self._tail = b""
-        self._failure: ImageError | None = None
-        self._closing = False
+        # A file it reads by itself: passing the bytes on takes time that decoding needs.
+        self._file = origin.open_file()
         self._process = subprocess.Popen(
             [program, "-dc"],
-            stdin=subprocess.PIPE,
+            stdin=subprocess.PIPE if self._file is None else self._file,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             bufsize=0,
@@ -47,8 +47,10 @@ class ProgramDecoder:
             # A Ctrl-C is for this program to deal with.
             start_new_session=True,
         )
-        self._feeder = threading.Thread(target=self._feed, name="feed-lbzip2", daemon=True)
-        self._feeder.start()
+        self._origin = origin
+        self._feeder = None
+        if self._process.stdin is not None:
+            self._feeder = _Feeder(Input(origin), self._process.stdin)
 
     def readinto(self, buffer: memoryview) -> int:
         """Fill ``buffer``; see ``Decoder``."""
@@ -65,30 +67,17 @@ class ProgramDecoder:
 
     def close(self) -> None:
         """End the process."""
-        self._closing = True
         if self._process.poll() is None:
             self._process.kill()
-        self._feeder.join()
+        if self._feeder is not None:
+            self._feeder.close()
         for stream in (self._process.stdout, self._process.stderr):
             if stream is not None:
                 stream.close()
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
         self._process.wait()
-
-    def _feed(self) -> None:
-        stdin = self._process.stdin
-        if stdin is None:
-            return
-        try:
-            with stdin:
-                while not self._closing and (data := self._input.read(MIB)):
-                    self._tail = (self._tail + data)[-_TAIL_SIZE:]
-                    view = memoryview(data)
-                    while view:
-                        view = view[stdin.write(view) :]
-        except BrokenPipeError:
-            return  # it has ended, and its status says why
-        except ImageError as error:
-            self._failure = error
 
     def _check_end(self) -> None:
         """Raise unless all was read and decoded.
@@ -96,18 +85,71 @@ class ProgramDecoder:
         Raises:
             ImageError: it was not, or something follows.
         """
-        self._feeder.join()
-        if self._failure is not None:
-            raise self._failure
-        name, place = self._input.name, self._input.position
+        tail, place = self._end_of_input()
+        name = self._origin.name
         if self._process.wait():
             told = b"" if self._process.stderr is None else self._process.stderr.read(_TOLD)
             why = told.decode(errors="replace").strip().rpartition(": ")[2] or "it is not sound"
             if why == _CUT_SHORT:
                 raise cut_short(name, Container.BZIP2, place, self._done)
             raise corrupt(name, Container.BZIP2, place, self._done, f"cannot be decoded: {why}")
-        ends = list(find_bits(self._tail, END_MAGIC))
+        ends = list(find_bits(tail, END_MAGIC))
         last = (max(ends) + MAGIC_BITS + _CRC_BITS + 7) // 8 if ends else 0
-        if self._tail[last:].strip(b"\0"):
-            place -= len(self._tail) - last
+        if tail[last:].strip(b"\0"):
+            place -= len(tail) - last
             raise trailing_garbage(name, Container.BZIP2, place, self._done)
+
+    def _end_of_input(self) -> tuple[bytes, int]:
+        """The last bytes that were read, and the offset behind them.
+
+        Raises:
+            ImageError: they cannot be read.
+        """
+        if self._feeder is not None:
+            return self._feeder.end()
+        # The program shares the descriptor's offset.
+        place = 0 if self._file is None else os.lseek(self._file, 0, os.SEEK_CUR)
+        start = max(0, place - _TAIL_SIZE)
+        return self._origin.read_at(start, place - start), place
+
+
+class _Feeder:
+    """A thread that passes the bytes of an origin on to a program."""
+
+    def __init__(self, source: Input, stdin: IO[bytes]) -> None:
+        self._input = source
+        self._stdin = stdin
+        self._tail = b""
+        self._failure: ImageError | None = None
+        self._closing = False
+        self._thread = threading.Thread(target=self._feed, name="feed-lbzip2", daemon=True)
+        self._thread.start()
+
+    def end(self) -> tuple[bytes, int]:
+        """When all was passed on: the last bytes, and the offset behind them.
+
+        Raises:
+            ImageError: reading failed.
+        """
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+        return self._tail, self._input.position
+
+    def close(self) -> None:
+        """Return when nothing more is passed on; the program has ended."""
+        self._closing = True
+        self._thread.join()
+
+    def _feed(self) -> None:
+        try:
+            with self._stdin:
+                while not self._closing and (data := self._input.read(MIB)):
+                    self._tail = (self._tail + data)[-_TAIL_SIZE:]
+                    view = memoryview(data)
+                    while view:
+                        view = view[self._stdin.write(view) :]
+        except BrokenPipeError:
+            return  # it has ended, and its status says why
+        except ImageError as error:
+            self._failure = error

@@ -94,6 +94,9 @@ class HttpOrigin:
                 return self._forward.read_at(offset, length)
             return self._read_anywhere(offset, min(offset + length, self._remote.total))
 
+    def open_file(self) -> None:
+        """They are in no file."""
+
     def close(self) -> None:
         """End all connections and threads; a read in another thread ends with an error."""
         self._remote.closed.set()

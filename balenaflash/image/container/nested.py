@@ -85,6 +85,9 @@ class _MemberOrigin:
         self._ended = filled < length
         return bytes(memoryview(buffer)[:filled])
 
+    def open_file(self) -> None:
+        """They are in no file."""
+
 
 class _OriginDecoder:
     """An origin's own bytes, of which the first were looked at."""

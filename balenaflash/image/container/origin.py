@@ -33,6 +33,12 @@ class Origin(Protocol):
             ImageError: they cannot be read.
         """
 
+    def open_file(self) -> int | None:
+        """A descriptor to read them with, at the first byte, for a program; the caller closes it.
+
+        ``None`` where they are in no file.
+        """
+
 
 class FileOrigin:
     """A container in a regular file or on a block device."""
@@ -67,6 +73,13 @@ class FileOrigin:
                 break
             data += more
         return data
+
+    def open_file(self) -> int | None:
+        """The file opened once more; it may have lost its name. ``None`` without /proc."""
+        try:
+            return os.open(f"/proc/self/fd/{self._descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
 
     def _pread(self, offset: int, length: int) -> bytes:
         try:
@@ -112,3 +125,7 @@ class Peeked:
         if len(head) == length:
             return head
         return head + self._origin.read_at(offset + len(head), length - len(head))
+
+    def open_file(self) -> int | None:
+        """The origin's."""
+        return self._origin.open_file()

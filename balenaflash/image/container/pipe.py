@@ -48,6 +48,9 @@ class PipeOrigin:
         """
         return self._forward.read_at(offset, length)
 
+    def open_file(self) -> None:
+        """They are in no file."""
+
     def digest(self) -> str:
         """SHA-256 of all bytes from start to end, in hexadecimal; reads what is left first.
 
