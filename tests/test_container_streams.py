@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balenaflash.errors import ImageError
+from balenaflash.extent import MIB
 from balenaflash.image.container import bzip2
 from balenaflash.image.container.bzip2_blocks import Bits, split
 from balenaflash.image.container.decoder import Input
@@ -262,6 +263,18 @@ def test_lbzip2_decodes_the_same_and_is_believed_only_when_all_was_right(
         decoded_by_program(open_origin(stored + b"garbage"))
     assert behind.value.code == "image-trailing-garbage"
     assert f"ends at byte {len(stored)} " in str(behind.value)
+
+
+@needs_compressors
+@pytest.mark.parametrize("gap", [1, 100_000, 20 * MIB])
+def test_a_stream_behind_zeros_that_lbzip2_leaves_out_is_missed(
+    open_origin: OpenOrigin, gap: int
+) -> None:
+    stored = bz2.compress(IMAGE, 1)
+    assert decoded_by_program(open_origin(stored + bytes(gap))) == IMAGE
+    with pytest.raises(ImageError) as behind:
+        decoded_by_program(open_origin(stored + bytes(gap) + stored))
+    assert behind.value.code == "image-trailing-garbage"
 
 
 @needs_compressors
