@@ -1,11 +1,13 @@
 """``devices`` as users meet it."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
 from commandline import RunBalenaflash
+from faultdev import MakeFaultDevice
 from loopdev import AttachLoop
 
 from balenaflash.extent import MIB
@@ -100,3 +102,35 @@ def test_the_keys_of_a_device_are_these(node: Path, balenaflash: RunBalenaflash)
             "refusals",
         ),
     ]
+
+
+HANGING = 20.0
+"""Seconds after which a command is taken to hang; it needs a fraction of one."""
+
+
+@pytest.mark.needs("root")
+def test_a_loop_device_whose_file_does_not_answer_holds_up_no_other_disk(
+    balenaflash: RunBalenaflash,
+    attach_loop: AttachLoop,
+    fault_device: MakeFaultDevice,
+    tmp_path: Path,
+) -> None:
+    image, disk = tmp_path / "sample.img", tmp_path / "disk"
+    assert balenaflash("sample", image).returncode == 0
+    disk.touch()
+    os.truncate(disk, image.stat().st_size)
+    node = attach_loop(disk)
+    dead = fault_device(size=MIB)
+    # The source of a mount may be any text, also the name of that file.
+    point = tmp_path / "point"
+    point.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", dead.medium, point], check=True)
+    try:
+        with dead.hanging():
+            devices = balenaflash("devices", "--json", timeout=HANGING)
+            write = balenaflash("write", "--yes", image, node, timeout=HANGING)
+    finally:
+        subprocess.run(["umount", point], check=True)
+    assert devices.returncode == 0, devices.stderr
+    assert str(dead.node) in devices.stdout
+    assert write.returncode == 0, write.stderr

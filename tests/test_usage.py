@@ -331,6 +331,14 @@ def test_a_loop_device_over_a_loop_device_is_a_use(
     assert find_disk(lower).device_number in disks_under(upper)
 
 
+def test_a_loop_device_over_a_node_in_a_chroot_is_a_use(tree: DeviceTree) -> None:
+    tree.add_disk(devicetree.USB_STICK, "8:48")
+    tree.add_virtual("loop0", "7:0", attributes={"loop/backing_file": "/srv/chroot/dev/sdd"})
+    assert uses_of(tree, "sdd") == []  # just a file of that name
+    tree.mount("0:6", "/srv/chroot/dev", "udev", filesystem="devtmpfs")
+    assert uses_of(tree, "sdd") == [("loop", "sdd", "/dev/loop0")]
+
+
 def test_a_file_is_recognised_through_the_loop_devices_over_it(
     tmp_path: Path, disk_image: Path, attach_loop: AttachLoop
 ) -> None:

@@ -106,7 +106,7 @@ def _find_open_nodes(
     for link in _list(process / "fd"):
         path = _read_link(link)
         # Only nodes are looked at more closely: a file on a network that is down would hang.
-        if path is None or not Path(path).is_relative_to(kernel.dev):
+        if path is None or kernel.locate_node(path) is None:
             continue
         try:
             status = link.stat()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 _DELETED = " (deleted)"  # appended by the kernel to a path that was removed
+_SHARED_MEMORY = "shm"  # below /dev, a place for files of all users, shm_overview(7)
 
 
 class DeviceNumber(NamedTuple):
@@ -56,12 +57,16 @@ class Kernel:
     def find_number(self, node: str) -> DeviceNumber | None:
         """The number of the block device that ``node`` names; ``None`` if it names none.
 
+        ``node`` is what the kernel reports: the source of a mount, a swap area, the file of a
+        loop device. Such a file may be on a network that does not answer, and who looks at it
+        can then not be killed. So only a path below ``/dev`` is looked at.
+
         A node that was removed, or that another mount namespace sees, is looked up by
         its name: devtmpfs calls it as sysfs does, with ``!`` for ``/``.
         """
-        path = self._locate(node)
-        if not path.is_absolute():
-            return None  # the source of a mount may be any text
+        path = self.locate_node(node)
+        if path is None:
+            return None
         status = _stat(path)
         if status is not None and stat.S_ISBLK(status.st_mode):
             return DeviceNumber.from_raw(status.st_rdev)
@@ -75,20 +80,21 @@ class Kernel:
             return None  # not a block device, or one that is gone
         return DeviceNumber.parse(text)
 
-    def _locate(self, node: str) -> Path:
-        path = Path(node)
-        if path.is_relative_to("/dev"):
-            return self.dev / path.relative_to("/dev")
-        return path
+    def locate_node(self, node: str) -> Path | None:
+        """Where ``node`` is if it is a node below ``/dev``; ``None`` if it is elsewhere."""
+        path = Path(os.path.normpath(node))
+        for dev in (Path("/dev"), self.dev):
+            if path.is_relative_to(dev):
+                name = path.relative_to(dev)
+                return None if name.parts[:1] == (_SHARED_MEMORY,) else self.dev / name
+        return None
 
 
 def _stat(path: Path) -> os.stat_result | None:
     try:
         return path.stat()
     except OSError:
-        # Absent here, or a file where this user may not look, such as the one below
-        # somebody else's loop device. Nodes are where everybody may look.
-        return None
+        return None  # absent here, or where this user may not look
 
 
 RUNNING_KERNEL = Kernel()

@@ -45,6 +45,20 @@ def _read_numbers(links: Iterable[Path]) -> Iterator[DeviceNumber]:
             yield number
 
 
+def find_node_number(path: str, kernel: Kernel, mounts: tuple[Mount, ...]) -> DeviceNumber | None:
+    """The number of the block device at an absolute ``path``; ``None`` if it is none.
+
+    Also of a node in the ``/dev`` of a chroot. Nothing outside ``/dev`` is looked at.
+    """
+    number = kernel.find_number(path)
+    if number is not None:
+        return number
+    mount = find_mount(mounts, path)
+    if mount is None or mount.filesystem != "devtmpfs":
+        return None
+    return kernel.find_number(f"/dev/{Path(path).relative_to(mount.mount_point)}")
+
+
 class DiskFinder:
     """Finds the whole disks that things stand on, each device looked at once."""
 
@@ -67,7 +81,7 @@ class DiskFinder:
 
     def add_path(self, path: str) -> None:
         """Follow the file or block device at an absolute path."""
-        number = self._kernel.find_number(path)
+        number = find_node_number(path, self._kernel, self._mounts)
         if number is not None:
             self.add_device(number)
         elif (mount := find_mount(self._mounts, path)) is not None:

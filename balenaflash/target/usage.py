@@ -12,8 +12,8 @@ from pathlib import Path
 from balenaflash.target import sysfs
 from balenaflash.target.discovery import Disk
 from balenaflash.target.kernel import RUNNING_KERNEL, DeviceNumber, Kernel
-from balenaflash.target.mounts import read_mounts, read_swaps
-from balenaflash.target.stack import DiskFinder, find_mounted_devices
+from balenaflash.target.mounts import Mount, read_mounts, read_swaps
+from balenaflash.target.stack import DiskFinder, find_mounted_devices, find_node_number
 
 _SYSTEM_MOUNT_POINTS = frozenset(
     {
@@ -91,11 +91,16 @@ def _note(reasons: dict[DeviceNumber, list[str]], finder: DiskFinder, name: str)
 def disks_under(path: Path, kernel: Kernel = RUNNING_KERNEL) -> frozenset[DeviceNumber]:
     """Whole block devices that a file lies on; of a block device itself and those below it.
 
+    The user named ``path``, so it is looked at wherever it is.
+
     Raises:
         TargetRefusedError: the kernel's lists cannot be read.
     """
     finder = DiskFinder(kernel, read_mounts(kernel))
-    finder.add_path(str(path.resolve()))
+    if path.is_block_device():
+        finder.add_device(DeviceNumber.from_raw(path.stat().st_rdev))
+    else:
+        finder.add_path(str(path.resolve()))
     return finder.found
 
 
@@ -131,15 +136,14 @@ class Usage:
             TargetRefusedError: the kernel's lists cannot be read.
         """
         self._kernel = kernel
-        self._mounts = [
-            (find_mounted_devices(mount, kernel), mount) for mount in read_mounts(kernel)
-        ]
+        mounts = read_mounts(kernel)
+        self._mounts = [(find_mounted_devices(mount, kernel), mount) for mount in mounts]
         self._swaps = [
             (kernel.find_number(swap.path), swap.path)
             for swap in read_swaps(kernel)
             if not swap.is_file
         ]
-        self._loops = list(self._list_loops())
+        self._loops = list(self._list_loops(mounts))
         self._system = system_disks(kernel)
 
     def of(self, disk: Disk) -> tuple[Use, ...]:
@@ -150,14 +154,15 @@ class Usage:
         """What of the running system stands on the disk, as `system_disks`."""
         return self._system.get(disk.device_number, ())
 
-    def _list_loops(self) -> Iterator[tuple[DeviceNumber, Path]]:
+    def _list_loops(self, mounts: tuple[Mount, ...]) -> Iterator[tuple[DeviceNumber, Path]]:
         """Loop devices over block devices: the number below, the directory above."""
         for link in sorted((self._kernel.sys / "block").glob("loop*")):
             directory = link.resolve()
             backing_file = sysfs.read_backing_file(directory)
-            number = self._kernel.find_number(backing_file) if backing_file else None
-            if number is not None:
-                yield number, directory
+            if backing_file is not None:
+                number = find_node_number(backing_file, self._kernel, mounts)
+                if number is not None:
+                    yield number, directory
 
     def _find(self, disk: Path, seen: set[Path]) -> Iterator[Use]:
         if disk in seen:

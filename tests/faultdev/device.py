@@ -2,11 +2,14 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +20,9 @@ import loopdev
 from faultdev.behaviour import Behaviour, Beyond, Fault, Stats
 
 _MEMORY = Path("/dev/shm")  # noqa: S108 - a disk in memory, in a private folder there
+_ATTRIBUTE_LIFE = 1.2
+"""Seconds until the kernel asks the server again for what it knows of the medium, and more."""
+
 _TESTS = Path(__file__).resolve().parents[1]
 
 
@@ -35,12 +41,13 @@ class FaultDevice:
         self._folder = Path(
             tempfile.mkdtemp(prefix="faultdev-", dir=_MEMORY if _MEMORY.is_dir() else None)
         )
-        self._medium = self._folder / "medium"
+        self.medium = self._folder / "medium"
+        """The file below the loop device."""
         self._backing = self._folder / "backing"
-        self._medium.touch()
+        self.medium.touch()
         self._start_server()
         try:
-            self.node = loopdev.attach(self._medium, sector_size=sector_size, direct_io=True)
+            self.node = loopdev.attach(self.medium, sector_size=sector_size, direct_io=True)
         except BaseException:
             self._stop_server()
             raise
@@ -60,7 +67,7 @@ class FaultDevice:
         # A slow or failing medium would hold up what is still to be written back.
         self.set()
         try:
-            loopdev.detach(self.node, self._medium)
+            loopdev.detach(self.node, self.medium)
         finally:
             self._stop_server()
 
@@ -94,8 +101,21 @@ class FaultDevice:
     def vanish(self) -> None:
         """Be pulled out: every request fails, and the size of the device is zero."""
         self._order(Behaviour(gone=True))
-        self._medium.stat()  # lets the kernel learn the new size
+        self.medium.stat()  # lets the kernel learn the new size
         subprocess.run(["losetup", "--set-capacity", self.node], check=True)
+
+    @contextmanager
+    def hanging(self) -> Iterator[None]:
+        """Within the block no request is answered, as by a server that is down.
+
+        Whoever looks at the medium waits until then, and cannot be killed.
+        """
+        self._server.send_signal(signal.SIGSTOP)
+        time.sleep(_ATTRIBUTE_LIFE)
+        try:
+            yield
+        finally:
+            self._server.send_signal(signal.SIGCONT)
 
     def stats(self) -> Stats:
         """What reached the medium since `set` was last called."""
@@ -128,7 +148,7 @@ class FaultDevice:
         self._control = Connection(ours.detach())
         # Neither site-packages nor coverage: a server of plain Python starts in 40 ms.
         command = [sys.executable, "-S", "-m", "faultdev.server", str(theirs.fileno())]
-        command += [str(self._medium), str(self._backing), str(self.size)]
+        command += [str(self.medium), str(self._backing), str(self.size)]
         with theirs:
             self._server = subprocess.Popen(command, cwd=_TESTS, pass_fds=[theirs.fileno()])
         self._control.recv()
