@@ -86,10 +86,26 @@ def test_two_disks_of_one_serial_number_are_both_named(tree: DeviceTree) -> None
     assert "sdc" not in words
 
 
+def test_of_two_readers_of_one_serial_number_the_one_with_a_card_is_not_chosen(
+    tree: DeviceTree,
+) -> None:
+    # As Alcor's: every reader of that make has this number.
+    add_stick(tree, "sda", 1, "058F63666485", sectors=0)
+    add_stick(tree, "sdb", 2, "058F63666485")
+    code, words = refusal(tree, "serial:058F63666485")
+    assert code == "target-ambiguous"
+    assert "port:1-2.1" in words
+    assert "port:1-2.2" in words
+    assert find(tree, "port:1-2.2").node.name == "sdb"
+    assert find(tree, "port:1-2.1").node.name == "sda"  # empty, and refused for that later
+    assert find(tree, "slot:left", {"left": "1-2.2"}).node.name == "sdb"
+
+
 def test_of_a_reader_the_slot_that_alone_holds_a_card_is_meant(tree: DeviceTree) -> None:
     add_stick(tree, "sda", 1, "READER", sectors=0)
     add_stick(tree, "sdb", 1, "READER", lun=1)
     assert find(tree, "port:1-2.1").node.name == "sdb"
+    assert find(tree, "serial:READER").node.name == "sdb"
     add_stick(tree, "sdc", 1, "READER", lun=2)
     assert refusal(tree, "port:1-2.1")[0] == "target-ambiguous"
 
@@ -97,10 +113,15 @@ def test_of_a_reader_the_slot_that_alone_holds_a_card_is_meant(tree: DeviceTree)
 def test_every_name_that_is_offered_finds_its_disk(tree: DeviceTree) -> None:
     add_stick(tree, "sda", 1, "AA11")
     add_stick(tree, "sdb", 2, None)
+    add_stick(tree, "sdc", 4, "SAME")
+    add_stick(tree, "sdd", 5, "SAME", sectors=0)
+    add_stick(tree, "sde", 6, "READER")
+    add_stick(tree, "sdf", 6, "READER", lun=1)
     tree.add_disk(devicetree.NVME, "259:0", attributes={"device/serial": "S4EW"})
     slots = {"left": "1-2.2", "right": "1-2.3"}
     names = list_names(tree.kernel, RecordedUdev(tree), slots)
-    assert set(names) == {"serial:AA11", "serial:S4EW", "port:1-2.1", "port:1-2.2", "slot:left"}
+    ports = {"port:1-2.1", "port:1-2.2", "port:1-2.4", "port:1-2.5"}
+    assert set(names) == {"serial:AA11", "serial:S4EW", "slot:left", *ports}
     for name, about in names.items():
         assert str(find(tree, name, slots).node) in about
 

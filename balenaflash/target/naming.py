@@ -59,7 +59,8 @@ def find_named(
     """The one whole block device that ``target`` names; ``slots`` are the lab's own by default.
 
     A reader with several slots is several disks in one port; of them one that alone has a card is
-    meant.
+    meant. Two readers with one serial number are told apart by port or slot only: where the card
+    is missing in the one that is meant, that in the other must not be written.
 
     Raises:
         TargetRefusedError: there is none (``target-missing``), or there are several
@@ -88,17 +89,20 @@ def list_names(
     Raises:
         ConfigError, ToolMissingError: as `find_named`.
     """
-    names: dict[str, str] = {}
     ports = {port: name for name, port in (read_slots() if slots is None else slots).items()}
+    named: dict[DiskName, list[Disk]] = {}
     for disk in list_disks(kernel, database):
-        about = " ".join(filter(None, [str(disk.node), format_size(disk.size), disk.model]))
         if disk.serial is not None:
-            names[f"{NameKind.SERIAL}:{disk.serial}"] = about
+            named.setdefault(DiskName(NameKind.SERIAL, disk.serial), []).append(disk)
         if disk.usb_port is not None:
-            names[f"{NameKind.PORT}:{disk.usb_port}"] = about
+            named.setdefault(DiskName(NameKind.PORT, disk.usb_port), []).append(disk)
         if disk.usb_port in ports:
-            names[f"{NameKind.SLOT}:{ports[disk.usb_port]}"] = about
-    return names
+            named.setdefault(DiskName(NameKind.SLOT, ports[disk.usb_port]), []).append(disk)
+    return {
+        str(name): " ".join(filter(None, [str(meant.node), format_size(meant.size), meant.model]))
+        for name, found in named.items()
+        if (meant := _find_meant(found)) is not None
+    }
 
 
 def _port_of(target: DiskName, slots: Mapping[str, str]) -> str:
@@ -113,14 +117,14 @@ def _port_of(target: DiskName, slots: Mapping[str, str]) -> str:
 
 
 def _choose(target: DiskName, found: Sequence[Disk], disks: Sequence[Disk]) -> Disk:
-    holding = [disk for disk in found if disk.size]
-    if len(found) == 1 or len(holding) == 1:
-        return (holding or found)[0]
+    disk = _find_meant(found)
+    if disk is not None:
+        return disk
     if found:
         raise _refusal(
             "target-ambiguous",
             f"{target}: names {len(found)} disks: {', '.join(map(_describe, found))}",
-            "Name one of them by its node.",
+            "Name one of them by its port or its node.",
         )
     there = [_describe(disk) for disk in disks]
     raise _refusal(
@@ -128,6 +132,16 @@ def _choose(target: DiskName, found: Sequence[Disk], disks: Sequence[Disk]) -> D
         f"{target}: no disk that is here is named so",
         f"Here are: {', '.join(there)}" if there else "Plug it in, then: balenaflash devices",
     )
+
+
+def _find_meant(found: Sequence[Disk]) -> Disk | None:
+    """The disk that is meant of those ``found`` by one name; ``None`` if that is not clear."""
+    if len(found) == 1:
+        return found[0]
+    holding = [disk for disk in found if disk.size]
+    ports = {disk.usb_port for disk in found}
+    is_one_reader = len(ports) == 1 and None not in ports
+    return holding[0] if is_one_reader and len(holding) == 1 else None
 
 
 def _describe(disk: Disk) -> str:
