@@ -1,12 +1,12 @@
 """Signals: the first stops work at the next block, the second at once."""
 
-import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from balenaflash.cli.session import Session
+from balenaflash.cli.standard_streams import write_error
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -48,8 +48,8 @@ def stop_at_next_block(session: Session) -> Iterator[StopRequest]:
         if stop.requested:
             raise KeyboardInterrupt
         stop.requested = True
-        # os.write and not print: the signal may arrive in the middle of a print.
-        os.write(2, b"\nInterrupted: finishing the block; once more to leave now.\n")
+        # Not printed: the signal may arrive in the middle of a print.
+        write_error(b"\nInterrupted: finishing the block; once more to leave now.\n")
 
     with _handlers(request):
         yield stop

@@ -12,6 +12,12 @@ from balenaflash.cli.answer import Answer, show_answer, show_problems
 from balenaflash.cli.interrupts import interruptible
 from balenaflash.cli.lazy import LazyGroup
 from balenaflash.cli.session import Session
+from balenaflash.cli.standard_streams import (
+    OutputError,
+    output_failed,
+    prepare_standard_streams,
+    show,
+)
 from balenaflash.errors import BalenaflashError, InterruptedWriteError, Problem
 
 _EPILOG = """\b
@@ -99,11 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 args=arguments, prog_name="balenaflash", standalone_mode=False, obj=session
             )
             if isinstance(answer, Answer):
-                show_answer(
-                    answer, command=session.command, as_json=session.json, quiet=session.quiet
-                )
-                sys.stdout.flush()
-                status = _status_of(answer.failures, answer.exit_status, session)
+                status = _show_answer(answer, session)
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.Abort:
@@ -113,26 +115,40 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _show_usage_error(error, session)
     except BalenaflashError as error:
         return _show_error(error, session)
-    except BrokenPipeError:
-        # The reader of stdout has gone; the interpreter's own flush must not complain either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+    except OutputError as error:
+        return output_failed(error, status)
     return status
 
 
+def _show_answer(answer: Answer, session: Session) -> int:
+    status = _status_of(answer.failures, answer.exit_status, session)
+    return show(
+        status,
+        lambda: show_answer(
+            answer, command=session.command, as_json=session.json, quiet=session.quiet
+        ),
+    )
+
+
 def _show_usage_error(error: click.ClickException, session: Session) -> int:
-    if session.json:
-        problems = (Problem("usage", error.format_message()),)
-        show_problems(problems, command=session.command, exit_status=error.exit_code, as_json=True)
-    else:
+    if not session.json:
         error.show()
-    return error.exit_code
+        return error.exit_code
+    return _show_problems((Problem("usage", error.format_message()),), error.exit_code, session)
 
 
 def _show_error(error: BalenaflashError, session: Session) -> int:
     status = _status_of([error], error.exit_status, session)
-    show_problems(error.problems, command=session.command, exit_status=status, as_json=session.json)
-    return status
+    return _show_problems(error.problems, status, session)
+
+
+def _show_problems(problems: Sequence[Problem], status: int, session: Session) -> int:
+    return show(
+        status,
+        lambda: show_problems(
+            problems, command=session.command, exit_status=status, as_json=session.json
+        ),
+    )
 
 
 def _status_of(errors: Sequence[BalenaflashError], status: int, session: Session) -> int:
@@ -144,6 +160,7 @@ def _status_of(errors: Sequence[BalenaflashError], status: int, session: Session
 
 def entry() -> None:
     """Run as the ``balenaflash`` command: exit with the status, or die by the signal."""
+    prepare_standard_streams()
     try:
         status = main()
     except Exception:

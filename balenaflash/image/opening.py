@@ -7,7 +7,6 @@ import errno
 import fcntl
 import hashlib
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +25,8 @@ from balenaflash.image.container.plain import OriginSource, PlainDecoder
 from balenaflash.image.container.recognise import recognise
 from balenaflash.image.source import FileSource, Source, open_source
 from balenaflash.image.stream import StreamSource
+
+_STANDARD_INPUT = 0
 
 _JUMP = 32 << 20
 """Bytes forward from which on a decoder that can start elsewhere does: more than a block has."""
@@ -79,7 +80,7 @@ def open_for_reading(
         case StandardInput():
             from balenaflash.image.container.pipe import PipeOrigin  # noqa: PLC0415 - as below
 
-            with PipeOrigin(sys.stdin.fileno()) as pipe:
+            with PipeOrigin(_STANDARD_INPUT) as pipe:
                 yield from _open_origin(pipe, member, sha256)
         case Url():
             # TLS takes as long to import as all the rest.

@@ -108,8 +108,12 @@ def _read_some(descriptor: int, limit: int) -> bytes:
 def _prepare(descriptor: int, name: str) -> None:
     try:
         mode = os.fstat(descriptor).st_mode
+        access = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE
     except OSError as error:
         raise _unreadable(name, f"at byte 0: {error.strerror}") from error
+    # The command line opens a closed standard input so; see `prepare_standard_streams`.
+    if access == os.O_WRONLY:
+        raise _unreadable(name, "because it is closed")
     if os.isatty(descriptor):
         raise ImageError(
             f"{name}: standard input is a terminal, not an image",
