@@ -10,7 +10,8 @@ BalenaflashError            1   (never raised itself; a plain exception is a bug
 ├── TargetRefusedError      4   nothing was written
 └── WriteError              5   the target may hold part of what was asked for
     ├── InterruptedWriteError   by signal
-    └── VerificationError   6   the read-back differs
+    ├── VerificationError   6   the read-back differs
+    └── ImageFailedError    7   the image failed while it was written; the medium did not
 
 The class answers whether the target was touched, the message names the thing and
 the fact, and the hint says what to do next. Wrong usage (2) is click's own.
@@ -144,6 +145,17 @@ class InterruptedWriteError(WriteError):
     """Writing was interrupted by a signal: the target's content is undefined."""
 
     default_code = "interrupted"
+
+
+class ImageFailedError(WriteError):
+    """The image failed after writing had begun, and the target holds part of it.
+
+    It could not be read to its end, or was damaged, changed or not the one that was promised.
+    The same before the first byte is written is an `ImageError`.
+    """
+
+    exit_status = 7
+    default_code = "image-failed"
 
 
 class VerificationError(WriteError):

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 from balenaflash.chunk_queue import ChunkQueue, Release, released_on_failure
 from balenaflash.disk_end import wipe_stale_backups
-from balenaflash.errors import ImageError, InterruptedWriteError, WriteError
+from balenaflash.errors import ImageError, ImageFailedError, InterruptedWriteError, WriteError
 from balenaflash.extent import Extent, format_size
 from balenaflash.image.chunks import CHUNK_SIZE, Chunk, ChunkRecord, padded, pieces_digest, spans
 from balenaflash.planning import WritePlan
 from balenaflash.progress import Progress
 from balenaflash.stopping import Stop
-from balenaflash.target.medium import Medium
+from balenaflash.target.medium import Begun, Medium
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,21 +73,21 @@ class Writer:
     _wiped: tuple[Extent, ...] = ()
     _wiping: threading.Lock = field(default_factory=threading.Lock)
     _is_wiped: bool = False
+    _begun: Begun = Begun.NOTHING
 
     def write_all(self) -> Written:
         """Write every chunk of the queue, the head last and after a flush, and flush.
 
         Raises:
-            WriteError: the medium failed, is smaller than the image, or the image failed after
-                writing had begun. The target holds part of the image; its head is zeroed, so it
-                does not boot.
+            ImageError: the image failed before anything was written.
+            ImageFailedError: it failed later. The target holds part of it; its head is zeroed,
+                so it does not boot.
+            WriteError: the medium failed, or is smaller than the image; the same state.
             InterruptedWriteError: ``stop`` said so; the same state.
         """
         # Asked once: of a file the room shrinks as it is written.
         self._capacity = self.medium.capacity
         try:
-            if not self.skips_equal:
-                self._wipe_head()
             with ThreadPoolExecutor(self.requests, "write") as pool:
                 try:
                     self._write_chunks(pool)
@@ -112,6 +112,9 @@ class Writer:
                 if chunk.record.extent.start < self.plan.head.end:
                     self._settle(0)
                     end = max(self._image_size, self.plan.least_size)
+                    if self._begun is Begun.NOTHING:
+                        # All else was equal, and the wiping may fail half-way.
+                        self._begun = Begun.PART
                     self._wiped = wipe_stale_backups(self.medium, end)
                     self.medium.flush()
                 future = pool.submit(self._write, chunk)
@@ -135,15 +138,16 @@ class Writer:
             hint="Write it again from the start.",
         )
 
-    def _image_failure(self, fault: ImageError) -> WriteError:
+    def _image_failure(self, fault: ImageError) -> ImageError | WriteError:
         if fault.code == "image-too-large":
             error = self._too_small()
             return self._failure(str(error), error.code, error.hint)
-        return WriteError(
+        if self._begun is Begun.NOTHING and not self.medium.was_emptied:
+            return fault
+        return ImageFailedError(
             f"{self.medium.name}: writing stopped after {format_size(self._accepted)}, "
             f"since the image failed: {fault}; {self._state}",
             written=self._accepted,
-            code="image-failed",
             hint=fault.hint or "Fetch the image again, then write it from the start.",
         )
 
@@ -157,8 +161,9 @@ class Writer:
         )
 
     def _failure(self, fact: str, code: str, hint: str | None) -> WriteError:
+        written = f"{format_size(self._accepted)} had been written, " if self._accepted else ""
         return WriteError(
-            f"{fact}; {format_size(self._accepted)} had been written, {self._state}",
+            f"{fact}; {written}{self._state}",
             written=self._accepted,
             code=code,
             hint=hint,
@@ -167,9 +172,7 @@ class Writer:
     @property
     def _state(self) -> str:
         """What the target is now, as the end of a sentence."""
-        if self.skips_equal and not self._is_wiped and not self._wiped:
-            return "what it held before is unchanged"
-        return self.medium.if_unfinished
+        return self.medium.describe_unfinished(self._begun)
 
     def _settle(self, left: int) -> None:
         """Wait until at most ``left`` requests are on their way."""
@@ -184,6 +187,8 @@ class Writer:
             else:
                 self._records.append(record)
                 self._accepted += record.size
+                if record.size:
+                    self._begun = Begun.PART
             self._show(record)
 
     def _show(self, record: ChunkRecord) -> None:
@@ -205,8 +210,8 @@ class Writer:
     def _write(self, chunk: Chunk) -> bool:
         """Write what must be; whether the medium held it already."""
         record = chunk.record
-        if self.skips_equal and record.pieces:
-            if self._is_equal(record):
+        if record.pieces:
+            if self.skips_equal and self._is_equal(record):
                 return True
             self._wipe_head()
         for piece in record.pieces:
@@ -225,9 +230,11 @@ class Writer:
                 size = padded(self.plan.head.size, self.medium.alignment)
                 # mmap gives zeroed pages, aligned as O_DIRECT wants them.
                 self._is_wiped = True
+                self._begun = Begun.FIRST_WRITE
                 self.medium.write(self.plan.head.start, memoryview(mmap.mmap(-1, size)))
                 # Should it be pulled out now, its cache must not have kept this for later.
                 self.medium.flush()
+                self._begun = Begun.START_ZEROED
 
     def _is_equal(self, record: ChunkRecord) -> bool:
         buffer = memoryview(mmap.mmap(-1, CHUNK_SIZE))

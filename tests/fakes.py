@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from balenaflash.errors import ImageError, WriteError
 from balenaflash.image.source import RandomAccess
 from balenaflash.progress import Phase
+from balenaflash.target.medium import Begun
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,8 +69,11 @@ class MemoryMedium:
         return self._alignment
 
     @property
-    def if_unfinished(self) -> str:
-        return "it stays as it is"
+    def was_emptied(self) -> bool:
+        return False
+
+    def describe_unfinished(self, begun: Begun) -> str:
+        return f"it stays as it is ({begun.name})"
 
     def write(self, offset: int, buffer: memoryview) -> None:
         end = offset + len(buffer)

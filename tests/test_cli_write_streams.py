@@ -225,14 +225,31 @@ def test_an_image_with_another_sum_never_boots(
     # The sum of what is in a container is known at its end.
     packed = compress(gpt.path)
     run = balenaflash("write", "--yes", "--json", "--sha256", wrong, packed, node)
-    assert run.returncode == 5
+    assert run.returncode == 7
+    assert json.loads(run.stdout)["errors"][0]["code"] == "image-failed"
     assert "its SHA-256 is" in json.loads(run.stdout)["errors"][0]["message"]
     with node.open("rb") as device:
         assert not any(device.read(MIB))
     run = balenaflash("write", "--sha256", wrong, packed, tmp_path / "copy.img")
-    assert (run.returncode, run.stdout) == (5, "")
+    assert (run.returncode, run.stdout) == (7, "")
     assert not (tmp_path / "copy.img").exists()
     assert balenaflash("write", "--sha256", "abc", packed, tmp_path / "x").returncode == 2
+
+
+def test_an_image_that_ends_too_early_is_told_apart_from_a_failing_card(
+    gpt: BuiltImage, attach_loop: AttachLoop, tmp_path: Path
+) -> None:
+    size = gpt.path.stat().st_size
+    cut = tmp_path / "cut.gz"
+    cut.write_bytes(compress(gpt.path).read_bytes()[:-4])  # half of the trailer of RFC 1952, 2.3.1
+    node = make_device(attach_loop, tmp_path / "disk", size)
+    run = piped(cut, "write", "--yes", "--json", "-", node)
+    assert run.returncode == 7, run.stderr
+    envelope = json.loads(run.stdout)
+    assert (envelope["exit_status"], envelope["errors"][0]["code"]) == (7, "image-failed")
+    assert "holds part of the image and will not boot" in run.stderr
+    with node.open("rb") as device:
+        assert not any(device.read(MIB))
 
 
 def test_a_member_is_refused_of_what_has_none(

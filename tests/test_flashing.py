@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from balenaflash.errors import (
     BalenaflashError,
+    ImageError,
+    ImageFailedError,
     InterruptedWriteError,
     VerificationError,
     WriteError,
@@ -30,6 +32,7 @@ from balenaflash.image.table.model import (
 from balenaflash.planning import WritePlan
 from balenaflash.progress import NO_PROGRESS, Phase, Progress
 from balenaflash.stopping import Stop
+from balenaflash.target.medium import Begun
 from balenaflash.verification import verify
 
 BOOT = Extent(1 * MIB, 2 * MIB)
@@ -254,15 +257,38 @@ def test_a_failing_medium_leaves_a_target_that_cannot_boot() -> None:
     assert [phase for phase, _total, _done in progress.phases] == [Phase.WRITE]
 
 
-def test_an_image_that_fails_half_way_is_a_failed_write() -> None:
+def test_an_image_that_fails_half_way_is_told_apart_from_a_failing_medium() -> None:
     image = pattern(10 * MIB)
     medium = MemoryMedium(10 * MIB)
     source = MemorySource(image, broken_at=5 * MIB)
-    with pytest.raises(WriteError, match="since the image failed") as failure:
+    with pytest.raises(ImageFailedError, match="since the image failed") as failure:
         flash_one(source, medium, make_plan(len(image)))
-    assert failure.value.exit_status == 5
+    assert failure.value.exit_status == 7
     assert failure.value.code == "image-failed"
     assert not any(medium.content[:MIB])
+
+
+def test_an_image_that_fails_before_anything_is_written_leaves_the_target_alone() -> None:
+    image = pattern(10 * MIB)
+    medium = MemoryMedium(10 * MIB)
+    before = bytes(medium.content)
+    with pytest.raises(ImageError) as failure:
+        flash_one(MemorySource(image, broken_at=2 * MIB), medium, make_plan(len(image)))
+    assert failure.value.exit_status == 3
+    assert medium.content == before
+
+
+@pytest.mark.parametrize(
+    ("fails_at", "state"),
+    [(0, Begun.FIRST_WRITE), (MIB, Begun.START_ZEROED), (6 * MIB, Begun.PART)],
+)
+def test_how_far_writing_had_come_is_told(fails_at: int, state: Begun) -> None:
+    image = pattern(10 * MIB)
+    medium = MemoryMedium(10 * MIB)
+    medium.fails_at = fails_at
+    with pytest.raises(WriteError, match=state.name) as failure:
+        flash_one(MemorySource(image), medium, make_plan(len(image)))
+    assert ("had been written" in str(failure.value)) == (failure.value.written > 0)
 
 
 def test_a_crash_of_the_reader_is_raised_and_the_target_does_not_boot() -> None:
@@ -376,7 +402,7 @@ def test_an_equal_target_that_is_interrupted_was_not_changed() -> None:
     medium.content[:] = image
     medium.insert_again()
     asked = iter([False, False, True])
-    with pytest.raises(InterruptedWriteError, match="what it held before is unchanged"):
+    with pytest.raises(InterruptedWriteError, match="NOTHING"):
         flash_one(
             MemorySource(image),
             medium,

@@ -15,6 +15,7 @@ from balenaflash.errors import InterruptedWriteError, VerificationError, WriteEr
 from balenaflash.probe_marks import MARK_SIZE
 from balenaflash.probing import Pattern, check_end, probe
 from balenaflash.progress import NO_PROGRESS
+from balenaflash.target.medium import Begun
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -33,11 +34,14 @@ class FakeMedium:
 
     name = "card"
     alignment = SECTOR
-    if_unfinished = "it is a card"
+    was_emptied = False
 
     @property
     def capacity(self) -> int:
         return self.size
+
+    def describe_unfinished(self, _begun: Begun) -> str:
+        return "it is a card"
 
     def write(self, offset: int, buffer: memoryview) -> None:
         assert offset % SECTOR == 0

@@ -29,6 +29,8 @@ Exit status:
   4  target refused or not confirmed; nothing was written
   5  I/O failed while writing: the target's content is undefined
   6  the read-back differs
+  7  the image failed midway (unreadable, damaged, changed, wrong sum): the
+     target holds part of it; the medium is not at fault
 Interrupted by a signal, it dies by that signal.
 """
 

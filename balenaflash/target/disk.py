@@ -16,9 +16,17 @@ from balenaflash.target.failures import describe_failure
 from balenaflash.target.holders import find_disk_holders, list_holders
 from balenaflash.target.identity import read_serial
 from balenaflash.target.kernel import RUNNING_KERNEL, DeviceNumber, Kernel
+from balenaflash.target.medium import Begun
 from balenaflash.target.sysfs import read_int
 
 _LOCK_INTERVAL = 0.05  # seconds
+
+_UNFINISHED = {
+    Begun.NOTHING: "what it held before is unchanged",
+    Begun.FIRST_WRITE: "none of the image was written, but its first MiB may have changed",
+    Begun.START_ZEROED: "its first MiB is zeroed, and it will not boot",
+    Begun.PART: "it holds part of the image and will not boot",
+}
 
 
 class DiskMedium(DescriptorMedium):
@@ -36,9 +44,13 @@ class DiskMedium(DescriptorMedium):
         return self._disk.logical_sector_size
 
     @property
-    def if_unfinished(self) -> str:
+    def was_emptied(self) -> bool:
+        """False: opening it changes nothing."""
+        return False
+
+    def describe_unfinished(self, begun: Begun) -> str:
         """It stays as it is."""
-        return "it holds part of the image and will not boot"
+        return _UNFINISHED[begun]
 
     def write(self, offset: int, buffer: memoryview) -> None:
         """Write all of ``buffer``, whole sectors, at ``offset``."""

@@ -13,6 +13,7 @@ from balenaflash.extent import format_size
 from balenaflash.target.descriptor import DescriptorMedium
 from balenaflash.target.direct import DirectReader
 from balenaflash.target.failures import describe_failure
+from balenaflash.target.medium import Begun
 
 _BLOCK_UNIT = 512  # bytes that st_blocks counts in, stat(2)
 
@@ -38,7 +39,11 @@ class FileMedium(DescriptorMedium):
         return 1
 
     @property
-    def if_unfinished(self) -> str:
+    def was_emptied(self) -> bool:
+        """Whether a file that was there is overwritten."""
+        return not self._is_new
+
+    def describe_unfinished(self, _begun: Begun) -> str:
         """What `create_file` does with it."""
         return "the unfinished file is removed" if self._is_new else "the file is unfinished"
 

@@ -1,6 +1,21 @@
 """What can be written and then read back, whatever it is."""
 
+from enum import Enum, auto
 from typing import Protocol
+
+
+class Begun(Enum):
+    """How far writing an image had come when it ended early."""
+
+    NOTHING = auto()
+    """Nothing was written."""
+
+    FIRST_WRITE = auto()
+    """The first write, which zeroes the start, failed."""
+
+    START_ZEROED = auto()
+    PART = auto()
+    """Some of the image was written; the start is zeroed."""
 
 
 class Medium(Protocol):
@@ -29,8 +44,11 @@ class Medium(Protocol):
         """The unit of reading and writing in bytes: the logical sector; 1 of a file."""
 
     @property
-    def if_unfinished(self) -> str:
-        """What becomes of it when writing does not end well, as the end of a sentence."""
+    def was_emptied(self) -> bool:
+        """Whether what it held before was dropped when it was opened."""
+
+    def describe_unfinished(self, begun: Begun) -> str:
+        """What it holds when writing ends early, as the end of a sentence."""
 
     def write(self, offset: int, buffer: memoryview) -> None:
         """Write all of ``buffer`` at ``offset``.
