@@ -136,12 +136,6 @@ def test_of_two_images_one_has_to_be_named() -> None:
         recognise(MemoryOrigin(stored), "3.img")
 
 
-def test_a_second_image_in_a_stream_is_told_at_the_end_of_the_first() -> None:
-    stored = zipped(("a/1.img", b"one"), ("a/2.img", b"two"))
-    with pytest.raises(ImageError, match=r"'a/2.img' behind 'a/1.img'"):
-        decoded(StreamOrigin(stored))
-
-
 @pytest.mark.parametrize("new_origin", ORIGINS)
 def test_a_zip_file_without_a_file_is_refused(new_origin: Callable[[bytes], Origin]) -> None:
     for stored in (zipped(), zipped(("directory/", b""))):

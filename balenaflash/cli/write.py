@@ -145,6 +145,7 @@ def write(
             show_and_confirm(
                 session,
                 image,
+                opened.member,
                 plan,
                 destinations,
                 edits,

@@ -23,6 +23,7 @@ _MINUTE = 60
 def show_and_confirm(
     session: Session,
     image: "ImageLocation",
+    member: str | None,
     plan: "WritePlan",
     destinations: Sequence["Destination"],
     recipe: "Recipe | None",
@@ -38,7 +39,7 @@ def show_and_confirm(
     from balenaflash.destination import DiskDestination
 
     if not session.quiet:
-        for line in _image_lines(image, plan, recipe):
+        for line in _image_lines(image, member, plan, recipe):
             click.echo(line, err=True)
         for each in destinations:
             for line in destination_lines(each, plan, reads_back=reads_back):
@@ -49,10 +50,11 @@ def show_and_confirm(
 
 
 def _image_lines(
-    image: "ImageLocation", plan: "WritePlan", recipe: "Recipe | None"
+    image: "ImageLocation", member: str | None, plan: "WritePlan", recipe: "Recipe | None"
 ) -> Iterator[str]:
+    name = str(image) if member is None else f"{printable(member)} in {image}"
     size = "at least " if plan.image_size is None else ""
-    yield f"Image:   {image}, {size}{format_size(plan.least_size)}"
+    yield f"Image:   {name}, {size}{format_size(plan.least_size)}"
     if recipe is not None:
         yield f"Recipe:  {recipe.path}, {printable(recipe.name)}"
 

@@ -5,7 +5,7 @@ import io
 import struct
 import zipfile
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from balenaflash.errors import ImageError
 from balenaflash.extent import KIB, MIB
@@ -16,6 +16,7 @@ from balenaflash.image.container.parallel import PiecesDecoder
 from balenaflash.image.container.zip_choice import choose_member
 from balenaflash.image.container.zip_header import (
     FIXED_SIZE,
+    LocalHeader,
     lengths_behind,
     parse_header,
     usable_method,
@@ -70,29 +71,37 @@ def find_zipped(origin: Origin, size: int, member: str | None) -> ZippedImage:
         ImageError: the file has no sound central directory, no such member, or the member cannot
             be decoded.
     """
-    entries = _read_directory(origin, size)
-    files = {entry.filename: entry for entry in entries if not entry.is_dir()}
-    entry = files[choose_member(origin.name, list(files), member)]
-    method = usable_method(origin.name, entry.filename, entry.flag_bits, entry.compress_type)
+    entry = _choose_entry(origin, size, member)
     sizes = MemberSizes(entry.compress_size, entry.file_size, entry.CRC)
-    start = _find_data(origin, entry, sizes)
+    header = _read_own_header(origin, entry, sizes)
+    method = usable_method(origin.name, header)
+    start = entry.header_offset + header.length
     if start + sizes.stored > size:
         raise cut_short(origin.name, Container.ZIP, size, 0)
-    is_stored = entry.compress_type == STORED
-    return ZippedImage(origin, entry.filename, method, is_stored, sizes, start)
+    return ZippedImage(origin, entry.filename, method, header.method == STORED, sizes, start)
 
 
-def _find_data(origin: Origin, entry: zipfile.ZipInfo, sizes: MemberSizes) -> int:
-    """Where the member's data starts: behind its own header, which has to say the same."""
+def _choose_entry(origin: Origin, size: int, member: str | None) -> zipfile.ZipInfo:
+    files: dict[str, zipfile.ZipInfo] = {}
+    # In the order of a stream: of two with the same name the first counts.
+    for entry in sorted(_read_directory(origin, size), key=lambda each: each.header_offset):
+        if not entry.filename.endswith("/"):
+            files.setdefault(entry.filename, entry)
+    sizes = {name: entry.file_size for name, entry in files.items()}
+    return files[choose_member(origin.name, sizes, member)]
+
+
+def _read_own_header(origin: Origin, entry: zipfile.ZipInfo, sizes: MemberSizes) -> LocalHeader:
+    """The header in front of the member, which has to say the same, with its sizes."""
     place = entry.header_offset
     fixed = origin.read_at(place, FIXED_SIZE)
     length = FIXED_SIZE + (lengths_behind(fixed) if len(fixed) == FIXED_SIZE else 0)
     header = parse_header(origin.name, origin.read_at(place, length), place)
-    is_same = (header.name, header.method) == (entry.orig_filename, entry.compress_type)
+    is_same = (header.name, header.method) == (entry.filename, entry.compress_type)
     if not is_same or header.sizes not in {None, sizes}:
         why = "does not say of the member what the central directory says"
         raise corrupt(origin.name, Container.ZIP, place, 0, why)
-    return place + header.length
+    return replace(header, flags=entry.flag_bits, sizes=sizes)
 
 
 def _stored_pieces(origin: Origin, start: int, size: int, at: int) -> Generator[bytes, None, None]:

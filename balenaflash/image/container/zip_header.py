@@ -7,7 +7,14 @@ from balenaflash.errors import ImageError
 from balenaflash.image.container.decoder import corrupt, cut_short
 from balenaflash.image.container.kinds import Container
 from balenaflash.image.container.zip_member import MemberSizes
-from balenaflash.image.container.zip_methods import METHODS, Method
+from balenaflash.image.container.zip_methods import (
+    DEFLATE64,
+    LZMA,
+    METHODS,
+    STORED,
+    Method,
+    lzma_of_size,
+)
 
 LOCAL_MAGIC = b"PK\x03\x04"
 
@@ -16,6 +23,7 @@ FIXED_SIZE = 30
 
 _FIELDS = struct.Struct("<4s H H H 4s III HH")
 _ENCRYPTED = 0x0001 | 0x0040 | 0x2000  # section 4.4.4: bits 0, 6 and 13
+_LZMA_MARKED = 0x0002  # bit 1, of LZMA: its end is marked
 _DESCRIPTOR = 0x0008  # bit 3: sizes and CRC follow the data
 _UTF8 = 0x0800  # bit 11
 _IN_ZIP64 = 0xFFFFFFFF  # section 4.4.8: the size is in the extra field
@@ -33,7 +41,6 @@ class LocalHeader:
     sizes: MemberSizes | None
     """``None`` where they follow the data."""
 
-    is_zip64: bool
     length: int
     """Bytes of the header itself: the data comes right behind."""
 
@@ -60,35 +67,49 @@ def parse_header(zip_name: str, data: bytes, place: int) -> LocalHeader:
     if zip64 is not None and content == _IN_ZIP64:
         content, stored = zip64
     return LocalHeader(
-        name=data[FIXED_SIZE:extra_start].decode("utf-8" if flags & _UTF8 else "cp437", "replace"),
+        name=_decode_name(data[FIXED_SIZE:extra_start], flags),
         flags=flags,
         method=method,
         sizes=None if flags & _DESCRIPTOR else MemberSizes(stored, content, crc),
-        is_zip64=zip64 is not None,
         length=extra_start + extra_length,
     )
 
 
-def usable_method(zip_name: str, member: str, flags: int, method: int) -> Method:
+def usable_method(zip_name: str, header: LocalHeader) -> Method:
     """What decodes a member.
 
     Raises:
         ImageError: nothing that is here does.
     """
-    if flags & _ENCRYPTED:
+    if header.flags & _ENCRYPTED:
         raise ImageError(
-            f"{zip_name}: {member!r} in it is encrypted",
+            f"{zip_name}: {header.name!r} in it is encrypted",
             code="image-unsupported",
             hint="Unpack it first, with its password: 7z x",
         )
-    if method not in METHODS:
+    if header.method not in METHODS:
         raise ImageError(
-            f"{zip_name}: {member!r} in it is compressed by a method (number {method}) that is not "
-            "known",
+            f"{zip_name}: {header.name!r} in it is compressed by a method (number "
+            f"{header.method}) that is not known",
             code="image-unsupported",
             hint="Unpack it first: 7z x",
         )
-    return METHODS[method]
+    if header.method == LZMA and header.sizes is not None and not marks_its_end(header):
+        return lzma_of_size(header.sizes.content)
+    return METHODS[header.method]
+
+
+def marks_its_end(header: LocalHeader) -> bool:
+    """Whether the data of a member tells where it ends."""
+    if header.method == LZMA:
+        return bool(header.flags & _LZMA_MARKED)
+    # Deflate64 does mark it, but what decodes it does not say how much it has read.
+    return header.method not in {STORED, DEFLATE64}
+
+
+def _decode_name(name: bytes, flags: int) -> str:
+    """As ``zipfile`` gives it: a NUL ends it."""
+    return name.decode("utf-8" if flags & _UTF8 else "cp437", "replace").partition("\0")[0]
 
 
 def _zip64_sizes(extra: bytes) -> tuple[int, int] | None:

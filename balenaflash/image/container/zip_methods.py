@@ -4,6 +4,7 @@ import bz2
 import lzma
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from balenaflash.image.container.deflate import DEFLATE_FAILURES, new_deflate_engine
 from balenaflash.image.container.deflate64 import DEFLATE64_FAILURES, new_deflate64_engine
@@ -49,9 +50,12 @@ class _LzmaEngine:
     _VERSION_SIZE = 4  # bytes: the version of the SDK, and the size of the properties
     _PROPERTIES_SIZE = 5
 
-    def __init__(self) -> None:
+    def __init__(self, size: int | None = None) -> None:
+        """``size`` is that of the content, where its end is not marked."""
         self._engine = lzma.LZMADecompressor(lzma.FORMAT_ALONE, MEMORY_LIMIT)
         self._head: bytes | None = b""
+        # Unknown, as .lzma has it.
+        self._size = b"\xff" * 8 if size is None else size.to_bytes(8, "little")
 
     @property
     def eof(self) -> bool:
@@ -73,8 +77,7 @@ class _LzmaEngine:
                 return b""
             if int.from_bytes(self._head[2:4], "little") != self._PROPERTIES_SIZE:
                 raise lzma.LZMAError("properties of an unknown size")
-            # The size that .lzma has here is "unknown": the end is marked, or is the member's.
-            data = self._head[4:size] + b"\xff" * 8 + self._head[size:]
+            data = self._head[4:size] + self._size + self._head[size:]
             self._head = None
         return self._engine.decompress(data, max_length)
 
@@ -82,13 +85,24 @@ class _LzmaEngine:
 STORED = 0
 """The method of a member that is not compressed."""
 
+DEFLATE64 = 9
+LZMA = 14
+
 METHODS = {
     STORED: Method(_StoredEngine, ()),
     8: Method(new_deflate_engine, DEFLATE_FAILURES),
-    9: Method(new_deflate64_engine, DEFLATE64_FAILURES),
+    DEFLATE64: Method(new_deflate64_engine, DEFLATE64_FAILURES),
     12: Method(bz2.BZ2Decompressor, (OSError,)),
-    14: Method(_LzmaEngine, (lzma.LZMAError,)),
+    LZMA: Method(_LzmaEngine, (lzma.LZMAError,)),
     93: Method(new_zstd_engine, ZSTD_FAILURES),
     95: Method(new_xz_engine, (lzma.LZMAError,)),
 }
 """APPNOTE 6.3.10, section 4.4.5, to what decodes it."""
+
+
+def lzma_of_size(size: int) -> Method:
+    """What decodes LZMA without a mark at its end, of ``size`` bytes when decoded.
+
+    Without the size a decoder goes on into the last bytes and makes up some more.
+    """
+    return Method(partial(_LzmaEngine, size), (lzma.LZMAError,))
