@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from balenaflash.boot.config_keys import Kind, is_secret, kind_at
 from balenaflash.boot.config_path import KeyPath, format_key, split_key
 from balenaflash.boot.config_steps import AppendItem, ConfigStep, SetKey
+from balenaflash.boot.given_text import without_mark
 from balenaflash.boot.json_text import Json, parse_value
 from balenaflash.errors import ConfigError
 
@@ -64,7 +65,7 @@ def parse_assignment(text: str) -> Assignment:
             code="config-assignment",
             hint=f"Write it as {format_key(key)}=VALUE",
         )
-    value = rest.removeprefix(operator)
+    value = without_mark(rest.removeprefix(operator))
     source = value[1:] if value.startswith("@") else value if value == "-" else None
     appends = operator == "+="
     return Assignment(key, appends, None if source is not None else value, source)

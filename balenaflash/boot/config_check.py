@@ -1,11 +1,13 @@
 """What is wrong with a config.json, and what is merely odd."""
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from balenaflash.boot.config_keys import GROUPS, KEYS, KeyRule, Kind, is_secret
 from balenaflash.boot.config_path import KeyPath, format_key
+from balenaflash.boot.given_text import BYTE_ORDER_MARK
 from balenaflash.boot.json_text import Json, format_value, kind_of
 
 _SHOWN_LENGTH = 60  # characters of a wrong value in a message
@@ -58,6 +60,8 @@ def check_config(config: dict[str, Json], slug: str | None) -> tuple[Finding, ..
 def _check_keys(config: dict[str, Json], above: KeyPath) -> Iterator[Finding]:
     for name, value in config.items():
         key = (*above, name)
+        if not above and (fault := _text_fault(name, value)):
+            yield _error("config-value", key, fault)
         rule = KEYS.get(key)
         if rule is not None:
             yield from _check_value(key, value, rule)
@@ -67,6 +71,16 @@ def _check_keys(config: dict[str, Json], above: KeyPath) -> Iterator[Finding]:
             yield from _check_keys(value, key)
         else:
             yield _wrong_type(key, value, Kind.OBJECT)
+
+
+def _text_fault(name: str, value: Json) -> str | None:
+    """What no text in ``value`` is meant to hold, at any depth."""
+    text = format_value({name: value})
+    if BYTE_ORDER_MARK in text:
+        return "holds a byte order mark (U+FEFF), which cannot be seen"
+    if re.search("[\ud800-\udfff]", text):
+        return "holds text that is not UTF-8"
+    return None
 
 
 def _check_value(key: KeyPath, value: Json, rule: KeyRule) -> Iterator[Finding]:

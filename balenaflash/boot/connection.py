@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeAlias
 
+from balenaflash.boot.given_text import BYTE_ORDER_MARK
 from balenaflash.boot.keyfile import Groups, format_keyfile, format_list, format_ssid
 from balenaflash.errors import EditError
 
@@ -185,7 +186,12 @@ def check_passphrase(passphrase: str, security: Security) -> str:
     """
     if _CONTROL.search(passphrase):
         raise _invalid("the passphrase has a line end or another control character in it")
-    length = len(passphrase.encode("utf-8"))
+    try:
+        length = len(passphrase.encode("utf-8"))
+    except UnicodeEncodeError as error:  # bytes of the environment, PEP 383
+        raise _invalid("the passphrase is not UTF-8") from error
+    if BYTE_ORDER_MARK in passphrase:
+        raise _invalid("the passphrase has a byte order mark in it")
     if security is Security.SAE:
         if length == 0:
             raise _invalid("the passphrase is empty")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from balenaflash.boot.copy_in import CopyIn
 from balenaflash.boot.files import FileChange, is_directory, make_directories
+from balenaflash.boot.given_text import given_text, without_mark
 from balenaflash.boot.paths import join, parent_of, volume_path
 from balenaflash.errors import EditError
 from balenaflash.extent import MIB, format_size
@@ -105,7 +106,7 @@ def parse(text: str) -> tuple[FileListEntry, ...]:
     Raises:
         EditError: an entry is not valid; or there is none.
     """
-    lines = (line.strip() for line in text.splitlines())
+    lines = (line.strip() for line in without_mark(text).splitlines())
     value = "\n".join(line.removesuffix("\\") for line in lines if not line.startswith("#"))
     if assignment := _ASSIGNMENT.fullmatch(value):
         value = assignment[1]
@@ -136,11 +137,7 @@ def read_list(given: str) -> tuple[FileListEntry, ...]:
     if len(content) > _MAX_LIST:
         reason = f"is larger than {format_size(_MAX_LIST)}, which no file list is"
         raise EditError(f"{given}: {reason}", code="file-list-invalid")
-    try:
-        text = content.decode()
-    except UnicodeDecodeError as error:
-        raise EditError(f"{given}: is not UTF-8 text", code="file-list-invalid") from error
-    return parse(text)
+    return parse(given_text(content, given, code="file-list-invalid"))
 
 
 def _parse_entry(text: str) -> FileListEntry:

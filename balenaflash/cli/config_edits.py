@@ -85,9 +85,10 @@ def merge(session: Session, image: "ImageLocation", file: str) -> Answer:
       balenaflash config merge balena.img generated.json
     """
     from balenaflash.boot.config_steps import MergeObject
+    from balenaflash.boot.given_text import given_bytes
     from balenaflash.boot.json_text import parse_document
 
-    document = parse_document(read_given(file), file)
+    document = parse_document(given_bytes(read_given(file), file), file)
     return _edit_config(session, image, [MergeObject(document.content)])
 
 

@@ -44,12 +44,9 @@ def read_given_text(name: str) -> str:
     Raises:
         EditError: it cannot be read, or is not UTF-8.
     """
-    try:
-        text = read_given(name, limit=_MAX_TEXT_SIZE).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise EditError(
-            f"{name}: is not UTF-8 text, at byte {error.start}", code="source-encoding"
-        ) from error
+    from balenaflash.boot.given_text import given_text
+
+    text = given_text(read_given(name, limit=_MAX_TEXT_SIZE), name)
     return text.removesuffix("\n").removesuffix("\r")
 
 

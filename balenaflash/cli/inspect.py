@@ -65,6 +65,7 @@ def inspect(
       balenaflash inspect --certificate kmod.crt balena.img
       balenaflash inspect --json balena.img | jq .result.balena.slug
     """
+    from balenaflash.boot.given_text import given_bytes
     from balenaflash.cli.inspect_result import image_result
     from balenaflash.cli.inspect_text import canvas_of_stdout, report_lines
     from balenaflash.inspection import Scope
@@ -74,6 +75,7 @@ def inspect(
     given = None
     if certificate is not None:
         content = read_given(certificate, limit=MAX_CERTIFICATE_SIZE)
+        content = given_bytes(content, certificate)
         given = CertificateFile(certificate, content, of_image=False)
     scope = Scope(
         member=session.member,

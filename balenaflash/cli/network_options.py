@@ -90,6 +90,7 @@ def network_from_keyfile(
     Raises:
         EditError: it cannot be read, or is no such connection.
     """
+    from balenaflash.boot.given_text import given_bytes
     from balenaflash.boot.network import AddNetwork, check_keyfile
 
     settings = (options["interface"], options["priority"], options["no_autoconnect"])
@@ -100,6 +101,6 @@ def network_from_keyfile(
         )
     if file == STANDARD_INPUT and not options["name"]:
         raise click.UsageError("With --keyfile -, --name is needed.")
-    content = read_given(file)
+    content = given_bytes(read_given(file), file)
     check_keyfile(content, file, kind)
     return AddNetwork(options["name"] or Path(file).name, content, options["overwrite"])

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from balenaflash.boot.given_text import given_text
 from balenaflash.errors import EditError
 from balenaflash.extent import MIB, format_size
 
@@ -32,10 +33,5 @@ def read_text(path: Path) -> str:
     Raises:
         EditError: it cannot be read, or is not UTF-8.
     """
-    try:
-        text = read_content(path, limit=_MAX_SIZE).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise EditError(
-            f"{path}: is not UTF-8 text, at byte {error.start}", code="source-encoding"
-        ) from error
+    text = given_text(read_content(path, limit=_MAX_SIZE), str(path))
     return text.removesuffix("\n").removesuffix("\r")

@@ -11,6 +11,7 @@ from balenaflash.boot.connection import (
     WifiConnection,
     parse_ip,
 )
+from balenaflash.boot.given_text import given_bytes
 from balenaflash.boot.keyfile import ALIASES, MAX_SIZE, parse_keyfile
 from balenaflash.boot.network import AddNetwork, check_keyfile, default_name
 from balenaflash.editing import Edit
@@ -47,7 +48,7 @@ def ethernet_edits(step: Step) -> Iterator[Edit]:
 def keyfile_edits(step: Step) -> Iterator[Edit]:
     """Add the network of a keyfile as it is."""
     path = step.path("keyfile")
-    content = read_content(path, limit=MAX_SIZE)
+    content = given_bytes(read_content(path, limit=MAX_SIZE), str(path))
     kind = parse_keyfile(content, str(path)).value("connection", "type") or "wifi"
     check_keyfile(content, str(path), ALIASES.get(kind, kind))
     yield AddNetwork(step.text("name") or path.name, content, step.flag("overwrite"))

@@ -12,6 +12,7 @@ from balenaflash.boot.config_steps import ConfigStep, MergeObject, UnsetKey
 from balenaflash.boot.copy_in import CopyIn
 from balenaflash.boot.file_list import ApplyFileList, parse
 from balenaflash.boot.files import FileChange, MakeDirectory, Remove
+from balenaflash.boot.given_text import given_bytes
 from balenaflash.boot.json_text import MAX_SIZE as MAX_JSON
 from balenaflash.boot.json_text import parse_document
 from balenaflash.boot.move import Move
@@ -109,7 +110,8 @@ def _unset(step: Step) -> Iterator[Edit]:
 
 def _merge(step: Step) -> Iterator[Edit]:
     path = step.path("config-merge")
-    document = parse_document(read_content(path, limit=MAX_JSON), str(path))
+    content = given_bytes(read_content(path, limit=MAX_JSON), str(path))
+    document = parse_document(content, str(path))
     yield EditConfig((MergeObject(document.content),))
 
 

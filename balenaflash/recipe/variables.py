@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from balenaflash.boot.given_text import without_mark
 from balenaflash.errors import ConfigError
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
@@ -26,6 +27,8 @@ class Variables:
     def fill_in(self, text: str, *, secret: bool = False) -> str:
         """``text`` with each variable replaced by its value, which is not looked at again.
 
+        A byte order mark before the text, or before a value, is left out.
+
         ``secret`` tells that ``text`` is never shown: only there the environment may be asked,
         and nothing given in the open is let in.
 
@@ -36,9 +39,9 @@ class Variables:
         def value(reference: re.Match[str]) -> str:
             if reference["dollar"]:
                 return "$"
-            return self._value(reference["name"], secret=secret)
+            return without_mark(self._value(reference["name"], secret=secret))
 
-        return _REFERENCE.sub(value, text)
+        return _REFERENCE.sub(value, without_mark(text))
 
     def _value(self, name: str | None, *, secret: bool) -> str:
         if name is None:
