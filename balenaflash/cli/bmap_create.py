@@ -8,6 +8,7 @@ import click
 from balenaflash.cli.answer import Answer
 from balenaflash.cli.image_argument import IMAGE
 from balenaflash.cli.session import Session, progress_option, with_session
+from balenaflash.cli.target_argument import OUT
 from balenaflash.extent import format_size
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     "--output",
     "out",
     metavar="FILE",
-    type=click.Path(readable=False, path_type=Path),
+    type=OUT,
     help="The block map to make; IMAGE.bmap if not given, where bmaptool looks for it.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace FILE where it exists.")

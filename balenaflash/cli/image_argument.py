@@ -1,5 +1,8 @@
 """The IMAGE argument of commands that read an image from anywhere."""
 
+import errno
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -32,9 +35,12 @@ class ImageArgument(_ParamType):
         if not isinstance(value, str):
             return value  # type: ignore[return-value]  # click hands on what it got from here
         try:
-            return parse_location(value)
+            location = parse_location(value)
         except ImageError as error:
             self.fail(f"{error}. {error.hint}", param, ctx)
+        if isinstance(location, Path) and not os.path.lexists(location):
+            _check_spelling(value)
+        return location
 
     def shell_complete(
         self,
@@ -48,3 +54,22 @@ class ImageArgument(_ParamType):
 
 IMAGE = ImageArgument()
 """The type to give to ``click.argument("image", ...)``."""
+
+
+def _check_spelling(text: str) -> None:
+    """Return if ``text``, of which there is no file, was not meant for a disk.
+
+    Raises:
+        ImageError: it was; with the right spelling.
+    """
+    from balenaflash.target.spelling import find_spelling
+
+    spelling = find_spelling(text)
+    if spelling is None:
+        return
+    node = spelling if spelling.startswith("/dev/") else "its node; see balenaflash devices"
+    raise ImageError(
+        f"{text}: cannot be opened: {os.strerror(errno.ENOENT)}",
+        code="image-unreadable",
+        hint=f"Here a disk is named by {node}",
+    )

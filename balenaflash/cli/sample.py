@@ -6,11 +6,12 @@ import click
 
 from balenaflash.cli.answer import Answer
 from balenaflash.cli.session import Session, progress_option, with_session
+from balenaflash.cli.target_argument import OUT
 from balenaflash.extent import format_size
 
 
 @click.command()
-@click.argument("out", type=click.Path(readable=False, path_type=Path))
+@click.argument("out", type=OUT)
 @click.option(
     "--table",
     type=click.Choice(["msdos", "gpt"]),

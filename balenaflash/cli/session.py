@@ -10,6 +10,7 @@ from typing import Concatenate, ParamSpec
 import click
 
 from balenaflash.cli.answer import Answer
+from balenaflash.cli.target_argument import OUT
 
 P = ParamSpec("P")
 
@@ -121,7 +122,7 @@ _output_option = click.option(
     "-o",
     "--output",
     metavar="OUT",
-    type=click.Path(readable=False, path_type=Path),
+    type=OUT,
     expose_value=False,
     callback=_store_output,
     help="Write the edited image, raw, to the new file OUT, and leave IMAGE as it is.",

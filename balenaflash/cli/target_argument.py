@@ -1,11 +1,14 @@
-"""The TARGET argument of commands that write or compare a disk or a file."""
+"""The TARGET argument of commands that write or compare a disk or a file, and OUT, a file."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 from click.shell_completion import CompletionItem
 
 if TYPE_CHECKING:
+    import os
+
     from balenaflash.target.naming import TargetName
 
     _ParamType = click.ParamType["TargetName"]
@@ -22,14 +25,21 @@ class TargetArgument(_ParamType):
         self,
         value: object,
         param: click.Parameter | None,  # noqa: ARG002 - click's interface
-        ctx: click.Context | None,  # noqa: ARG002 - click's interface
+        ctx: click.Context | None,
     ) -> "TargetName":
-        """What the text names; it is not looked for. A value that is a name already stays."""
+        """What the text names; it is not looked for. A value that is a name already stays.
+
+        Raises:
+            TargetRefusedError: the text names a file, but looks like the name of a disk.
+        """
         from balenaflash.target.naming import parse_target
 
         if not isinstance(value, str):
             return value  # type: ignore[return-value]  # click hands on what it got from here
-        return parse_target(value)
+        target = parse_target(value)
+        if isinstance(target, Path):
+            _check_file_name(value, ctx)
+        return target
 
     def shell_complete(
         self,
@@ -55,3 +65,38 @@ class TargetArgument(_ParamType):
 
 TARGET = TargetArgument()
 """The type to give to ``click.argument("target", ...)``."""
+
+
+class OutArgument(click.Path):
+    """The path of a file that is made."""
+
+    def __init__(self) -> None:
+        super().__init__(readable=False, path_type=Path)
+
+    def convert(
+        self,
+        value: "str | os.PathLike[str]",
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> "str | bytes | os.PathLike[str]":
+        """The path in the text.
+
+        Raises:
+            TargetRefusedError: the text looks like the name of a disk.
+        """
+        if isinstance(value, str):
+            _check_file_name(value, ctx)
+        return super().convert(value, param, ctx)
+
+
+OUT = OutArgument()
+"""The type to give to ``click.argument("out", ...)``; it gives a `pathlib.Path`."""
+
+
+def _check_file_name(text: str, context: click.Context | None) -> None:
+    from balenaflash.cli.session import Session  # which imports this module
+    from balenaflash.target.spelling import check_file_name
+
+    if context is not None:
+        context.ensure_object(Session).command = context.command_path.partition(" ")[2]
+    check_file_name(text)

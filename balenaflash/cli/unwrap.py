@@ -16,6 +16,7 @@ from balenaflash.cli.recipe_options import (
     recipe_result,
 )
 from balenaflash.cli.session import Session, dry_run_option, progress_option, with_session
+from balenaflash.cli.target_argument import OUT
 from balenaflash.cli.unwrap_answer import (
     flasher_lines,
     flasher_result,
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("flasher", type=IMAGE)
-@click.argument("out", type=click.Path(readable=False, path_type=Path))
+@click.argument("out", type=OUT)
 @click.option("--overwrite", is_flag=True, help="Replace OUT, and OUT.bmap, where it exists.")
 @ignore_secure_boot_option
 @member_option

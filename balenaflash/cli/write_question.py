@@ -66,7 +66,9 @@ def destination_lines(
     from balenaflash.destination import DiskDestination
 
     if not isinstance(destination, DiskDestination):
-        return [printable(f"Target:  {destination.name}, a file")]
+        is_new = not destination.path.exists()
+        kind = "a new file" if is_new else "a file, whose content is lost"
+        return [printable(f"Target:  {destination.name}, {kind}")]
     assessment = destination.assessment
     return [
         *describe_disk(assessment.disk),
