@@ -118,7 +118,7 @@ def plan_gpt_moves(
     """``destinations``, each disk with what moves the backup GPT to its end.
 
     Raises:
-        ImageError: the primary GPT of the image is damaged.
+        ImageError: as `move_backup`.
     """
     return tuple(
         replace(each, gpt_move=plan_gpt_move(source, plan.table, each.assessment.disk.size))

@@ -3,7 +3,7 @@
 import mmap
 from collections.abc import Sequence
 
-from balenaflash.errors import ImageError, VerificationError, WriteError
+from balenaflash.errors import VerificationError, WriteError
 from balenaflash.extent import KIB, SECTOR_SIZE, Extent
 from balenaflash.image.patch import Overlay, Patch
 from balenaflash.image.source import Source
@@ -65,18 +65,11 @@ def plan_gpt_move(source: Source, table: PartitionTable, disk_size: int) -> tupl
     Empty where there is nothing to move: no GPT, or a disk just as large.
 
     Raises:
-        ImageError: the primary GPT of the image is damaged.
+        ImageError: as `move_backup`.
     """
     if table.kind is not TableKind.GPT:
         return ()
-    patches = move_backup(source.read, sector_size=table.sector_size, disk_size=disk_size)
-    if patches is None:
-        raise ImageError(
-            f"{source.name}: its primary GPT is damaged, so its backup is not moved",
-            code="gpt-damaged",
-            hint="Repair the image first, with gdisk; or write it without --fix-gpt.",
-        )
-    return patches
+    return move_backup(source, table, disk_size)
 
 
 def lay_move_over(source: Source, patches: Sequence[Patch], image_end: int) -> Source:

@@ -49,7 +49,7 @@ class BootVolume:
     partition: BootPartition
     files: FatVolume
     opening_warnings: tuple[str, ...]
-    """Those about opening the image."""
+    """Warnings about opening the image and about its partition table."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -222,9 +222,10 @@ def open_boot_volume(location: ImageLocation, *, member: str | None = None) -> I
 
 
 def _open_boot(image: ReadableImage | Editable) -> BootVolume:
-    partition = find_boot_partition(image.source, read_table(image.source))
+    table = read_table(image.source)
+    partition = find_boot_partition(image.source, table)
     volume = FatVolume.open(image.source, partition.partition.extent)
-    return BootVolume(partition, volume, image.warnings)
+    return BootVolume(partition, volume, (*image.warnings, *table.warnings))
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,9 @@ class WritePlan:
     They are found as it passes.
     """
 
+    warnings: tuple[str, ...] = field(default=(), compare=False)
+    """Warnings about the image's partition table and its boot partition."""
+
     @property
     def partitions(self) -> tuple[Partition, ...]:
         """Those of the table and those found since, without the extended one around them."""
@@ -105,8 +108,8 @@ def plan_write(source: Source, *, writes_all: bool = False) -> WritePlan:
         ImageError: it is not a whole image of balenaOS layout.
     """
     table = read_table(source)
-    find_boot_partition(source, table)
-    plan = WritePlan(source.size, table)
+    boot = find_boot_partition(source, table)
+    plan = WritePlan(source.size, table, warnings=(*table.warnings, *boot.warnings))
     if not source.seekable:
         # Written last, when a stream that can be read only once has passed.
         source.read(plan.head.start, plan.head.size)

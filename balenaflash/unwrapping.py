@@ -116,7 +116,13 @@ def plan_unwrap(source: Source, table: PartitionTable | None = None) -> UnwrapPl
         board=board,
         steps=list_steps(given),
         expected_devices=given.devices,
-        warnings=(*flasher.warnings, *inner.boot.warnings, *inner.files.problems()),
+        warnings=(
+            *table.warnings,
+            *(f"{flasher.image_name}: {warning}" for warning in inner.table.warnings),
+            *flasher.warnings,
+            *inner.boot.warnings,
+            *inner.files.problems(),
+        ),
         outer_files=outer,
     )
 

@@ -182,7 +182,7 @@ def _entry(array: bytearray, number: int, first: int, last: int) -> None:
     ("first", "last", "fact"),
     [
         (5000, 4000, "partition 2 ends before it starts"),
-        (2, 40, "partition 2 lies outside the range"),
+        (2, 40, "the partition table and partition 2 overlap"),
         (8192, 9000, "overlap"),
     ],
 )
@@ -214,14 +214,14 @@ def test_a_gpt_partition_behind_the_end_is_a_cut_image(image: MakeImage) -> None
         (12, struct.pack("<I", 91)),  # header size
         (12, struct.pack("<I", 513)),
         (24, struct.pack("<Q", 2)),  # own LBA
-        (40, struct.pack("<Q", 1)),  # first usable LBA
+        (40, struct.pack("<Q", 2**40)),  # first usable LBA
         (48, struct.pack("<Q", 2**40)),  # last usable LBA
         (72, struct.pack("<Q", 0)),  # LBA of the array
         (72, struct.pack("<Q", 2**63)),
         (80, struct.pack("<I", 0)),  # number of entries
         (80, struct.pack("<I", 2**32 - 1)),
         (84, struct.pack("<I", 0)),  # size of an entry
-        (84, struct.pack("<I", 192)),
+        (84, struct.pack("<I", 132)),
         (84, struct.pack("<I", 2**31)),
     ],
 )

@@ -106,5 +106,5 @@ def verify(
             *recipe_lines(edits, edited.changes),
             f"{target}: equal to {image}{by_recipe}, {format_size(size)} compared",
         ],
-        edited.warnings,
+        tuple(dict.fromkeys((*edited.warnings, *plan.warnings))),
     )

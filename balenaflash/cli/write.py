@@ -160,7 +160,8 @@ def write(
     result = write_result(plan, destinations, outcomes, endings, tallies)
     result["flasher"] = edited.flasher
     result["recipe"] = recipe_result(edits, edited.changes)
-    return Answer(result, lines, edited.warnings, failures=_failures(outcomes))
+    warnings = tuple(dict.fromkeys((*edited.warnings, *plan.warnings)))
+    return Answer(result, lines, warnings, failures=_failures(outcomes))
 
 
 def _failures(outcomes: Sequence["Outcome | None"]) -> list[BalenaflashError]:

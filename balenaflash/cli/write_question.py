@@ -39,7 +39,9 @@ def show_and_confirm(
     from balenaflash.destination import DiskDestination
 
     if not session.quiet:
-        for line in _image_lines(image, member, plan, recipe):
+        # Without a question they are shown once, at the end.
+        warnings = () if yes else plan.warnings
+        for line in _image_lines(image, member, plan, recipe, warnings):
             click.echo(line, err=True)
         for each in destinations:
             for line in destination_lines(each, plan, reads_back=reads_back):
@@ -50,13 +52,19 @@ def show_and_confirm(
 
 
 def _image_lines(
-    image: "ImageLocation", member: str | None, plan: "WritePlan", recipe: "Recipe | None"
+    image: "ImageLocation",
+    member: str | None,
+    plan: "WritePlan",
+    recipe: "Recipe | None",
+    warnings: Sequence[str],
 ) -> Iterator[str]:
     name = str(image) if member is None else f"{printable(member)} in {image}"
     size = "at least " if plan.image_size is None else ""
     yield f"Image:   {name}, {size}{format_size(plan.least_size)}"
     if recipe is not None:
         yield f"Recipe:  {recipe.path}, {printable(recipe.name)}"
+    for warning in warnings:
+        yield f"Warning: {printable(warning)}"
 
 
 def destination_lines(

@@ -3,12 +3,13 @@
 import struct
 import uuid
 import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Self
 
 from balenaflash.extent import KIB, MIB, SECTOR_SIZE, Extent, format_size
 from balenaflash.image.source import Source
-from balenaflash.image.table.mbr import MbrEntry
+from balenaflash.image.table.mbr import find_protective, is_hybrid
 from balenaflash.image.table.model import (
     Partition,
     PartitionKind,
@@ -22,13 +23,16 @@ from balenaflash.image.table.model import (
 
 SIGNATURE = b"EFI PART"
 PRIMARY_LBA = 1
+ENTRY_SIZE = 128  # bytes; the only size that Linux reads, is_gpt_valid() of block/partitions/efi.c
 _SECTOR_SIZES = (SECTOR_SIZE, 4 * KIB)
 _HEADER = struct.Struct("<8sIIIIQQQQ16sQIII")  # UEFI 2.10, table 5.5
-_SIZE_OFFSET, _OWN_LBA_OFFSET, _ARRAY_LBA_OFFSET = 12, 24, 72  # of fields in it
+_SIZE_OFFSET = 12  # of the header's size in it
 _HEADER_CRC = slice(16, 20)  # taken as zero when the checksum is computed
+_REVISION = 0x00010000
 _ENTRY = struct.Struct("<16s16sQQQ72s")  # UEFI 2.10, table 5.6
-_ENTRY_SIZES = frozenset({128, 256, 512, 1024, 2048, 4096})  # 128 times a power of two
-_MAX_SIZE = 1 << 63  # bytes
+_ENTRY_SIZES = range(ENTRY_SIZE, 4 * KIB + 1, 8)  # libparted and sfdisk read these
+_LEAST_ENTRIES = 128  # UEFI 2.10, section 5.3.1: 16 KiB
+_MAX_SIZE = 1 << 62  # bytes, above any disk; Linux counts them in 63 bits
 _MAX_ARRAY = MIB  # far above the 16 KiB in use, far below what a hostile header can ask for
 
 
@@ -68,23 +72,28 @@ class Header:
 
 
 @dataclass(frozen=True, slots=True)
-class _Copy:
-    """One sound copy of the table."""
+class Copy:
+    """One sound copy of the table: the checksums of its header and of its entries are right."""
 
     header: Header
     entries: bytes
-    sectors: tuple[TableSectors, ...]
+    sectors: tuple[TableSectors, TableSectors]
+    """The header's, then those of the entries."""
 
 
-def read_gpt(source: Source, mbr: bytes, mbr_entries: tuple[MbrEntry, ...]) -> TableReading:
+def read_copy(source: Source, lba: int, *, sector_size: int) -> Copy | None:
+    """The copy whose header is at ``lba``; ``None`` if it is damaged, or there is none."""
+    return _Reader(source, sector_size).read_copy(lba)
+
+
+def read_gpt(source: Source, mbr: bytes) -> TableReading:
     """The GPT behind the protective record ``mbr``, from its first sound copy.
 
     One damaged copy is a warning. Sectors may be of 512 or 4096 bytes; what decides is
     where a sound header lies.
 
     Raises:
-        ImageError: no copy is sound, the image is cut off, or partitions lie
-            outside the range that the header gives them.
+        ImageError: no copy is sound, the image is cut off, or a partition lies outside the disk.
     """
     for sector_size in _SECTOR_SIZES:
         reading = _Reader(source, sector_size).read()
@@ -94,81 +103,128 @@ def read_gpt(source: Source, mbr: bytes, mbr_entries: tuple[MbrEntry, ...]) -> T
         raise invalid_table(
             source, "a protective MBR announces a GPT, and neither of its copies is intact"
         )
-    sectors = (TableSectors(0, mbr), *reading.sectors)
-    if len(mbr_entries) > 1:
-        hybrid = "The MBR is a hybrid: it lists other partitions beside the GPT."
-        warnings = (*reading.table.warnings, hybrid)
-        reading = replace(reading, table=replace(reading.table, warnings=warnings))
-    return replace(reading, sectors=tuple(sorted(sectors)))
+    warnings = (*reading.table.warnings, *_warn_of_record(mbr))
+    return TableReading(
+        replace(reading.table, warnings=warnings),
+        tuple(sorted((TableSectors(0, mbr), *reading.sectors))),
+        reading.made_up,
+    )
+
+
+def _warn_of_record(mbr: bytes) -> Iterator[str]:
+    """What is odd about the protective record, by the rules of Linux."""
+    first = find_protective(mbr)
+    if first != PRIMARY_LBA:
+        yield (
+            "Linux does not read this GPT: "
+            f"the protective entry of the MBR starts at sector {first}, not at sector 1."
+        )
+    if is_hybrid(mbr):
+        yield "The MBR is a hybrid: it lists other partitions beside the GPT."
 
 
 class _Reader:
     def __init__(self, source: Source, sector_size: int) -> None:
         self._source = source
         self._sector_size = sector_size
-        # No disk has more: GPT counts sectors in 64 bits, Linux bytes in 63.
         self._count = (_MAX_SIZE if source.size is None else source.size) // sector_size
 
     def read(self) -> TableReading | None:
         """The table for this size of sectors; ``None`` if no copy is sound."""
-        primary = self._read_copy(PRIMARY_LBA)
+        header = self._read_header(PRIMARY_LBA)
+        primary = None if header is None else self._complete(header)
         if not self._source.seekable:
-            return None if primary is None else self._read_without_backup(primary)
+            return self._read_without_backup(header, primary)
+        backup = self._find_backup(header, primary)
+        if backup is None and header is not None:
+            refuse_truncated(self._source, (header.alternate_lba + 1) * self._sector_size)
         if primary is None:
-            backup = self._read_copy(self._count - 1)
-            damage = "The primary GPT is damaged; the backup at the end of the image is used."
-            return None if backup is None else self._reading(backup, (backup,), [damage])
-        alternate = primary.header.alternate_lba
-        backup = self._read_copy(alternate) if alternate > PRIMARY_LBA else None
+            return None if backup is None else self._read_backup(header, backup)
         if backup is None:
-            return self._reading(primary, (primary,), ["The backup GPT is damaged."])
-        return self._reading(primary, (primary, backup), self._compare(primary, backup))
+            return self._reading(primary, None, ["The backup GPT is damaged."])
+        return self._reading(primary, backup, self._compare(primary, backup))
 
-    def _read_without_backup(self, primary: _Copy) -> TableReading:
-        """The table of a stream, whose end is out of reach; libparted is shown a made-up backup."""
-        return self._reading(primary, (primary, self._made_up_backup(primary)), [])
+    def read_copy(self, lba: int) -> Copy | None:
+        header = self._read_header(lba)
+        return None if header is None else self._complete(header)
 
-    def _made_up_backup(self, primary: _Copy) -> _Copy:
-        """The backup that UEFI wants beside ``primary`` (UEFI 2.10, section 5.3.2)."""
-        header = primary.header
-        array = primary.sectors[1].data
-        own_lba = header.alternate_lba
-        array_lba = own_lba - len(array) // self._sector_size
-        if array_lba <= header.last_usable:
-            raise invalid_table(self._source, "the GPT leaves no room for its backup")
-        sector = bytearray(header.sector)
-        struct.pack_into("<QQ", sector, _OWN_LBA_OFFSET, own_lba, header.own_lba)
-        struct.pack_into("<Q", sector, _ARRAY_LBA_OFFSET, array_lba)
-        (size,) = struct.unpack_from("<I", sector, _SIZE_OFFSET)
-        sector[_HEADER_CRC] = bytes(4)
-        struct.pack_into("<I", sector, _HEADER_CRC.start, zlib.crc32(sector[:size]))
-        runs = (
-            TableSectors(own_lba * self._sector_size, bytes(sector)),
-            TableSectors(array_lba * self._sector_size, array),
+    def _read_without_backup(
+        self, header: Header | None, primary: Copy | None
+    ) -> TableReading | None:
+        """The table of a stream, whose end is out of reach."""
+        if header is None:
+            return None
+        refuse_truncated(self._source, (header.alternate_lba + 1) * self._sector_size)
+        if max(header.alternate_lba, header.last_usable) >= self._count:
+            fact = (
+                f"its GPT is that of a disk of {header.alternate_lba + 1} sectors: none is so large"
+            )
+            raise invalid_table(self._source, fact)
+        if primary is None:
+            raise invalid_table(
+                self._source,
+                "the entries of its primary GPT are damaged, and the backup is out of reach",
+                hint="Decompress the image to a file: there the backup is used if it is intact.",
+            )
+        return self._reading(primary, None, [])
+
+    def _find_backup(self, header: Header | None, primary: Copy | None) -> Copy | None:
+        """The backup where the sound header of a primary copy says that it is, or at the end.
+
+        At the end only where it is needed, and only one of the same disk: what else lies there
+        is left of another table.
+        """
+        last = self._count - 1
+        if header is not None and header.alternate_lba <= last:
+            backup = self._read_backup_copy(header.alternate_lba)
+            if backup is not None or primary is not None:
+                return backup
+        backup = self._read_backup_copy(last)
+        is_of_disk = backup is None or header is None or backup.header.disk_guid == header.disk_guid
+        return backup if is_of_disk else None
+
+    def _read_backup_copy(self, lba: int) -> Copy | None:
+        """The copy at ``lba``, which must point back to the primary (UEFI 2.10, table 5.5)."""
+        backup = self.read_copy(lba) if lba > PRIMARY_LBA else None
+        return backup if backup and backup.header.alternate_lba == PRIMARY_LBA else None
+
+    def _read_backup(self, header: Header | None, backup: Copy) -> TableReading:
+        part = "entries" if header is not None and self._array_extent(header) else "header"
+        damage = (
+            f"The primary GPT is damaged (its {part}): the backup at sector "
+            f"{backup.header.own_lba} is used here, but Linux uses it only if started with the "
+            "option gpt."
         )
-        return _Copy(header, primary.entries, runs)
+        return self._reading(backup, None, [damage, *self._warn_of_place(backup)])
 
-    def _compare(self, primary: _Copy, backup: _Copy) -> list[str]:
+    def _compare(self, primary: Copy, backup: Copy) -> list[str]:
         warnings = []
         if primary.entries != backup.entries:
             warnings.append("The two copies of the GPT differ; the primary is used.")
-        behind = (self._count - backup.header.own_lba - 1) * self._sector_size
-        if behind >= self._sector_size:
+        named = primary.header.alternate_lba
+        if named != backup.header.own_lba:
             warnings.append(
-                f"The backup GPT lies {format_size(behind)} before the end: "
-                "the image has grown, or lies on a larger disk."
+                f"The primary GPT names sector {named} for its backup, which is past the end; "
+                "the backup at the end is intact."
             )
-        return warnings
+        return [*warnings, *self._warn_of_place(backup)]
 
-    def _read_copy(self, lba: int) -> _Copy | None:
-        """The copy whose header is at ``lba``; ``None`` if it is damaged or not there."""
+    def _warn_of_place(self, backup: Copy) -> list[str]:
+        behind = (self._count - backup.header.own_lba - 1) * self._sector_size
+        if behind < self._sector_size:
+            return []
+        where = f"The backup GPT lies {format_size(behind)} before the end"
+        return [f"{where}: the image has grown, or lies on a larger disk."]
+
+    def _read_header(self, lba: int) -> Header | None:
+        """The header at ``lba`` that its own checksum and place prove, whatever its entries are."""
         if not PRIMARY_LBA <= lba < self._count:
             return None
-        sector = self._source.read(lba * self._sector_size, self._sector_size)
-        header = Header.parse(sector)
-        if header is None or not header.crc_valid or header.own_lba != lba:
-            return None
-        refuse_truncated(self._source, (header.alternate_lba + 1) * self._sector_size)
+        header = Header.parse(self._source.read(lba * self._sector_size, self._sector_size))
+        return None if header is None or not header.crc_valid or header.own_lba != lba else header
+
+    def _complete(self, header: Header) -> Copy | None:
+        """The copy with that header; ``None`` if its entries are not those of its checksum."""
         extent = self._array_extent(header)
         if extent is None:
             return None
@@ -176,75 +232,147 @@ class _Reader:
         entries = data[: header.array_size]
         if zlib.crc32(entries) != header.array_crc:
             return None
-        runs = (TableSectors(lba * self._sector_size, sector), TableSectors(extent.start, data))
-        return _Copy(header, entries, runs)
+        own = TableSectors(header.own_lba * self._sector_size, header.sector)
+        return Copy(header, entries, (own, TableSectors(extent.start, data)))
 
     def _array_extent(self, header: Header) -> Extent | None:
-        """The whole sectors of the array; ``None`` where no array can be.
+        """The whole sectors of the entries; ``None`` if Linux would not read them for the header.
 
-        A backup's header must point back to the primary (UEFI 2.10, table 5.5).
+        The size of an entry is an exception: Linux reads those of 128 bytes only.
         """
         if header.entry_size not in _ENTRY_SIZES or not 0 < header.array_size <= _MAX_ARRAY:
             return None
-        if PRIMARY_LBA not in {header.own_lba, header.alternate_lba}:
+        if not header.first_usable <= header.last_usable < self._count:
             return None
-        # A usable range past the end crashes libparted 3.5; UEFI excludes the rest.
-        farther = max(header.own_lba, header.alternate_lba)
-        if not PRIMARY_LBA < header.first_usable <= header.last_usable < farther:
+        array = _array_of(header, self._sector_size)
+        if array.start <= PRIMARY_LBA or array.stop > self._count or header.own_lba in array:
             return None
-        last = header.array_lba + -(-header.array_size // self._sector_size) - 1
-        array = range(header.array_lba, last + 1)
-        if header.array_lba <= PRIMARY_LBA or last >= self._count or header.own_lba in array:
-            return None
-        if last >= header.first_usable and header.array_lba <= header.last_usable:
-            return None
-        return Extent.from_lba(header.array_lba, last, sector_size=self._sector_size)
+        return Extent.from_lba(array.start, array.stop - 1, sector_size=self._sector_size)
 
-    def _reading(self, used: _Copy, copies: tuple[_Copy, ...], warnings: list[str]) -> TableReading:
-        partitions = tuple(self._partitions(used))
-        refuse_truncated(self._source, max((each.extent.end for each in partitions), default=0))
+    def _reading(self, used: Copy, backup: Copy | None, warnings: list[str]) -> TableReading:
+        disk_size = self._disk_size(used.header)
+        partitions = tuple(self._partitions(used, disk_size))
         table = PartitionTable(
             TableKind.GPT,
             self._sector_size,
             _guid(used.header.disk_guid),
             partitions,
-            tuple(warnings),
-            disk_size=self._disk_size(used.header),
+            (*warnings, *self._warn_of_entries(used.header, partitions)),
+            disk_size=disk_size,
         )
-        return TableReading(table, tuple(run for copy in copies for run in copy.sectors))
+        if backup is None:
+            return TableReading(table, used.sectors, self._made_up(used, disk_size))
+        sectors = (*used.sectors, *backup.sectors)
+        is_usual = (
+            used.header.alternate_lba == backup.header.own_lba
+            and self._is_usual(used.header)
+            and self._is_usual(backup.header)
+        )
+        return TableReading(table, sectors, () if is_usual else self._made_up(used, disk_size))
 
     def _disk_size(self, header: Header) -> int:
-        return (max(header.own_lba, header.alternate_lba) + 1) * self._sector_size
+        """Bytes of the disk that the table is for; no more than the image has."""
+        last = max(header.own_lba, header.alternate_lba, header.last_usable)
+        return min(last + 1, self._count) * self._sector_size
 
-    def _partitions(self, copy: _Copy) -> list[Partition]:
-        header = copy.header
-        usable = Extent.from_lba(
-            header.first_usable, header.last_usable, sector_size=self._sector_size
+    def _is_usual(self, header: Header) -> bool:
+        """Whether the range for partitions lies between the copies, as UEFI wants it."""
+        array = _array_of(header, self._sector_size)
+        farther = max(header.own_lba, header.alternate_lba)
+        is_between = header.first_usable > PRIMARY_LBA and header.last_usable < farther
+        return is_between and not (
+            array.stop > header.first_usable and array.start <= header.last_usable
         )
-        partitions = []
-        for index in range(header.entry_count):
-            fields = _ENTRY.unpack_from(copy.entries, index * header.entry_size)
+
+    def _made_up(self, used: Copy, disk_size: int) -> tuple[TableSectors, ...]:
+        """Two copies with the entries of ``used``, the second one behind the disk.
+
+        libparted 3.5 crashes on odd ranges, and reads a backup only where the primary or the end
+        has it.
+        """
+        size = used.header.entry_size
+        entries = b"".join(
+            used.entries[start : start + ENTRY_SIZE] for start in range(0, len(used.entries), size)
+        )
+        count = max(used.header.entry_count, _LEAST_ENTRIES)
+        sectors = -(-count * ENTRY_SIZE // self._sector_size)
+        array = entries.ljust(sectors * self._sector_size, b"\0")
+        end = max(disk_size // self._sector_size, self._count if self._source.size else 0)
+        usable = (PRIMARY_LBA + sectors + 1, end - 1)
+        runs = list[TableSectors]()
+        last = end + sectors
+        for own, other, array_lba in (
+            (PRIMARY_LBA, last, PRIMARY_LBA + 1),
+            (last, PRIMARY_LBA, end),
+        ):
+            fields = (own, other, *usable, used.header.disk_guid, array_lba, count, ENTRY_SIZE)
+            header = seal_header(
+                _HEADER.pack(
+                    SIGNATURE,
+                    _REVISION,
+                    _HEADER.size,
+                    0,
+                    0,
+                    *fields,
+                    zlib.crc32(array[: count * ENTRY_SIZE]),
+                ).ljust(self._sector_size, b"\0")
+            )
+            runs.append(TableSectors(own * self._sector_size, header))
+            runs.append(TableSectors(array_lba * self._sector_size, array))
+        return tuple(runs)
+
+    def _partitions(self, copy: Copy, disk_size: int) -> Iterator[Partition]:
+        disk = Extent(0, disk_size if self._source.size is None else self._source.size)
+        for index in range(copy.header.entry_count):
+            fields = _ENTRY.unpack_from(copy.entries, index * copy.header.entry_size)
             type_guid, own_guid, first, last, _attributes, name = fields
             if not any(type_guid):
                 continue
             extent = Extent.from_lba(first, last, sector_size=self._sector_size)
             if extent.size <= 0:
                 raise invalid_table(self._source, f"partition {index + 1} ends before it starts")
-            if not usable.encloses(extent):
-                refuse_truncated(self._source, extent.end)
-                fact = f"partition {index + 1} lies outside the range that the GPT gives partitions"
+            refuse_truncated(self._source, extent.end)
+            if not disk.encloses(extent):
+                fact = f"partition {index + 1} reaches past the end of the disk that the GPT is for"
                 raise invalid_table(self._source, fact)
-            partitions.append(
-                Partition(
-                    number=index + 1,
-                    extent=extent,
-                    kind=PartitionKind.PRIMARY,
-                    type_id=_guid(type_guid),
-                    name=_name(name),
-                    uuid=_guid(own_guid),
-                )
+            yield Partition(
+                number=index + 1,
+                extent=extent,
+                kind=PartitionKind.PRIMARY,
+                type_id=_guid(type_guid),
+                name=_name(name),
+                uuid=_guid(own_guid),
             )
-        return partitions
+
+    def _warn_of_entries(self, header: Header, partitions: Iterable[Partition]) -> Iterator[str]:
+        if header.entry_size != ENTRY_SIZE:
+            yield (
+                f"Linux does not read this GPT: its entries have {header.entry_size} bytes, "
+                f"not {ENTRY_SIZE}."
+            )
+        usable = Extent.from_lba(
+            header.first_usable, header.last_usable, sector_size=self._sector_size
+        )
+        for partition in partitions:
+            if not usable.encloses(partition.extent):
+                yield (
+                    f"Partition {partition.number} lies outside the range that the GPT gives "
+                    "partitions: Linux reads it, blkid and partx do not."
+                )
+
+
+def _array_of(header: Header, sector_size: int) -> range:
+    """The sectors of a header's entries."""
+    return range(header.array_lba, header.array_lba - (-header.array_size // sector_size))
+
+
+def seal_header(sector: bytes | bytearray) -> bytes:
+    """The sector of a header, with the checksum that is right for it."""
+    sealed = bytearray(sector)
+    (size,) = struct.unpack_from("<I", sealed, _SIZE_OFFSET)
+    sealed[_HEADER_CRC] = bytes(4)
+    struct.pack_into("<I", sealed, _HEADER_CRC.start, zlib.crc32(sealed[:size]))
+    return bytes(sealed)
 
 
 def _guid(data: bytes) -> str:

@@ -1,6 +1,7 @@
 """Master boot records: primary partitions, and the chain of extended boot records."""
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from balenaflash.extent import SECTOR_SIZE, Extent
@@ -17,6 +18,7 @@ from balenaflash.image.table.model import (
 )
 
 PROTECTIVE = 0xEE  # type of the entry that protects a GPT, UEFI 2.10, table 5.4
+_PROTECTED = 1  # where such an entry starts: the sector of the primary header
 _EXTENDED = frozenset({0x05, 0x0F, 0x85})  # CHS, LBA and Linux, as the kernel's msdos.c takes them
 _BOOT_INDICATORS = frozenset({0x00, 0x80})
 _ENTRIES_OFFSET = 446
@@ -62,9 +64,7 @@ def read_entries(sector: bytes) -> tuple[MbrEntry, ...] | None:
     if sector[SECTOR_SIZE - 2 : SECTOR_SIZE] != _SIGNATURE:
         return None
     entries = []
-    for slot in range(4):
-        offset = _ENTRIES_OFFSET + slot * _ENTRY.size
-        indicator, type_id, first, count = _ENTRY.unpack_from(sector, offset)
+    for slot, (indicator, type_id, first, count) in enumerate(_raw_entries(sector)):
         if indicator not in _BOOT_INDICATORS:
             return None
         if type_id and count:
@@ -83,6 +83,40 @@ def canonical_record(sector: bytes) -> bytes:
         offset = _ENTRIES_OFFSET + entry.slot * _ENTRY.size
         _ENTRY.pack_into(record, offset, sector[offset], entry.type_id, entry.first, entry.count)
     return bytes(record)
+
+
+def find_protective(sector: bytes) -> int | None:
+    """The first sector of the entry that protects a GPT; ``None`` if there is none.
+
+    For Linux its type and its start make it one, whatever its size and whatever the other
+    entries are (``pmbr_part_valid`` of ``block/partitions/efi.c``). One that starts elsewhere
+    still makes it a GPT for libparted.
+    """
+    if sector[SECTOR_SIZE - 2 : SECTOR_SIZE] != _SIGNATURE:
+        return None
+    starts = [first for _, type_id, first, _ in _raw_entries(sector) if type_id == PROTECTIVE]
+    if _PROTECTED in starts:
+        return _PROTECTED
+    return starts[0] if starts and read_entries(sector) is not None else None
+
+
+def is_hybrid(sector: bytes) -> bool:
+    """Whether a protective record lists other partitions as well, by the rule of Linux."""
+    return any(type_id not in {0, PROTECTIVE} for _, type_id, _, _ in _raw_entries(sector))
+
+
+def plain_protection(sector: bytes) -> bytes:
+    """A protective record with nothing but the type, start and size of each entry."""
+    record = bytearray(SECTOR_SIZE)
+    for slot, (_, *rest) in enumerate(_raw_entries(sector)):
+        _ENTRY.pack_into(record, _ENTRIES_OFFSET + slot * _ENTRY.size, 0, *rest)
+    record[-len(_SIGNATURE) :] = _SIGNATURE
+    return bytes(record)
+
+
+def _raw_entries(sector: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """Boot indicator, type, first sector and number of sectors of each of the four."""
+    return _ENTRY.iter_unpack(sector[_ENTRIES_OFFSET : _ENTRIES_OFFSET + 4 * _ENTRY.size])
 
 
 EMPTY_RECORD = canonical_record(bytes(SECTOR_SIZE))

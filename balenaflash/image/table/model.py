@@ -101,10 +101,13 @@ class TableReading:
     sectors: tuple[TableSectors, ...]
     """In ascending order; sectors of a damaged copy of a GPT are not among them."""
 
+    made_up: tuple[TableSectors, ...] = ()
+    """What libparted is shown in place of ``sectors``, where it could not read those."""
 
-def invalid_table(source: Source, fact: str) -> ImageError:
+
+def invalid_table(source: Source, fact: str, *, hint: str | None = None) -> ImageError:
     """The error for a table that contradicts itself; ``fact`` ends the sentence."""
-    return ImageError(f"{source.name}: {fact}", code="table-invalid")
+    return ImageError(f"{source.name}: {fact}", code="table-invalid", hint=hint)
 
 
 def refuse_truncated(source: Source, end: int) -> None:

@@ -21,7 +21,7 @@ import parted
 from balenaflash.errors import ImageError
 from balenaflash.extent import Extent
 from balenaflash.image.source import Source
-from balenaflash.image.table import gpt, mbr
+from balenaflash.image.table import mbr
 from balenaflash.image.table.model import (
     Partition,
     PartitionKind,
@@ -187,8 +187,10 @@ def _stand_in(source: Source, reading: TableReading) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="balenaflash-") as folder:
         descriptor = os.memfd_create("table", os.MFD_CLOEXEC)
         try:
-            os.truncate(descriptor, source.size or reading.table.end)
-            for offset, data in _shown(reading):
+            shown = tuple(_shown(reading))
+            ends = (offset + len(data) for offset, data in shown)
+            os.truncate(descriptor, max(source.size or reading.table.end, *ends))
+            for offset, data in shown:
                 os.pwrite(descriptor, data, offset)
             path = Path(folder, "table")
             path.symlink_to(f"/proc/self/fd/{descriptor}")
@@ -200,19 +202,20 @@ def _stand_in(source: Source, reading: TableReading) -> Iterator[Path]:
 
 def _shown(reading: TableReading) -> Iterator[tuple[int, bytes]]:
     """Offsets in the stand-in and what is written there."""
-    is_gpt = reading.table.kind is TableKind.GPT
-    if is_gpt:
-        # Where the primary is damaged, its signature makes libparted look for the backup.
-        yield reading.table.sector_size, gpt.SIGNATURE
+    if reading.table.kind is TableKind.GPT:
+        record, *copies = reading.sectors
+        yield record.offset, mbr.plain_protection(record.data)
+        for run in reading.made_up or copies:
+            yield run.offset, run.data
+        return
     if not reading.table.is_complete:
         for partition in reading.table.partitions:
             if partition.kind is PartitionKind.EXTENDED:
                 yield partition.extent.start, mbr.EMPTY_RECORD
     for run in reading.sectors:
-        is_record = not is_gpt or run.offset == 0
         # libparted follows links of no sectors, and guesses a geometry from cylinders and
         # heads; either may end the process where the values are odd (libparted 3.5).
-        yield run.offset, mbr.canonical_record(run.data) if is_record else run.data
+        yield run.offset, mbr.canonical_record(run.data)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from balenaflash.extent import MIB, SECTOR_SIZE, Extent
 from balenaflash.image import filesystems
 from balenaflash.image.source import Source
 from balenaflash.image.table.gpt import read_gpt
-from balenaflash.image.table.mbr import PROTECTIVE, read_entries, read_mbr
+from balenaflash.image.table.mbr import find_protective, read_entries, read_mbr
 from balenaflash.image.table.model import (
     PartitionKind,
     TableReading,
@@ -33,13 +33,13 @@ def read_table_sectors(source: Source) -> TableReading:
     if source.size is not None and source.size < SECTOR_SIZE:
         raise _missing(source)
     sector = source.read(0, SECTOR_SIZE)
-    entries = read_entries(sector)
-    if entries is None or (not entries and _probe_whole(source) is not None):
-        raise _missing(source)
-    # Any protective entry makes it a GPT, as libparted and libfdisk have it.
-    protected = any(entry.type_id == PROTECTIVE for entry in entries)
-    reader = read_gpt if protected else read_mbr
-    reading = reader(source, sector, entries)
+    if find_protective(sector) is not None:
+        reading = read_gpt(source, sector)
+    else:
+        entries = read_entries(sector)
+        if entries is None or (not entries and _probe_whole(source) is not None):
+            raise _missing(source)
+        reading = read_mbr(source, sector, entries)
     _refuse_overlaps(source, reading)
     return reading
 
