@@ -130,17 +130,21 @@ def as_go_streams(path: Path) -> None:
     path.write_bytes(content + directory + b"PK\5\6" + end)
 
 
+# Of this a decoder that is not told the size makes up one byte more, out of the last ones.
+UNMARKED = (noise(14, 314) * 9)[:2014] + noise(98, 200)
+
+
 def as_lzma_without_mark(path: Path) -> None:
     """LZMA from a .7z file, which never has an end marker, put into a zip file without one."""
     image = path.with_name("balena.img")
-    image.write_bytes(IMAGE)
+    image.write_bytes(UNMARKED)
     archive = path.with_name("a.7z")
     run(SEVEN_ZIP, "a", "-m0=LZMA:d=20:lc=3:lp=0:pb=2", "-mhc=off", archive, image)
     content = archive.read_bytes()
     after = 32 + struct.unpack_from("<Q", content, 12)[0]
     properties = bytes([3 + 9 * (0 + 5 * 2)]) + struct.pack("<I", 1 << 20)
     body = struct.pack("<BBH", 22, 1, 5) + properties + content[32:after]
-    sizes = (zlib.crc32(IMAGE), len(body), len(IMAGE))
+    sizes = (zlib.crc32(UNMARKED), len(body), len(UNMARKED))
     fields = struct.pack("<HHHHHIIIHH", 63, 0, 14, 0, 33, *sizes, 9, 0)
     member = b"PK\3\4" + fields + b"image.img" + body
     directory = b"PK\1\2\x3f\0" + fields + struct.pack("<HHHII", 0, 0, 0, 0, 0) + b"image.img"
@@ -230,7 +234,7 @@ def test_the_image_is_the_same_whichever_way_a_zip_file_comes(
     with ExitStack() as stack:
         found = decoded(come(way, path, stack), member=wanted)
     assert found == unpacked(path, member)
-    assert found in {IMAGE, LARGE}
+    assert found in {IMAGE, LARGE, UNMARKED}
 
 
 REFUSED: dict[str, tuple[Callable[[Path], None], str | None, str]] = {
