@@ -86,10 +86,32 @@ def test_a_full_filesystem_is_a_failure_with_a_way_out() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, before[1]))
     try:
         spool = Spool("fake")
-        with pytest.raises(ImageError, match="cannot be kept") as failure:
+        with pytest.raises(ImageError, match="cannot be kept in /var/tmp: File too") as failure:
             spool.keep(0, memoryview(b"x" * 2 * MIB))
         assert failure.value.code == "no-temporary-space"
         assert "TMPDIR" in str(failure.value.hint)
         spool.close()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_bound_holds_for_bytes_that_are_not_zero() -> None:
+    spool = Spool("fake", limit=2 * MIB)
+    spool.keep(0, memoryview(bytes(9 * MIB)))
+    spool.keep(9 * MIB, memoryview(b"x" * 2 * MIB))
+    spool.keep(9 * MIB, memoryview(b"x" * 2 * MIB))  # it is kept already
+    with pytest.raises(ImageError, match=r"more than 2\.0 MiB of it") as failure:
+        spool.keep(11 * MIB, memoryview(b"x"))
+    assert failure.value.code == "spool-full"
+    assert spool.held_from(0) == 11 * MIB
+    spool.close()
+
+
+def test_a_folder_that_cannot_be_used_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "gone"
+    monkeypatch.setenv("TMPDIR", str(folder))
+    with pytest.raises(ImageError, match=f"{folder}: No such file or directory") as failure:
+        Spool("fake").keep(0, memoryview(b"x"))
+    assert failure.value.code == "no-temporary-space"

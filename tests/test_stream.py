@@ -2,6 +2,7 @@
 
 import random
 from contextlib import nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balenaflash.errors import ImageError
+from balenaflash.extent import GIB, MIB
 from balenaflash.image.checked import CheckedSource
 from balenaflash.image.stream import StreamSource
 
@@ -201,3 +203,66 @@ def test_a_fork_of_an_image_whose_sum_is_known_is_checked_as_well() -> None:
         with pytest.raises(ImageError, match="its SHA-256 is") as failure:
             source.measure()
         assert failure.value.code == "sha256-differs"
+
+
+class LongDecoder:
+    """2 GiB of 0xAA, as a small file may hold."""
+
+    def __init__(self) -> None:
+        self._left = 2 * GIB
+
+    def readinto(self, buffer: memoryview) -> int:
+        count = min(len(buffer), self._left)
+        buffer[:count] = (b"\xaa" * MIB)[:count]
+        self._left -= count
+        return count
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+def test_what_was_only_skipped_of_a_file_takes_little_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    source = StreamSource(
+        "fake",
+        lambda _at: LongDecoder(),
+        size=None,
+        jump=None,
+        is_repeatable=True,
+        is_forkable=True,
+    )
+    assert source.read(0, 512) == source.read(GIB, 512)
+    (link,) = (each for each in Path("/proc/self/fd").iterdir() if is_below(each, tmp_path))
+    assert link.stat().st_blocks * 512 <= 100 * MIB
+    # What lies near is asked for next, and is not decoded again.
+    assert source.read(40 * MIB, 512) == source.read(GIB - 40 * MIB, 512)
+    assert source.read(500 * MIB, 512) == source.read(0, 512)
+    source.close()
+
+
+def is_below(link: Path, folder: Path) -> bool:
+    try:
+        return link.readlink().is_relative_to(folder)
+    except FileNotFoundError:
+        return False  # the listing itself
+
+
+def test_a_file_is_read_without_a_folder_for_what_was_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "gone"))
+    source = Opened().source
+    assert source.read(90_000, 10) == CONTENT[90_000:90_010]
+    assert source.read(10, 10) == CONTENT[10:20]
+    once = Opened(is_repeatable=False, is_forkable=False).source
+    with pytest.raises(ImageError, match="cannot be kept in"):
+        once.read(90_000, 10)
+
+
+def test_more_than_was_promised_is_found_out_when_it_comes() -> None:
+    source = Opened(size=100_000).source
+    with pytest.raises(ImageError, match="holds more"), source.sequential():
+        source.finish()
+    assert source.size == 100_000

@@ -1,11 +1,15 @@
 """What was decoded of a stream and may be asked for again, in a temporary file."""
 
+import errno
 import os
 import tempfile
 from bisect import bisect_right
 
 from balenaflash.errors import ImageError
-from balenaflash.extent import KIB, Extent
+from balenaflash.extent import GIB, KIB, Extent, format_size
+
+MOST_KEPT = 4 * GIB
+"""Bytes that are kept at most. Zeros do not count: they take no room."""
 
 _PIECE = 64 * KIB  # bytes; a piece of zeros stays a hole
 _ZEROS = bytearray(_PIECE)  # a bytearray compares by memcmp, a memoryview byte by byte
@@ -14,8 +18,11 @@ _ZEROS = bytearray(_PIECE)  # a bytearray compares by memcmp, a memoryview byte 
 class Spool:
     """Bytes at offsets, kept until it is closed; the file has no name and is sparse."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, limit: int = MOST_KEPT) -> None:
+        """Keep nothing yet; never more than ``limit`` bytes that are not zero."""
         self._name = name
+        self._limit = limit
+        self._room = limit
         self._descriptor: int | None = None
         self._held: list[Extent] = []
 
@@ -30,8 +37,11 @@ class Spool:
         """Keep ``content`` as what the image holds at ``offset``.
 
         Raises:
-            ImageError: there is no room for it.
+            ImageError: there is no room for it, in the folder (``no-temporary-space``) or within
+                the bound (``spool-full``).
         """
+        if self.held_from(offset) >= len(content):
+            return
         try:
             if self._descriptor is None:
                 self._descriptor = _open_nameless()
@@ -39,10 +49,12 @@ class Spool:
                 piece = content[start : start + _PIECE]
                 zeros = _ZEROS if len(piece) == _PIECE else bytearray(len(piece))
                 if zeros != piece:
+                    self._take_room(len(piece))
                     _write(self._descriptor, piece, offset + start)
         except OSError as error:
             raise ImageError(
-                f"{self._name}: what was decoded of it cannot be kept: {error.strerror}",
+                f"{self._name}: what was decoded of it cannot be kept in {_folder()}: "
+                f"{error.strerror}",
                 code="no-temporary-space",
                 hint="Name a folder with more room: TMPDIR=FOLDER; or decompress the image first.",
             ) from error
@@ -78,6 +90,15 @@ class Spool:
             self._descriptor = None
         self._held = []
 
+    def _take_room(self, size: int) -> None:
+        if size > self._room:
+            raise ImageError(
+                f"{self._name}: more than {format_size(self._limit)} of it would have to be kept",
+                code="spool-full",
+                hint="Save it to a file first, and name that.",
+            )
+        self._room -= size
+
     def _add(self, extent: Extent) -> None:
         """Merge ``extent`` into what is held, which stays ordered and disjoint."""
         touching = [
@@ -93,14 +114,21 @@ def _start(extent: Extent) -> int:
     return extent.start
 
 
-def _open_nameless() -> int:
+def _folder() -> str:
     # /tmp may lie in memory, and an image does not belong there: file-hierarchy(7).
-    folder = os.environ.get("TMPDIR") or "/var/tmp"  # noqa: S108 - a file without a name
+    return os.environ.get("TMPDIR") or "/var/tmp"  # noqa: S108 - a file without a name
+
+
+def _open_nameless() -> int:
+    folder = _folder()
     try:
         return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    except OSError:  # a filesystem without O_TMPFILE, or no such folder: tempfile knows others
-        with tempfile.TemporaryFile() as file:
-            return os.dup(file.fileno())
+    except OSError as error:
+        # EISDIR: a kernel or filesystem that does not know O_TMPFILE (open(2)).
+        if error.errno not in {errno.EOPNOTSUPP, errno.EISDIR}:
+            raise
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return os.dup(file.fileno())
 
 
 def _write(descriptor: int, content: memoryview, offset: int) -> None:

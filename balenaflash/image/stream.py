@@ -2,7 +2,9 @@
 
 What has been decoded is kept in a temporary file for as long as the image is being explored:
 its table, its boot partition, the files of its root filesystem. Then it is read from start to
-end, and what was kept is not decoded a second time.
+end, and what was kept is not decoded a second time. Of a file, which can be decoded again, what
+was only skipped is not kept, but for what lies near what was read: a filesystem is gone through
+back and forth.
 """
 
 import threading
@@ -15,6 +17,7 @@ from balenaflash.extent import MIB, format_size
 from balenaflash.image.spool import Spool
 
 _MAX_SIZE = 1 << 40  # bytes; who decodes on for longer will not come to an end
+_NEAR = 48 * MIB  # bytes after what was read, and before, that are likely to be asked for next
 _PIECE = MIB  # bytes decoded at a time where nobody gave a buffer
 _PATIENCE = 0.5  # seconds that closing waits for whoever reads
 
@@ -69,6 +72,7 @@ class StreamSource:
         self._position = 0
         self._fault: ImageError | None = None
         self._spool = Spool(name)
+        self._has_room = True
         self._passing = False
         # Chunks are read ahead by a thread while another looks things up.
         self._lock = threading.RLock()
@@ -89,7 +93,10 @@ class StreamSource:
         return self._seekable
 
     def read(self, offset: int, length: int) -> bytes:
-        """The bytes ``[offset, offset + length)``; they and what lies before them are kept."""
+        """The bytes ``[offset, offset + length)``; they are kept, and so is what lies near them.
+
+        Of a stream that cannot be read again all that lies before them is kept.
+        """
         self._require_inside(offset, length)
         buffer = bytearray(length)
         with self._lock:
@@ -194,9 +201,13 @@ class StreamSource:
             self._position = offset if self._jump is not None else 0
         if self._position == offset:
             return
-        scratch = memoryview(bytearray(min(_PIECE, offset - self._position)))
+        start = self._position
+        scratch = memoryview(bytearray(min(_PIECE, offset - start)))
         while self._position < offset:
-            if not self._decode(scratch[: offset - self._position], keep=keep):
+            # What is not a file comes over a network, and is not fetched twice.
+            is_near = min(self._position - start, offset - self._position) < _NEAR
+            is_kept = keep and (is_near or not self._is_forkable)
+            if not self._decode(scratch[: offset - self._position], keep=is_kept):
                 raise self._cut_short(offset + 1)
 
     def _decode(self, buffer: memoryview, *, keep: bool) -> int:
@@ -214,20 +225,35 @@ class StreamSource:
             raise
         if count == 0:
             return 0
+        if self._declared_size is not None and self._position + count > self._declared_size:
+            self._fault = self._untrue_size("more")
+            raise self._fault
         if keep:
-            self._spool.keep(self._position, buffer[:count])
+            self._keep(buffer[:count])
         self._position += count
         return count
 
+    def _keep(self, content: memoryview) -> None:
+        if not self._has_room:
+            return
+        try:
+            self._spool.keep(self._position, content)
+        except ImageError:
+            if not self._is_repeatable:
+                raise
+            self._has_room = False
+
     def _reach_end(self) -> None:
-        declared = self._declared_size
-        if declared is not None and declared != self._position:
-            raise ImageError(
-                f"{self._name}: says that it holds {declared} bytes, but holds {self._position}",
-                code="image-corrupt",
-                hint="Fetch it again.",
-            )
+        if self._declared_size not in {None, self._position}:
+            raise self._untrue_size(str(self._position))
         self._end = self._position
+
+    def _untrue_size(self, found: str) -> ImageError:
+        return ImageError(
+            f"{self._name}: says that it holds {self._declared_size} bytes, but holds {found}",
+            code="image-corrupt",
+            hint="Fetch it again.",
+        )
 
     def _close_decoder(self) -> None:
         if self._decoder is not None:

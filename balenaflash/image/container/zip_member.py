@@ -62,6 +62,8 @@ class MemberDecoder:
             self._crc = crc32(piece, self._crc)
             self._done += len(piece)
             filled = end
+            if self._sizes is not None and self._done > self._sizes.content:
+                raise self._corrupt(f"unpacks to more than the {self._sizes.content} bytes it says")
         return filled
 
     def close(self) -> None:
