@@ -1,11 +1,13 @@
 """Whether an image is signed, and whether its signature verifies."""
 
 import hashlib
+import os
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from balenaflash.durable import open_regular_file
 from balenaflash.errors import ImageError
 from balenaflash.extent import KIB, MIB
 from balenaflash.image.fat.volume import FatVolume
@@ -119,7 +121,7 @@ def report_beside(
     if not check:
         return report
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_regular_file(path), "rb") as file:
             signature = file.read(MAX_SIGNATURE_SIZE)
     except OSError as error:
         reason = f"{path} cannot be read: {error.strerror}"

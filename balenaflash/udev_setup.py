@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 
 import balenaflash
+from balenaflash.durable import replace_file
 from balenaflash.errors import Problem, TargetRefusedError
 from balenaflash.target.kernel import RUNNING_KERNEL
 from balenaflash.target.programs import run_program
@@ -204,12 +205,9 @@ def _run_if_there(command: Sequence[str]) -> str | None:
 
 
 def _write(path: Path, content: str) -> str | None:
-    beside = path.with_name(f".{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(content, "utf-8")
-        beside.chmod(0o644)
-        beside.replace(path)
+        replace_file(path, content.encode())
     except OSError as error:
         return error.strerror
     return None

@@ -63,13 +63,31 @@ def test_the_map_of_a_whole_image_follows_new_files(tmp_path: Path, image: MakeI
 
 
 @needs_bmaptool
-def test_a_link_to_a_map_stays_a_link(small: Path) -> None:
+def test_a_link_to_a_map_is_set_aside_and_what_it_leads_to_is_not_touched(small: Path) -> None:
     link = small.with_name("small.img.bmap")
-    real = link.rename(small.with_name("versioned.bmap"))
-    link.symlink_to(real.name)
-    assert edit(small, Patch(0, b"new")) == ()
-    assert link.is_symlink()
-    assert read_bmap(real).ranges[0].first == 0
+    (small.parent / "of root").mkdir()
+    real = link.rename(small.parent / "of root" / "real.bmap")
+    link.symlink_to("of root/real.bmap")
+    before, status = real.read_bytes(), real.stat()
+    (warning,) = edit(small, Patch(0, b"new"))
+    assert "is a symbolic link" in warning
+    assert warning.endswith("it is now small.img.bmap.stale")
+    assert (real.read_bytes(), real.stat()) == (before, status)
+    assert str(small.with_name("small.img.bmap.stale").readlink()) == "of root/real.bmap"
+    copy = small.with_name("copy")
+    bmaptool("copy", "--nobmap", small, copy)
+    assert copy.read_bytes() == small.read_bytes()
+
+
+@needs_bmaptool
+def test_a_link_to_the_map_of_the_image_itself_stays(small: Path) -> None:
+    image = small.with_name("latest.img")
+    image.symlink_to(small.name)
+    small.with_name("latest.img.bmap").symlink_to("small.img.bmap")
+    assert edit(image, Patch(5 * BLOCK, b"changed")) == ()
+    copy = small.with_name("copy")
+    bmaptool("copy", image, copy)  # it finds the map by the link
+    assert copy.read_bytes() == small.read_bytes()
 
 
 @needs_bmaptool

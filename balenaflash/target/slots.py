@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from balenaflash.durable import replace_file
 from balenaflash.errors import ConfigError
 
 SYSTEM_SLOTS = Path("/etc/balenaflash/slots.toml")
@@ -150,14 +151,9 @@ def _invalid(path: Path, fact: str) -> ConfigError:
 
 
 def _write(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+        replace_file(path, text.encode())
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot be written: {error.strerror}", code="slots-not-written"

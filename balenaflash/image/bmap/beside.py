@@ -4,14 +4,15 @@ bmaptool looks for it by itself: with a map that is no longer true it refuses th
 the map has no checksums, copies it without the blocks that an edit newly used.
 """
 
+import errno
 import os
 import stat
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from balenaflash.durable import open_folder, open_regular_file, replace_file
 from balenaflash.errors import ImageError
 from balenaflash.image.bmap.block_map import Bmap, updated
 from balenaflash.image.bmap.xml import MAX_FILE_SIZE, parse, serialise
@@ -30,7 +31,8 @@ class BmapUpdate:
     """What an edit makes of a block map beside its image; to be carried out after the edit."""
 
     path: Path
-    """The file itself, where a link led to it."""
+    """Name of the map in a folder that is no link. It may be a link, which is not followed: whoever
+    may write to the folder chooses where it leads."""
 
     content: bytes | None
     """The new content; ``None`` where the map cannot be kept."""
@@ -56,7 +58,7 @@ class BmapUpdate:
         return tuple(
             f"{signature}: is the signature of a block map that changed, and no longer verifies"
             for signature in map(self.path.with_name, _signature_names(self.path.name))
-            if signature.exists()
+            if os.path.lexists(signature)
         )
 
     def _set_aside(self, reason: str) -> str:
@@ -64,7 +66,8 @@ class BmapUpdate:
             return f"{self.path}: {reason}; bmaptool --nobmap copies the image without it"
         stale = self.path.with_name(self.path.name + STALE_SUFFIX)
         try:
-            self.path.rename(stale)
+            with open_folder(self.path.parent) as folder:
+                folder.rename(self.path.name, stale.name)
         except OSError as error:
             return (
                 f"{self.path}: {reason}, and cannot be renamed: {error.strerror}; remove it, "
@@ -99,16 +102,25 @@ def plan_updates(image: Path, before: Source, patches: Sequence[Patch]) -> tuple
     """
     if not patches or not image.is_file():
         return ()
+    files: dict[Path, bool] = {}
+    links: dict[Path, bool] = {}
     # A link to an image: bmaptool, given either name, looks beside that one.
-    own_names = {
-        path.resolve(): path.name == f"{name.name}.bmap"
-        for name in (image, image.resolve())
-        for path in _names_beside(name)
-        if path.is_file()
-    }
-    return tuple(
-        _plan(path, before, patches, own_name=own_name) for path, own_name in own_names.items()
-    )
+    for name in (image, image.resolve()):
+        for path in _names_beside(name):
+            place = path.parent.resolve() / path.name
+            own_name = path.name == f"{name.name}.bmap"
+            if place.is_symlink():
+                links[place] = own_name
+            elif place.is_file():
+                files[place] = own_name
+    updates = [_plan(path, before, patches, own_name=own) for path, own in files.items()]
+    reason = "is a symbolic link, and the block map that it leads to is left as it is"
+    updates += [
+        BmapUpdate(path, None, reason, move_aside=own)
+        for path, own in links.items()
+        if path.resolve() not in files
+    ]
+    return tuple(updates)
 
 
 def _names_beside(image: Path) -> Iterator[Path]:
@@ -124,7 +136,7 @@ def _names_beside(image: Path) -> Iterator[Path]:
 
 def _plan(path: Path, before: Source, patches: Sequence[Patch], *, own_name: bool) -> BmapUpdate:
     try:
-        bmap = read_bmap(path)
+        bmap = parse(_read_beside(path), str(path))
     except ImageError as error:
         reason = str(error).removeprefix(f"{path}: ")
         return BmapUpdate(path, None, reason, move_aside=own_name)
@@ -140,13 +152,24 @@ def _plan(path: Path, before: Source, patches: Sequence[Patch], *, own_name: boo
 
 
 def _read(path: Path) -> bytes:
+    with _failures(path), os.fdopen(open_regular_file(path), "rb") as file:
+        return file.read(MAX_FILE_SIZE + 1)
+
+
+def _read_beside(path: Path) -> bytes:
+    """The content of a map in a folder that others may write to."""
+    with (
+        _failures(path),
+        open_folder(path.parent) as folder,
+        os.fdopen(folder.open_file(path.name), "rb") as file,
+    ):
+        return file.read(MAX_FILE_SIZE + 1)
+
+
+@contextmanager
+def _failures(path: Path) -> Iterator[None]:
     try:
-        # O_NONBLOCK: a FIFO without a writer would otherwise hang here.
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise ImageError(f"{path}: is not a file", code="bmap-unreadable")
-            return file.read(MAX_FILE_SIZE + 1)
+        yield
     except OSError as error:
         raise ImageError(
             f"{path}: cannot be read: {error.strerror}", code="bmap-unreadable"
@@ -159,21 +182,11 @@ def _replace(path: Path, content: bytes) -> None:
     Raises:
         OSError: the file is as it was, and nothing is left beside it.
     """
-    status = path.stat()
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            if os.geteuid() == 0:
-                os.fchown(descriptor, status.st_uid, status.st_gid)
-            os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
-            file.flush()
-            os.fsync(descriptor)
-        Path(name).replace(path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            Path(name).unlink()
-        raise
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is no longer a regular file", str(path))
+    owner = (status.st_uid, status.st_gid)
+    replace_file(path, content, mode=stat.S_IMODE(status.st_mode), owner=owner)
 
 
 def _signature_names(name: str) -> Iterator[str]:
