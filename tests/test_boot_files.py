@@ -1,4 +1,5 @@
 import os
+import resource
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -385,9 +386,54 @@ class TestCopyOut:
             copy_out(made.volume, path, f"{tmp_path}/{target}", overwrite=True)
         assert caught.value.code == code
 
-    def test_a_full_disk_is_a_failure_of_writing(self, made: MadeVolume) -> None:
-        with pytest.raises(WriteError, match="No space left"):
-            copy_out(made.volume, "/config.json", "/dev/full", overwrite=True)
+    def test_a_full_disk_is_a_failure_of_writing(self, made: MadeVolume, tmp_path: Path) -> None:
+        write_tree(tmp_path, {"/mine": b"as it was"})
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+        try:
+            with pytest.raises(WriteError, match="File too large"):
+                copy_out(made.volume, "/config.json", str(tmp_path / "mine"), overwrite=True)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert (tmp_path / "mine").read_bytes() == b"as it was"
+
+    def test_neither_a_device_nor_a_pipe_is_written_to(
+        self, made: MadeVolume, tmp_path: Path
+    ) -> None:
+        os.mkfifo(tmp_path / "config.json")
+        for target in ("/dev/full", str(tmp_path)):
+            with pytest.raises(EditError, match="is not a file") as caught:
+                copy_out(made.volume, "/config.json", target, overwrite=True)
+            assert caught.value.code == "output-exists"
+
+    def test_what_holds_secrets_is_for_its_owner_alone(self, tmp_path: Path) -> None:
+        files = {"/config.json": b"{}", "/system-connections/lab": b"psk", "/os-release": b"x"}
+        made = make_volume(tmp_path, files)
+        out = tmp_path / "out"
+        write_tree(out, {"/config.json": b"readable by all"})
+        copy_out(made.volume, "/", str(out), overwrite=True)
+        (tmp_path / "any").touch()
+        usual = (tmp_path / "any").stat().st_mode
+        modes = [(out / path[1:]).stat().st_mode & 0o777 for path in files]
+        assert modes == [0o600, 0o600, usual & 0o777]
+
+    def test_a_directory_that_becomes_a_link_meanwhile_is_not_followed(
+        self, made: MadeVolume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "cron.d").mkdir()
+        out = tmp_path / "out"
+        read = made.volume.read_file
+
+        def read_and_swap(path: str) -> bytes:
+            if path == "/EFI/BOOT/grubenv":
+                (out / "EFI/BOOT").rename(out / "moved")
+                (out / "EFI/BOOT").symlink_to(tmp_path / "cron.d")
+            return read(path)
+
+        monkeypatch.setattr(made.volume, "read_file", read_and_swap)
+        with pytest.raises(WriteError, match=r"grubenv: cannot be written"):
+            copy_out(made.volume, "/", str(out))
+        assert list((tmp_path / "cron.d").iterdir()) == []
 
     @pytest.mark.parametrize("name", ["../evil", "..", ".", "a/../../evil"])
     def test_a_name_that_leads_elsewhere_writes_nothing_there(

@@ -1,14 +1,21 @@
 """Copy files and directory trees out of the boot partition, as ``cp -r`` would."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from balenaflash.boot.files import require_entry
+from balenaflash.boot.network import DIRECTORY
 from balenaflash.boot.patterns import find_matches, is_pattern, uppermost
+from balenaflash.durable import Folder, open_folder, open_subfolder, write_all
 from balenaflash.errors import EditError, ImageError, WriteError
+from balenaflash.image.balenaos import CONFIG_PATH
+from balenaflash.image.fat.names import fold
 from balenaflash.image.fat.volume import FatEntry, FatVolume
+
+_NETWORKS = fold(f"{DIRECTORY}/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +25,21 @@ class CopiedFile:
     path: str
     """Absolute in the boot partition."""
 
-    target: Path
-    """Where it is now."""
+    top: Path
+    """The directory that the user named, or that holds what the user named."""
+
+    names: tuple[str, ...]
+    """Names of the directories in ``top`` that lead to it, all of them copied, and its own; none
+    for ``top`` itself."""
 
     is_directory: bool
     size: int
     """Bytes of the file; 0 for a directory."""
+
+    @property
+    def target(self) -> Path:
+        """Where it is now."""
+        return self.top.joinpath(*self.names)
 
 
 def copy_out(
@@ -52,7 +68,7 @@ def copy_out(
     for number, copy in enumerate(copies):
         content = None if copy.is_directory else volume.read_file(copy.path)
         try:
-            _create(copy.target, content, overwrite=overwrite)
+            _create(copy, content, overwrite=overwrite)
         except OSError as error:
             message = f"{copy.target}: cannot be written: {error.strerror}"
             if number == 0 and not copy.target.exists():
@@ -67,17 +83,21 @@ def _plan(volume: FatVolume, path: str, target: str) -> Iterator[CopiedFile]:
     place = Path(target)
     if place.is_dir():
         # The root has no name: what it holds goes straight into the target.
-        place = place.resolve() if entry.path == "/" else place / _file_name(entry)
-    elif target.endswith("/") and not entry.is_directory:
+        names = () if entry.path == "/" else (_file_name(entry),)
+        yield from _plan_entry(volume, entry, place, names)
+        return
+    if target.endswith("/") and not entry.is_directory:
         raise EditError(f"{target}: no such directory", code="output-unwritable")
-    yield from _plan_entry(volume, entry, place)
+    yield from _plan_entry(volume, entry, place.parent, (place.name,))
 
 
-def _plan_entry(volume: FatVolume, entry: FatEntry, target: Path) -> Iterator[CopiedFile]:
-    yield CopiedFile(entry.path, target, entry.is_directory, entry.size)
+def _plan_entry(
+    volume: FatVolume, entry: FatEntry, top: Path, names: tuple[str, ...]
+) -> Iterator[CopiedFile]:
+    yield CopiedFile(entry.path, top, names, entry.is_directory, entry.size)
     if entry.is_directory:
         for child in volume.entries(entry.path):
-            yield from _plan_entry(volume, child, target / _file_name(child))
+            yield from _plan_entry(volume, child, top, (*names, _file_name(child)))
 
 
 def _file_name(entry: FatEntry) -> str:
@@ -90,16 +110,17 @@ def _file_name(entry: FatEntry) -> str:
 
 def _require_free(copy: CopiedFile, *, overwrite: bool) -> None:
     target = copy.target
-    if not os.path.lexists(target):
+    if not copy.names or not os.path.lexists(target):
         return
     if target.is_symlink():
         reason = "is a symbolic link, which is not followed"
-    elif copy.is_directory == target.is_dir():
+    elif copy.is_directory == target.is_dir() and (target.is_dir() or target.is_file()):
         if copy.is_directory or overwrite:
             return
         reason = "exists already"
     else:
-        reason = "is a directory" if target.is_dir() else "is not a directory"
+        wanted = "directory" if copy.is_directory else "file"
+        reason = "is a directory" if target.is_dir() else f"is not a {wanted}"
     hint = "Overwrite it with -f, or name another OUT." if reason == "exists already" else None
     raise EditError(f"{target}: {reason}", code="output-exists", hint=hint)
 
@@ -117,13 +138,37 @@ def _require_distinct(copies: tuple[CopiedFile, ...]) -> None:
             )
 
 
-def _create(path: Path, content: bytes | None, *, overwrite: bool) -> None:
-    """A file with ``content``, or without one a directory."""
-    if content is None:
-        path.mkdir(exist_ok=True)
+def _create(copy: CopiedFile, content: bytes | None, *, overwrite: bool) -> None:
+    """A file with ``content``, or without one a directory.
+
+    What was looked at before may have been exchanged since: no directory that was copied is
+    followed where it is a link now.
+    """
+    if not copy.names:
         return
-    # The flags repeat what was looked at before: the directory may have changed since.
-    how = os.O_TRUNC if overwrite else os.O_EXCL
-    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | how
-    with os.fdopen(os.open(path, flags, 0o666), "wb") as file:
-        file.write(content)
+    *parents, name = copy.names
+    with _open_parent(copy.top, parents) as folder:
+        if content is None:
+            with suppress(FileExistsError):
+                os.mkdir(name, dir_fd=folder.descriptor)
+            os.close(open_subfolder(folder.descriptor, name))
+            return
+        with folder.new_file(name, mode=_mode_of(copy), replace=overwrite) as descriptor:
+            write_all(descriptor, content)
+
+
+@contextmanager
+def _open_parent(top: Path, parents: Sequence[str]) -> Iterator[Folder]:
+    with ExitStack() as stack:
+        folder = stack.enter_context(open_folder(top))
+        for name in parents:
+            descriptor = open_subfolder(folder.descriptor, name)
+            stack.callback(os.close, descriptor)
+            folder = Folder(folder.path / name, descriptor)
+        yield folder
+
+
+def _mode_of(copy: CopiedFile) -> int:
+    """Less the umask; what holds keys and passphrases is for us alone."""
+    is_secret = fold(copy.path) == fold(CONFIG_PATH) or fold(copy.path).startswith(_NETWORKS)
+    return 0o600 if is_secret else 0o666
