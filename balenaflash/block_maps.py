@@ -2,12 +2,13 @@
 
 import errno
 import os
-import tempfile
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from balenaflash.durable import open_folder, write_all
 from balenaflash.errors import ImageError, Problem, TargetRefusedError
 from balenaflash.extent import Extent, format_size
 from balenaflash.image.bmap.beside import find_beside, read_bmap
@@ -78,7 +79,7 @@ def create(
         created = create_bmap(opened.source, table, progress)
         warnings = (*opened.warnings, *table.warnings)
     _require_place(place, image, overwrite=overwrite)
-    _write(place, serialise(created.bmap))
+    _write(place, serialise(created.bmap), overwrite=overwrite)
     faults = (
         f"partition {number}: all of it counts as in use: {fault}"
         for number, fault in sorted(created.faults.items())
@@ -156,33 +157,22 @@ def _require_place(place: Path, image: ImageLocation, *, overwrite: bool) -> Non
                 f"{place}: is there already",
                 "Name another file with -o, or add --overwrite.",
             )
+    if place.is_symlink():
+        hint = f"Name the file itself with -o: {shlex.quote(os.path.realpath(place))}"
+        message = f"{place}: is a symbolic link, which is not followed"
+        raise _refusal("target-is-link", message, hint)
     if place.parent.resolve().is_relative_to("/dev"):
         # Beside a block device.
         raise _refusal("target-not-a-file", f"{place}: /dev is not a place for files", _NAME_ONE)
 
 
-def _write(place: Path, content: bytes) -> None:
+def _write(place: Path, content: bytes, *, overwrite: bool) -> None:
     """Make the file, which appears with all its content or not at all, also after a power loss."""
-    final = Path(os.path.realpath(place))
-    with (
-        _refusals_of(place),
-        tempfile.TemporaryDirectory(prefix=".balenaflash-", dir=final.parent) as folder,
-    ):
-        made = Path(folder, "bmap")
-        with made.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        made.replace(final)
-        _sync_folder(final.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with _refusals_of(place), open_folder(place.parent) as folder:
+        with folder.new_file(place.name, mode=0o666, replace=overwrite) as descriptor:
+            write_all(descriptor, content)
+            os.fsync(descriptor)
+        folder.flush()
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """A regular file as target: created whole or not at all, sparse, read back from its disk."""
 
+import fcntl
 import mmap
 import os
 import resource
@@ -19,6 +20,7 @@ from balenaflash.errors import TargetRefusedError, WriteError
 from balenaflash.target.direct import DirectReader
 from balenaflash.target.file import FileMedium, create_file, open_file
 from balenaflash.target.medium import Medium
+from balenaflash.target.new_file import make_file, require_place
 
 MIB = 1 << 20
 
@@ -166,9 +168,36 @@ def test_a_file_that_is_there_is_kept_unless_told_otherwise(tmp_path: Path) -> N
 
 def test_a_link_to_nothing_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
-    with refused("target-exists"), create_file(tmp_path / "link", size=1):
-        pass
+    for overwrite in (False, True):
+        with refused("target-is-link"), create_file(tmp_path / "link", size=1, overwrite=overwrite):
+            pass
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_link_to_a_file_is_not_followed_and_the_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "real.img").write_bytes(b"precious")
+    (tmp_path / "link").symlink_to("real.img")
+    with refused("target-is-link"), create_file(tmp_path / "link", size=1, overwrite=True):
+        pass
+    with pytest.raises(TargetRefusedError) as caught:
+        require_place(tmp_path / "link", overwrite=True)
+    assert str(tmp_path / "real.img") in (caught.value.problems[0].hint or "")
+    assert (tmp_path / "real.img").read_bytes() == b"precious"
+
+
+def test_a_file_that_somebody_has_locked_is_not_emptied(tmp_path: Path) -> None:
+    path = tmp_path / "x.img"
+    path.write_bytes(b"precious")
+    with path.open("rb") as holder:
+        fcntl.flock(holder, fcntl.LOCK_SH)  # what a running `write x.img` holds
+        with refused("target-locked"), create_file(path, size=1, overwrite=True):
+            pass
+        with refused("target-locked"), make_file(path, size=1, overwrite=True):
+            pass
+    assert path.read_bytes() == b"precious"
+    with make_file(path, size=1, overwrite=True):
+        pass
+    assert path.read_bytes() == b"\0"
 
 
 def test_what_cannot_become_a_file_is_refused(tmp_path: Path) -> None:

@@ -1,13 +1,15 @@
 """A regular file as a target."""
 
 import errno
+import fcntl
 import os
 import shlex
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from balenaflash.durable import Folder, open_folder
 from balenaflash.errors import Problem, TargetRefusedError, WriteError
 from balenaflash.extent import format_size
 from balenaflash.target.descriptor import DescriptorMedium
@@ -112,38 +114,49 @@ class FileMedium(DescriptorMedium):
 
 @contextmanager
 def create_file(
-    path: Path, *, size: int, overwrite: bool = False, needed: int | None = None
+    path: Path,
+    *,
+    size: int,
+    overwrite: bool = False,
+    needed: int | None = None,
+    mode: int = 0o666,
 ) -> Iterator[FileMedium]:
-    """A file of ``size`` zero bytes, all of them holes, open until the block ends.
+    """A file of ``size`` zero bytes, all of them holes, open and locked until the block ends.
 
     ``needed`` is how many bytes will not be zero; the filesystem must have as much room.
-    A file that was created is removed if the block fails. With ``overwrite`` a file that
-    is there is emptied first, keeps its owner, mode and links, and stays as the failure
-    left it.
+    A file that was created is removed if the block fails; its mode is ``mode`` less the umask.
+    With ``overwrite`` a file that is there is emptied first, keeps its owner and links and as much
+    of its mode as ``mode`` has, and stays as the failure left it.
 
     Raises:
-        TargetRefusedError: ``target-exists``, ``target-missing`` (its directory),
+        TargetRefusedError: ``target-exists``, ``target-is-link``, ``target-locked`` (another
+            balenaflash reads, edits or writes it), ``target-missing`` (its directory),
             ``target-no-permission``, ``target-not-a-file``, ``target-read-only``,
             ``target-too-small`` (the filesystem). A file that was there is untouched.
     """
-    existing = _find_existing(path)
+    existing = find_existing(path)
     if existing is not None and not overwrite:
-        raise _exists(path)
+        raise exists_already(path)
     if needed is not None:
         _require_room(path, needed, existing)
-    descriptor = _open_for_writing(path, is_new=existing is None)
-    medium = FileMedium(path, descriptor, size, is_new=existing is None)
-    try:
-        _set_size(path, descriptor, size)
-        yield medium
-        _flush_directory(path.parent)
-    except BaseException:
-        # Also after an interrupt: half an image must not be taken for a whole one.
-        if existing is None and path.exists() and _is_open_as(descriptor, path):
-            path.unlink()
-        raise
-    finally:
-        medium.close()
+    with _open_parent(path) as folder:
+        is_new = existing is None
+        descriptor = _open_for_writing(folder, path, mode, is_new=is_new)
+        medium = FileMedium(path, descriptor, size, is_new=is_new)
+        try:
+            lock_target(path, descriptor)
+            _set_size(path, descriptor, size)
+            if not is_new:
+                os.fchmod(descriptor, stat.S_IMODE(os.fstat(descriptor).st_mode) & mode)
+            yield medium
+            _flush_folder(folder)
+        except BaseException:
+            # Also after an interrupt: half an image must not be taken for a whole one.
+            if is_new and _is_open_as(descriptor, folder, path.name):
+                folder.remove(path.name)
+            raise
+        finally:
+            medium.close()
 
 
 @contextmanager
@@ -153,35 +166,71 @@ def open_file(path: Path) -> Iterator[FileMedium]:
     Raises:
         TargetRefusedError: ``target-missing``, ``target-no-permission``, ``target-not-a-file``.
     """
-    if _find_existing(path) is None:
-        raise _refusal("target-missing", f"{path}: is not there")
+    try:
+        path.stat()
+    except FileNotFoundError as error:
+        raise _refusal("target-missing", f"{path}: is not there") from error
+    except OSError as error:
+        raise _opening_refused(path, error) from error
     try:
         # O_NONBLOCK: should a FIFO have taken its place, this does not wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise _opening_refused(path, error) from error
-    medium = FileMedium(path, descriptor, os.fstat(descriptor).st_size)
+    status = os.fstat(descriptor)
+    medium = FileMedium(path, descriptor, status.st_size)
     try:
+        _require_regular(path, status)
         medium.begin_read_back()
         yield medium
     finally:
         medium.close()
 
 
-def _find_existing(path: Path) -> os.stat_result | None:
+def find_existing(path: Path) -> os.stat_result | None:
+    """The status of the file at ``path`` that is to be replaced; ``None`` where nothing is.
+
+    Raises:
+        TargetRefusedError: it is something else than a file, or cannot be looked at.
+    """
     try:
-        status = path.stat()
+        status = path.lstat()
     except FileNotFoundError:
         return None
     except OSError as error:
         raise _opening_refused(path, error) from error
+    if stat.S_ISLNK(status.st_mode):
+        raise _is_link(path)
+    _require_regular(path, status)
+    return status
+
+
+def lock_target(path: Path, descriptor: int) -> None:
+    """Lock the file that is to be replaced, until it is closed.
+
+    Raises:
+        TargetRefusedError: another process reads, edits or writes it.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise _refusal(
+            "target-locked",
+            f"{path}: is in use by another balenaflash",
+            "Try again when that has finished, or name another file.",
+        ) from error
+    except OSError as error:
+        if error.errno not in {errno.ENOLCK, errno.EOPNOTSUPP}:  # a filesystem without locks
+            raise _opening_refused(path, error) from error
+
+
+def _require_regular(path: Path, status: os.stat_result) -> None:
     if stat.S_ISDIR(status.st_mode):
         raise _refusal(
             "target-not-a-file", f"{path}: is a directory", f"Name a file in it: {path}/balena.img"
         )
     if not stat.S_ISREG(status.st_mode):
         raise _refusal("target-not-a-file", f"{path}: is neither a file nor a disk")
-    return status
 
 
 def _require_room(path: Path, needed: int, existing: os.stat_result | None) -> None:
@@ -200,10 +249,22 @@ def _require_room(path: Path, needed: int, existing: os.stat_result | None) -> N
         )
 
 
-def _open_for_writing(path: Path, *, is_new: bool) -> int:
-    creation = os.O_CREAT | os.O_EXCL if is_new else 0
+@contextmanager
+def _open_parent(path: Path) -> Iterator[Folder]:
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(open_folder(path.parent))
+        except OSError as error:
+            raise _opening_refused(path, error) from error
+        yield folder
+
+
+def _open_for_writing(folder: Folder, path: Path, mode: int, *, is_new: bool) -> int:
     try:
-        return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | creation, 0o666)
+        if not is_new:
+            return folder.open_file(path.name, os.O_RDWR)
+        creation = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
+        return os.open(path.name, creation, mode, dir_fd=folder.descriptor)
     except OSError as error:
         raise _opening_refused(path, error) from error
 
@@ -223,28 +284,27 @@ def _set_size(path: Path, descriptor: int, size: int) -> None:
         ) from error
 
 
-def _is_open_as(descriptor: int, path: Path) -> bool:
-    return os.path.samestat(os.fstat(descriptor), path.stat())
+def _is_open_as(descriptor: int, folder: Folder, name: str) -> bool:
+    status = folder.find(name)
+    return status is not None and os.path.samestat(os.fstat(descriptor), status)
 
 
-def _flush_directory(directory: Path) -> None:
+def _flush_folder(folder: Folder) -> None:
     """Let the name of a new file survive a power loss, too."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        folder.flush()
     except OSError as error:
-        if error.errno != errno.EINVAL:  # the filesystem cannot flush directories
-            raise WriteError(
-                f"{directory}: flushing failed: {describe_failure(error)}", code="write-failed"
-            ) from error
-    finally:
-        os.close(descriptor)
+        raise WriteError(
+            f"{folder.path}: flushing failed: {describe_failure(error)}", code="write-failed"
+        ) from error
 
 
 def _opening_refused(path: Path, error: OSError) -> TargetRefusedError:
     match error.errno:
         case errno.EEXIST:
-            return _exists(path)
+            return exists_already(path)
+        case errno.ELOOP:
+            return _is_link(path)
         case errno.ENOENT | errno.ENOTDIR:
             return _refusal(
                 "target-missing",
@@ -263,7 +323,16 @@ def _opening_refused(path: Path, error: OSError) -> TargetRefusedError:
             return _refusal("target-refused", f"{path}: cannot be opened: {error.strerror}")
 
 
-def _exists(path: Path) -> TargetRefusedError:
+def _is_link(path: Path) -> TargetRefusedError:
+    return _refusal(
+        "target-is-link",
+        f"{path}: is a symbolic link, which is not followed",
+        f"Name the file itself: {shlex.quote(os.path.realpath(path))}",
+    )
+
+
+def exists_already(path: Path) -> TargetRefusedError:
+    """The refusal to replace a file without being told to."""
     return _refusal(
         "target-exists",
         f"{path}: is there already",

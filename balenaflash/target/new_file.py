@@ -2,14 +2,14 @@
 
 import errno
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from balenaflash.durable import Folder, open_folder
 from balenaflash.errors import Problem, TargetRefusedError
 from balenaflash.extent import KIB
-from balenaflash.target.file import FileMedium
+from balenaflash.target.file import FileMedium, exists_already, find_existing, lock_target
 
 _BLOCK = 64 * KIB  # what is zero in one piece becomes a hole
 
@@ -28,7 +28,7 @@ _REFUSALS = {
 
 
 class NewFile(FileMedium):
-    """A file under a name of its own beside the place it is for; runs of zeros become holes."""
+    """A file without a name yet; runs of zeros become holes."""
 
     def write(self, offset: int, buffer: memoryview) -> None:
         """Write all of ``buffer`` at ``offset``; zeros of 64 KiB over a hole leave it a hole."""
@@ -37,46 +37,47 @@ class NewFile(FileMedium):
 
 
 @contextmanager
-def make_file(out: Path, *, size: int, overwrite: bool) -> Iterator[NewFile]:
+def make_file(out: Path, *, size: int, overwrite: bool, mode: int = 0o666) -> Iterator[NewFile]:
     """A new file of ``size`` zero bytes that becomes ``out`` when the block ends well.
 
-    It may be written behind ``size``. At the end it is flushed; until then whatever is at ``out``
-    stays, and after a failure, too. Whoever has the old file open keeps that.
+    It may be written past ``size``. At the end it is flushed; until then whatever is at ``out``
+    stays, and after a failure, too. Whoever has the old file open keeps that, but nobody may be
+    at work on it. ``mode`` is that of the new file, less the umask.
 
     Raises:
         TargetRefusedError: ``out`` is there and ``overwrite`` is not set, is not a regular file,
-            or cannot be made.
+            is in use, or cannot be made.
         WriteError: flushing failed.
     """
-    with new_path(out, overwrite=overwrite) as path:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        medium = NewFile(out, descriptor, size, is_new=True)
-        try:
-            os.ftruncate(descriptor, size)
-            yield medium
-            medium.flush()
-        finally:
-            medium.close()
+    with _open_place(out, overwrite=overwrite) as folder:
+        with folder.new_file(out.name, mode=mode, replace=overwrite) as descriptor:
+            medium = NewFile(out, os.dup(descriptor), size, is_new=True)
+            try:
+                os.ftruncate(descriptor, size)
+                yield medium
+                medium.flush()
+            finally:
+                medium.close()
+        folder.flush()
 
 
 @contextmanager
 def new_path(out: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A path beside ``out``; the file that is there when the block ends well becomes ``out``.
+    """A path for a new file; the file that is there when the block ends well becomes ``out``.
 
-    It lies in a directory of its own, which is removed whatever happens.
+    It lies in a directory of its own, which nobody else can exchange and which is removed whatever
+    happens.
 
     Raises:
         TargetRefusedError: as `make_file`.
     """
-    final = Path(os.path.realpath(out))
-    with _refusals_of(out, final.parent):
-        require_place(out, overwrite=overwrite)
-        with tempfile.TemporaryDirectory(prefix=".balenaflash-", dir=final.parent) as folder:
-            path = Path(folder, "new")
-            yield path
-            # Whoever uses an older one at that path keeps it, and whoever opens it now has all.
-            path.replace(final)
-        _flush_directory(final.parent)
+    with (
+        _open_place(out, overwrite=overwrite) as folder,
+        folder.private_folder() as private,
+    ):
+        yield private.path / "new"
+        folder.adopt(private, "new", out.name, replace=overwrite)
+        folder.flush()
 
 
 def require_place(out: Path, *, overwrite: bool) -> None:
@@ -93,38 +94,39 @@ def require_place(out: Path, *, overwrite: bool) -> None:
     if final.is_relative_to("/dev") and not final.is_relative_to(_SHARED_MEMORY):
         # A node that is not there yet, or a misspelt one, must not become a file.
         raise _refusal("target-not-a-file", f"{out}: /dev is not a place for files")
-    if final.exists() and not overwrite:
-        raise _refusal(
-            "target-exists",
-            f"{out}: is there already",
-            "Name another file, or add --overwrite.",
-            lifted_by="--overwrite",
-        )
+    if find_existing(out) is not None and not overwrite:
+        raise exists_already(out)
 
 
 @contextmanager
-def _refusals_of(out: Path, folder: Path) -> Iterator[None]:
-    """Turn what the system has against a file in ``folder`` into a refusal of ``out``."""
+def _open_place(out: Path, *, overwrite: bool) -> Iterator[Folder]:
+    """The folder of ``out``, what is at ``out`` locked until the block ends."""
     try:
-        yield
+        require_place(out, overwrite=overwrite)
+        with open_folder(out.parent) as folder, _locked(folder, out):
+            yield folder
+    except FileExistsError as error:
+        raise exists_already(out) from error
     except OSError as error:
         code, words = _REFUSALS.get(error.errno or 0, ("target-refused", f"{error.strerror}"))
-        raise _refusal(code, f"{out}: cannot be made: {words.format(folder=folder)}") from error
+        message = f"{out}: cannot be made: {words.format(folder=out.parent)}"
+        raise _refusal(code, message) from error
 
 
-def _flush_directory(directory: Path) -> None:
-    """Let the name of the new file survive a power loss, too."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+@contextmanager
+def _locked(folder: Folder, out: Path) -> Iterator[None]:
     try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # the filesystem cannot flush directories
-            raise
+        descriptor = folder.open_file(out.name)
+    except (FileNotFoundError, PermissionError):
+        # Where the file may be replaced and not read, nobody else's work on it is seen.
+        yield
+        return
+    try:
+        lock_target(out, descriptor)
+        yield
     finally:
         os.close(descriptor)
 
 
-def _refusal(
-    code: str, message: str, hint: str | None = None, *, lifted_by: str | None = None
-) -> TargetRefusedError:
-    return TargetRefusedError([Problem(code, message, hint, lifted_by)])
+def _refusal(code: str, message: str, hint: str | None = None) -> TargetRefusedError:
+    return TargetRefusedError([Problem(code, message, hint)])
