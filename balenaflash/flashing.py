@@ -6,11 +6,10 @@ The image is read once for all; each target then goes at its own pace, in a thre
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from balenaflash.chunk_queue import ChunkQueue
 from balenaflash.differences import Difference
-from balenaflash.disk_end import move_gpt, require_wiped
 from balenaflash.errors import BalenaflashError
 from balenaflash.extent import Extent
 from balenaflash.feeding import Feeds
@@ -20,7 +19,7 @@ from balenaflash.image.source import Source
 from balenaflash.planning import WritePlan
 from balenaflash.probing import check_end
 from balenaflash.progress import Phase, Progress, phase
-from balenaflash.repair import NO_REPAIR, Repair, changed_by_repair, repair
+from balenaflash.repair import NO_REPAIR, Repair, changed_by_repair, find_lasting, repair
 from balenaflash.stopping import Stop
 from balenaflash.target.medium import Medium
 from balenaflash.verification import read_back
@@ -46,7 +45,10 @@ class Target:
     medium: Medium
     progress: Progress
     gpt_move: tuple[Patch, ...] = ()
-    """What is written when all else is proven, as `balenaflash.disk_end.plan_gpt_move` has it."""
+    """What it holds in place of bytes of the image, or past it, to use the whole disk.
+
+    As `balenaflash.disk_end.plan_gpt_move` has it.
+    """
 
     may_be_fake: bool = False
     """Whether to look first if its end is there."""
@@ -75,7 +77,7 @@ class FlashReport:
     """Chunks of 4 MiB that read back wrong once and right the second time."""
 
     wiped: tuple[Extent, ...] = ()
-    """Sectors behind the image that held the backup of an earlier partition table."""
+    """Sectors past the image that held the backup of an earlier partition table."""
 
     gpt_moved: bool = False
     """Whether the backup GPT was moved to the end of the disk."""
@@ -175,18 +177,17 @@ class _Job:
         with phase(progress, Phase.WRITE, self.plan.size_to_write):
             written = self._write()
         ended = time.monotonic()
-        size = written.size
         equal = sum(record.size for record in written.equal)
         mended, read, verify_seconds = NO_REPAIR, None, None
         if self.options.read_back:
             medium.begin_read_back()
             differing = self._read_back(written)
             mended = self._repair(written, differing) if differing else NO_REPAIR
-            read, verify_seconds = size, time.monotonic() - ended
-        self._complete_end(written)
+            read = sum(record.size for record in written.unproven)
+            verify_seconds = time.monotonic() - ended
         return FlashReport(
             written.image_size,
-            size,
+            written.size,
             equal,
             ended - started,
             read,
@@ -197,14 +198,6 @@ class _Job:
             gpt_moved=bool(self.target.gpt_move),
         )
 
-    def _complete_end(self, written: Written) -> None:
-        """Prove what was wiped behind the image, and move the GPT if asked to."""
-        medium = self.target.medium
-        if self.options.read_back:
-            require_wiped(medium, written.wiped, written=written.size)
-        if self.target.gpt_move:
-            move_gpt(medium, self.target.gpt_move, written=written.size)
-
     def _write(self) -> Written:
         return Writer(
             self.target.medium,
@@ -214,12 +207,13 @@ class _Job:
             self.stop,
             max(_LEAST_REQUESTS, _WRITES // self.target_count),
             self.options.skip_equal,
+            tuple(sorted(self.target.gpt_move)),
         ).write_all()
 
     def _read_back(self, written: Written) -> list[ChunkRecord]:
         return read_back(
             self.target.medium,
-            written.records,
+            written.unproven,
             self.target.progress,
             self.stop,
             written=written.size,
@@ -229,9 +223,11 @@ class _Job:
     def _repair(self, written: Written, differing: list[ChunkRecord]) -> Repair:
         medium = self.target.medium
         mended = repair(self.source.fork(), medium, self.plan, written, differing, self.stop)
-        if mended.repaired:
-            # What is written to a counterfeit turns up elsewhere: so all is read once more.
-            again = self._read_back(written)
-            if again:
-                raise changed_by_repair(self.source.fork(), medium, self.plan, written, again)
-        return mended
+        if not mended.repaired:
+            return mended
+        # What is written to a counterfeit turns up elsewhere: so all is read once more.
+        again = self._read_back(written)
+        changed = find_lasting(medium, again)
+        if changed:
+            raise changed_by_repair(self.source.fork(), medium, self.plan, written, changed)
+        return replace(mended, unsteady=mended.unsteady + len(again))

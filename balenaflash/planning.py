@@ -146,6 +146,8 @@ def describe_place(plan: WritePlan, offset: int) -> str:
     # The extended one last: it is around the logical ones.
     partition = find_partition((*plan.partitions, *plan.table.partitions), offset)
     if partition is None:
+        if plan.image_size is not None and offset >= plan.image_size:
+            return "past the image, where the backup of a partition table lies"
         return "outside every partition"
     name = f" ({partition.name})" if partition.name else ""
     inside = format_size(offset - partition.extent.start)

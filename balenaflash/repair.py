@@ -9,6 +9,7 @@ from balenaflash.errors import ImageError, VerificationError
 from balenaflash.extent import Extent
 from balenaflash.image.chunks import CHUNK_SIZE, ChunkRecord, blocks_of, padded
 from balenaflash.image.contents import BLOCK_SIZE
+from balenaflash.image.patch import lay_over
 from balenaflash.image.source import Source
 from balenaflash.planning import WritePlan
 from balenaflash.stopping import Stop
@@ -80,6 +81,26 @@ def repair(
         return repairer.repair(differing)
 
 
+def find_lasting(medium: Medium, differing: Iterable[ChunkRecord]) -> list[ChunkRecord]:
+    """Those of ``differing`` that read wrong a second time, too.
+
+    Raises:
+        WriteError: the medium cannot be read.
+    """
+    buffer = memoryview(mmap.mmap(-1, CHUNK_SIZE))
+    return [record for record in differing if not reads_right(medium, record, buffer)]
+
+
+def reads_right(medium: Medium, record: ChunkRecord, buffer: memoryview) -> bool:
+    """Whether ``medium`` holds ``record``; what it holds is in ``buffer`` then.
+
+    Raises:
+        WriteError: the medium cannot be read.
+    """
+    read_spans(medium, record, buffer)
+    return digest_in(record, buffer) == record.digest
+
+
 def changed_by_repair(
     source: Source | None,
     medium: Medium,
@@ -131,7 +152,7 @@ class _Repairer:
         for record in ordered:
             stop_if_asked(self._stop, self._medium, done, written=self._written.size)
             done += record.size
-            if self._reads_right(record):
+            if reads_right(self._medium, record, self._found):
                 unsteady += 1
                 continue
             self._mend(record)
@@ -140,10 +161,6 @@ class _Repairer:
         if self._lasting:
             raise self._given_up(self._pattern(ordered))
         return Repair(tuple(self._repaired), unsteady)
-
-    def _reads_right(self, record: ChunkRecord) -> bool:
-        read_spans(self._medium, record, self._found)
-        return digest_in(record, self._found) == record.digest
 
     def _mend(self, record: ChunkRecord) -> None:
         """Write the chunk again, and see whether that helped."""
@@ -161,8 +178,7 @@ class _Repairer:
             # Writing here has changed it there.
             self._lasting += differences
             raise self._given_up(_FAKE)
-        is_right = self._reads_right(record)
-        if is_right:
+        if reads_right(self._medium, record, self._found):
             self._repaired += differences
             return
         self._lasting_chunks += 1
@@ -177,15 +193,21 @@ class _Repairer:
         self._medium.begin_read_back()
 
     def _find(self, record: ChunkRecord, source: Source) -> tuple[Difference, ...]:
-        """Where ``_found`` is not what the image has, which is put into ``_wanted``."""
+        """Where ``_found`` is not what is wanted, which is put into ``_wanted``."""
         extent = record.extent
+        of_image = max(0, min(extent.end, self._written.image_size) - extent.start)
         try:
-            source.readinto(extent.start, self._wanted[: extent.size])
+            if of_image:
+                source.readinto(extent.start, self._wanted[:of_image])
         except ImageError as error:
             self._lasting += whole_differences([record])
             raise self._given_up(f"the image cannot be read again: {error}") from error
         end = blocks_of(extent.size)
-        self._wanted[extent.size : end] = bytes(end - extent.size)
+        self._wanted[of_image:end] = bytes(end - of_image)
+        lay_over(self._written.patches, extent.start, self._wanted[: extent.size])
+        if digest_in(record, self._wanted) != record.digest:
+            self._lasting += whole_differences([record])
+            raise self._given_up("the image has changed since it was written")
         return find_differences(record, self._wanted, self._found)
 
     def _find_same(self, record: ChunkRecord, wrong: Iterable[Extent]) -> ChunkRecord | None:
@@ -201,7 +223,7 @@ class _Repairer:
 
     def _others(self, record: ChunkRecord | None = None) -> Iterator[ChunkRecord]:
         """Chunks that hold more than zeros, without ``record``."""
-        for other in (*self._written.records, *self._written.equal):
+        for other in (*self._written.records, *self._written.past, *self._written.equal):
             if other is not record and not all(piece.is_zero for piece in other.pieces):
                 yield other
 

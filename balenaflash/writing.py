@@ -7,10 +7,21 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 from balenaflash.chunk_queue import ChunkQueue, Release, released_on_failure
-from balenaflash.disk_end import wipe_stale_backups
+from balenaflash.disk_end import plan_end
 from balenaflash.errors import ImageError, ImageFailedError, InterruptedWriteError, WriteError
 from balenaflash.extent import Extent, format_size
-from balenaflash.image.chunks import CHUNK_SIZE, Chunk, ChunkRecord, padded, pieces_digest, spans
+from balenaflash.image.chunks import (
+    CHUNK_SIZE,
+    Chunk,
+    ChunkRecord,
+    make_record,
+    padded,
+    pieces_digest,
+    record_bytes,
+    spans,
+)
+from balenaflash.image.contents import classify
+from balenaflash.image.patch import Patch, lay_over
 from balenaflash.planning import WritePlan
 from balenaflash.progress import Progress
 from balenaflash.stopping import Stop
@@ -22,21 +33,37 @@ class Written:
     """What was handed to a target."""
 
     records: tuple[ChunkRecord, ...]
-    """What must be read back, in the order of writing."""
+    """Chunks of the image that were written, in that order."""
 
     equal: tuple[ChunkRecord, ...]
     """What the target held before, read from the medium, and was not written."""
+
+    past: tuple[ChunkRecord, ...]
+    """What was written past the image."""
+
+    patches: tuple[Patch, ...]
+    """Bytes that the target holds in place of those of the image, or past it; in order."""
 
     image_size: int
     """Bytes of the image."""
 
     wiped: tuple[Extent, ...] = ()
-    """Sectors behind the image that held the backup of another table, and are zero now."""
+    """Sectors past the image that held the backup of another table."""
 
     @property
     def size(self) -> int:
-        """Bytes that were written or zeroed."""
+        """Bytes of the image that were written or zeroed."""
         return sum(record.size for record in self.records)
+
+    @property
+    def unproven(self) -> tuple[ChunkRecord, ...]:
+        """What was not read since the last byte was written.
+
+        A write may land anywhere on a medium that is not what it claims to be. What was equal
+        before the last one is not known to be so after it.
+        """
+        written = (*self.records, *self.past)
+        return (*written, *self.equal) if any(each.pieces for each in written) else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +88,9 @@ class Writer:
     """Chunks on their way to the medium at a time."""
 
     skips_equal: bool = False
+    patches: tuple[Patch, ...] = ()
+    """Bytes that this target holds in place of those of the image, or past it; in order."""
+
     _requests: deque[_Request] = field(default_factory=deque)
     _capacity: int = 0
     _accepted: int = 0
@@ -70,6 +100,7 @@ class Writer:
     _records: list[ChunkRecord] = field(default_factory=list)
     _equal: list[ChunkRecord] = field(default_factory=list)
     _image_size: int = 0
+    _past: list[ChunkRecord] = field(default_factory=list)
     _wiped: tuple[Extent, ...] = ()
     _wiping: threading.Lock = field(default_factory=threading.Lock)
     _is_wiped: bool = False
@@ -100,7 +131,14 @@ class Writer:
             raise self._failure(str(error), error.code, error.hint) from error
         except ImageError as error:
             raise self._image_failure(error) from error
-        return Written(tuple(self._records), tuple(self._equal), self._image_size, self._wiped)
+        return Written(
+            tuple(self._records),
+            tuple(self._equal),
+            tuple(self._past),
+            self.patches,
+            self._image_size,
+            self._wiped,
+        )
 
     def _write_chunks(self, pool: ThreadPoolExecutor) -> None:
         for chunk, release in self.queue.chunks(self.stop):
@@ -111,16 +149,41 @@ class Writer:
                 self._require_sound(chunk)
                 if chunk.record.extent.start < self.plan.head.end:
                     self._settle(0)
-                    end = max(self._image_size, self.plan.least_size)
-                    if self._begun is Begun.NOTHING:
-                        # All else was equal, and the wiping may fail half-way.
-                        self._begun = Begun.PART
-                    self._wiped = wipe_stale_backups(self.medium, end)
+                    self._write_end()
                     self.medium.flush()
-                future = pool.submit(self._write, chunk)
-            self._requests.append(_Request(future, chunk, release))
+                patched = self._patched(chunk)
+                future = pool.submit(self._write, patched)
+            self._requests.append(_Request(future, patched, release))
             self._settle(self.requests - 1)
         self._settle(0)
+
+    def _patched(self, chunk: Chunk) -> Chunk:
+        """``chunk`` as this target is to hold it; the buffer is shared with other targets."""
+        extent = chunk.record.extent
+        if not any(extent.overlaps(patch.extent) for patch in self.patches):
+            return chunk
+        # mmap gives zeroed pages, aligned as O_DIRECT wants them. Of a free chunk nothing was read.
+        buffer = memoryview(mmap.mmap(-1, CHUNK_SIZE))
+        buffer[: len(chunk.buffer)] = chunk.buffer
+        lay_over(self.patches, extent.start, buffer[: extent.size])
+        runs = classify(buffer[: extent.size], extent.start, (), coarse=True)
+        return Chunk(chunk.number, make_record(extent, buffer, runs, has_digest=True), buffer)
+
+    def _write_end(self) -> None:
+        """Write what is to lie past the image, whose size is known now."""
+        end = plan_end(self.medium, self.patches, max(self._image_size, self.plan.least_size))
+        self._wiped = end.wiped
+        for patch in end.patches:
+            record = record_bytes(patch.offset, patch.data)
+            if self.skips_equal and self._is_equal(record):
+                self._equal.append(record)
+                continue
+            if self._begun is Begun.NOTHING:
+                self._begun = Begun.PART
+            self._past.append(record)
+            buffer = memoryview(mmap.mmap(-1, len(patch.data)))
+            buffer[:] = patch.data
+            self.medium.write(patch.offset, buffer)
 
     def _require_sound(self, chunk: Chunk) -> None:
         """Raise unless ``chunk`` is a part of the image, and fits."""

@@ -67,7 +67,7 @@ def test_the_screen_tells_all_that_is_lost_and_where_the_disk_is(tree: DeviceTre
     assert "\x1b" not in text
     assert len(text.splitlines()) < 24, "one screen"
     assert "move the backup GPT" not in text
-    assert "then move the backup GPT" in shown(tree, move=(Patch(0, b"x"),))
+    assert "move the backup GPT" in shown(tree, move=(Patch(0, b"x"),))
 
 
 def test_the_time_is_what_the_port_takes_at_least_or_unknown(tree: DeviceTree) -> None:

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from balenaflash.errors import BalenaflashError, VerificationError
-from balenaflash.extent import MIB
+from balenaflash.extent import KIB, MIB, Extent
 from balenaflash.flashing import FlashOptions, FlashReport, Target, flash
+from balenaflash.image.patch import Patch
 from balenaflash.image.source import Source
 from balenaflash.image.table.model import PartitionTable, TableKind
 from balenaflash.planning import WritePlan
@@ -28,13 +29,20 @@ class ReadOnce(MemorySource):
         return None
 
 
-def flash_one(medium: MemoryMedium, source: Source | None = None) -> FlashReport:
-    plan = WritePlan(SIZE, PartitionTable(TableKind.MSDOS, 512, "0x0", (), ()))
+def flash_one(
+    medium: MemoryMedium,
+    source: Source | None = None,
+    *,
+    skip_equal: bool = False,
+    move: tuple[Patch, ...] = (),
+    free: tuple[Extent, ...] = (),
+) -> FlashReport:
+    plan = WritePlan(SIZE, PartitionTable(TableKind.MSDOS, 512, "0x0", (), ()), free)
     (outcome,) = flash(
         source or MemorySource(IMAGE),
         plan,
-        [Target(medium, NO_PROGRESS)],
-        options=FlashOptions(),
+        [Target(medium, NO_PROGRESS, move)],
+        options=FlashOptions(skip_equal=skip_equal),
         stop=lambda: False,
     )
     if isinstance(outcome, BalenaflashError):
@@ -45,8 +53,8 @@ def flash_one(medium: MemoryMedium, source: Source | None = None) -> FlashReport
 class WrappingMedium(MemoryMedium):
     """As a counterfeit card: the address is taken modulo what is really there."""
 
-    def __init__(self, real: int) -> None:
-        super().__init__(SIZE)
+    def __init__(self, real: int, size: int = SIZE) -> None:
+        super().__init__(size)
         self._real = real
 
     def write(self, offset: int, buffer: memoryview) -> None:
@@ -65,6 +73,88 @@ class WrappingMedium(MemoryMedium):
 def test_a_card_that_wraps_anywhere_is_called_a_fake(real: int) -> None:
     with pytest.raises(VerificationError, match="a fake"):
         flash_one(WrappingMedium(real * 512))
+
+
+# What was right before the last write, and not after it
+
+
+@settings(max_examples=8)
+@given(blocks=st.integers(4 * MIB // (4 * KIB), (SIZE - 2 * MIB) // (4 * KIB)))
+def test_what_was_equal_is_read_again_after_the_last_write(blocks: int) -> None:
+    real = blocks * 4 * KIB
+    medium = WrappingMedium(real)
+    # An earlier, smaller image: right as far as the card goes.
+    medium.content[:real] = IMAGE[:real]
+    medium.insert_again()
+    # What lands on the head is free: so all that was written reads back right.
+    with pytest.raises(VerificationError):
+        flash_one(medium, skip_equal=True, free=(Extent(real, real + MIB),))
+
+
+def test_what_is_all_equal_is_read_once() -> None:
+    medium = MemoryMedium(SIZE)
+    medium.content[:] = IMAGE
+    medium.insert_again()
+    report = flash_one(medium, skip_equal=True)
+    assert (report.bytes_written, report.bytes_equal) == (0, SIZE)
+    assert (report.bytes_read_back, medium.writes) == (0, [])
+
+
+def test_what_is_equal_but_for_a_byte_is_read_back_whole() -> None:
+    medium = MemoryMedium(SIZE)
+    medium.content[:] = IMAGE
+    medium.content[10 * MIB] ^= 1
+    medium.insert_again()
+    report = flash_one(medium, skip_equal=True)
+    assert report.bytes_written == 5 * MIB  # a chunk, and the head
+    assert report.bytes_read_back == SIZE
+    assert medium.content == IMAGE
+
+
+@settings(max_examples=8)
+@given(hit=st.integers(MIB // 512, SIZE // 512 - 1))
+def test_what_is_written_at_the_end_of_a_disk_is_written_before_the_image_is_read(hit: int) -> None:
+    size = 3 * SIZE
+    # The last sector of the disk is really the one at `hit`.
+    medium = WrappingMedium(size - 512 - hit * 512, size)
+    with pytest.raises(VerificationError):
+        flash_one(medium, move=(Patch(size - 512, b"\x5a" * 512), Patch(512, b"\xa5" * 512)))
+
+
+def test_what_this_target_holds_in_place_of_the_image_is_repaired_from_that() -> None:
+    size = SIZE + MIB
+    medium = MemoryMedium(size)
+    move = (Patch(size - 512, b"\x5a" * 512), Patch(512, b"\xa5" * 512))
+
+    def spoil(content: bytearray) -> None:
+        content[600] ^= 1
+        content[size - 3] ^= 1
+        medium.spoil = None
+
+    medium.spoil = spoil
+    report = flash_one(medium, move=move)
+    assert medium.content[:SIZE] == IMAGE[:512] + b"\xa5" * 512 + IMAGE[1024:]
+    assert medium.content[SIZE:-512] == b"\xff" * (MIB - 512)
+    assert medium.content[-512:] == b"\x5a" * 512
+    assert [each.first_byte for each in report.repaired] == [600, size - 3]
+
+
+def test_an_image_that_changed_meanwhile_repairs_nothing() -> None:
+    class Changing(MemorySource):
+        def readinto(self, offset: int, buffer: memoryview) -> None:
+            super().readinto(offset, buffer)
+            if medium.spoil is None:
+                buffer[0] ^= 1
+
+    medium = MemoryMedium(SIZE)
+
+    def spoil(content: bytearray) -> None:
+        content[8 * MIB] ^= 1
+        medium.spoil = None
+
+    medium.spoil = spoil
+    with pytest.raises(VerificationError, match="the image has changed since it was written"):
+        flash_one(medium, Changing(IMAGE))
 
 
 @pytest.mark.parametrize("real", [8 * MIB, SIZE // 4 + 512, 7 * MIB + 4096 * 3])

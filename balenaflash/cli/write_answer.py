@@ -80,7 +80,7 @@ def _report_lines(name: str, report: "FlashReport") -> list[str]:
     if report.bytes_equal:
         texts.append(f"{format_size(report.bytes_equal)} held already")
     if report.bytes_read_back is None or report.verify_seconds is None:
-        texts.append("not read back")
+        texts.append("nothing was read back (--no-verify)")
     else:
         texts.append(_speed("read back equal", report.bytes_read_back, report.verify_seconds))
     lines = [f"{name}: {', '.join(texts)}"]
@@ -92,7 +92,7 @@ def _report_lines(name: str, report: "FlashReport") -> list[str]:
     if report.wiped:
         lines.append(f"{name}: the backup of an earlier GPT at the end of the disk was wiped")
     if report.gpt_moved:
-        lines.append(f"{name}: the backup GPT was moved to the end of the disk, and read back")
+        lines.append(f"{name}: the backup GPT was moved to the end of the disk")
     if report.unsteady_reads:
         lines.append(
             f"{name}: {report.unsteady_reads} times read wrong first and right the second time: "

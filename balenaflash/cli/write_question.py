@@ -100,9 +100,9 @@ def _plan_texts(
     yield f"write {format_size(plan.size_to_write)}{more}{leaving}; the first MiB last"
     if disk.size > plan.least_size:
         yield "wipe the backup of an earlier GPT at the end of the disk, if there is one"
-    yield "read back all that was written" if reads_back else "do not read back (--no-verify)"
     if destination.gpt_move:
-        yield "then move the backup GPT to the end of the disk"
+        yield "move the backup GPT to the end of the disk"
+    yield "read back all that was written" if reads_back else "do not read back (--no-verify)"
 
 
 def _time_text(destination: "DiskDestination", plan: "WritePlan", *, reads_back: bool) -> str:

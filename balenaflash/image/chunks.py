@@ -27,7 +27,10 @@ class Piece:
     """Bytes of a chunk that a target must hold."""
 
     extent: Extent
-    """In bytes from the start of the image; its start is a multiple of 4 KiB."""
+    """In bytes from the start of the image.
+
+    It starts at a multiple of 4 KiB or, past the image, at that of a sector.
+    """
 
     is_zero: bool
     """Whether all of it is zero: a device can be told so."""
@@ -75,6 +78,12 @@ def make_record(
     pieces = merge_runs(runs)
     digest = pieces_digest(pieces, buffer, extent.start) if has_digest else b""
     return ChunkRecord(extent, pieces, digest)
+
+
+def record_bytes(offset: int, content: bytes) -> ChunkRecord:
+    """The record of ``content`` at ``offset``, in one piece."""
+    extent = Extent(offset, offset + len(content))
+    return ChunkRecord(extent, (Piece(extent, is_zero=False),), xxhash.xxh3_128_digest(content))
 
 
 def pieces_digest(pieces: Iterable[Piece], buffer: memoryview, start: int) -> bytes:

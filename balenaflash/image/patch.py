@@ -1,9 +1,10 @@
 """Changed bytes of an image, and an image seen with them."""
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from operator import attrgetter
 
 from balenaflash.extent import Extent
 from balenaflash.image.source import Source
@@ -48,7 +49,6 @@ class Overlay:
     def __init__(self, source: Source, patches: Iterable[Patch]) -> None:
         self._source = source
         self._patches = in_order(patches, source.size)
-        self._offsets = [patch.offset for patch in self._patches]
 
     @property
     def name(self) -> str:
@@ -85,23 +85,25 @@ class Overlay:
     def read(self, offset: int, length: int) -> bytes:
         """The bytes ``[offset, offset + length)``, all of them; errors as the image's own."""
         content = bytearray(self._source.read(offset, length))
-        self._lay_over(offset, memoryview(content))
+        lay_over(self._patches, offset, memoryview(content))
         return bytes(content)
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
         """Fill ``buffer`` from ``offset`` on; errors as the image's own."""
         self._source.readinto(offset, buffer)
-        self._lay_over(offset, buffer)
+        lay_over(self._patches, offset, buffer)
 
-    def _lay_over(self, offset: int, buffer: memoryview) -> None:
-        end = offset + len(buffer)
-        # The patch before the first one that starts after `offset` may reach into the range.
-        first = max(0, bisect_right(self._offsets, offset) - 1)
-        for index in range(first, len(self._patches)):
-            patch = self._patches[index]
-            if patch.offset >= end:
-                break
-            start, stop = max(patch.offset, offset), min(patch.extent.end, end)
-            if start < stop:
-                new = memoryview(patch.data)[start - patch.offset : stop - patch.offset]
-                buffer[start - offset : stop - offset] = new
+
+def lay_over(patches: Sequence[Patch], offset: int, buffer: memoryview) -> None:
+    """Put ``patches``, which are `in_order`, into ``buffer``, the bytes from ``offset`` on."""
+    end = offset + len(buffer)
+    # The patch before the first one that starts after `offset` may reach into the range.
+    first = max(0, bisect_right(patches, offset, key=attrgetter("offset")) - 1)
+    for index in range(first, len(patches)):
+        patch = patches[index]
+        if patch.offset >= end:
+            break
+        start, stop = max(patch.offset, offset), min(patch.extent.end, end)
+        if start < stop:
+            new = memoryview(patch.data)[start - patch.offset : stop - patch.offset]
+            buffer[start - offset : stop - offset] = new
