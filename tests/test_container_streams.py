@@ -11,7 +11,6 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 import pytest
-from backports import zstd
 from containers import ORIGINS, MemoryOrigin, StreamOrigin, decoded, noise, run, some_places
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +22,7 @@ from balenaflash.image.container.bzip2_blocks import Bits, split
 from balenaflash.image.container.decoder import Input
 from balenaflash.image.container.origin import FileOrigin, Origin
 from balenaflash.image.container.recognise import recognise
+from balenaflash.image.container.zstd import zstd
 
 needs_compressors = pytest.mark.needs("compressors")
 

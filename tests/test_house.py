@@ -23,7 +23,8 @@ HOMES = {
     "cryptography": {"image/signature.py"},
     "pyfatfs": {"image/fat/volume.py"},
     "pyudev": {"target/udev.py"},
-    "backports": {"image/container/zstd.py", "image/container/compress.py"},
+    "backports": {"image/container/zstd.py"},
+    "compression": {"image/container/zstd.py"},
     "inflate64": {"image/container/deflate64.py"},
     "isal": {"image/container/deflate.py", "image/container/compress.py"},
 }

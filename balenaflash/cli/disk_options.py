@@ -13,6 +13,10 @@ from balenaflash.extent import parse_size
 if TYPE_CHECKING:
     from balenaflash.safety import Permissions
 
+    _ParamType = click.ParamType[int]
+else:
+    _ParamType = click.ParamType  # generic since click 8.4
+
 P = ParamSpec("P")
 
 
@@ -38,7 +42,7 @@ class DiskOptions:
         return Permissions(internal=self.allow_internal, unmount=self.unmount, max_size=limit)
 
 
-class SizeType(click.ParamType[int]):
+class SizeType(_ParamType):
     """A size in bytes, as people write it."""
 
     name = "size"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     _ParamType = click.ParamType["ImageLocation"]
 else:
-    _ParamType = click.ParamType  # generic only in the newest click
+    _ParamType = click.ParamType  # generic since click 8.4
 
 
 class ImageArgument(_ParamType):

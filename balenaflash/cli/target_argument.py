@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     _ParamType = click.ParamType["TargetName"]
 else:
-    _ParamType = click.ParamType  # generic only in the newest click
+    _ParamType = click.ParamType  # generic since click 8.4
 
 
 class TargetArgument(_ParamType):

@@ -12,12 +12,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from backports import zstd
 from isal import isal_zlib
 
 from balenaflash.errors import ImageError
 from balenaflash.extent import MIB
 from balenaflash.image.container.kinds import Container
+from balenaflash.image.container.zstd import zstd
 
 SUFFIXES = {".gz": Container.GZIP, ".xz": Container.XZ, ".zst": Container.ZSTD}
 """End of a file name to what it is compressed with."""

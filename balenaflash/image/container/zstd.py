@@ -1,12 +1,18 @@
 """Zstandard (RFC 8878), by libzstd."""
 
+import sys
 from dataclasses import dataclass
-
-from backports import zstd
 
 from balenaflash.image.container.kinds import Container
 from balenaflash.image.container.origin import Origin, Peeked
 from balenaflash.image.container.stream import CompressedStreams, Engine, StreamFormat
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+__all__ = ["WINDOW_LOG_MAX", "ZSTD_FAILURES", "new_zstd_engine", "recognise_zstd", "zstd"]
 
 WINDOW_LOG_MAX = 27
 """Windows up to 128 MiB are decoded, as by zstd(1) without ``--long``."""
