@@ -88,14 +88,15 @@ def _commands(
 
 
 def _command(path: tuple[str, ...], command: click.Command) -> Iterator[str]:
+    context = click.Context(command)
     arguments = [
-        parameter.make_metavar(click.Context(command))
+        piece
         for parameter in command.params
         if isinstance(parameter, click.Argument)
+        for piece in parameter.get_usage_pieces(context)
     ]
     yield f".SS {_escape(' '.join((*path, *arguments)))}"
     yield from _paragraphs(command)
-    context = click.Context(command)
     for parameter in command.params:
         record = parameter.get_help_record(context)
         if isinstance(parameter, click.Option) and record is not None:

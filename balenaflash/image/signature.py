@@ -54,7 +54,8 @@ class Certificate:
             loaded = load(content)
             key = loaded.public_key()
             subject = loaded.subject.rfc4514_string()
-        except (ValueError, UnsupportedAlgorithm) as error:
+        except (ValueError, KeyError, UnsupportedAlgorithm) as error:
+            # KeyError: a name with a string type that cryptography (42 to 48) does not know.
             raise ImageError(
                 f"{name}: is not a certificate that can be read", code="certificate-invalid"
             ) from error
