@@ -26,7 +26,9 @@ _ENTRY = struct.Struct("<B3xB3xII")  # boot indicator, type, first sector, numbe
 _DISK_ID_OFFSET = 440
 _SIGNATURE = b"\x55\xaa"
 _FIRST_LOGICAL = 5
-_MAX_LOGICAL = 60  # libparted holds 64 partitions on msdos (dos.c); balenaOS has two logical ones
+_MAX_LOGICAL = 251  # Linux numbers partitions up to 255, DISK_MAX_PARTS in linux/blkdev.h
+_MAX_SHOWN = 60  # libparted holds 64 partitions on msdos (dos.c)
+_FAT_PARAMETERS = slice(11, 90)  # of the boot sector of a FAT, Microsoft's fatgen103
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +77,12 @@ def read_entries(sector: bytes) -> tuple[MbrEntry, ...] | None:
 def canonical_record(sector: bytes) -> bytes:
     """A boot record with its used entries only, and those without cylinders, heads and sectors.
 
-    A sector of zeros, which stands for a record without entries, becomes one.
+    A sector of zeros, which stands for a record without entries, becomes one. It has no
+    parameters of a FAT, for which libparted would take the whole image; Linux does not look
+    at them in a record whose boot indicators are right.
     """
     record = bytearray(sector)
+    record[_FAT_PARAMETERS] = bytes(_FAT_PARAMETERS.stop - _FAT_PARAMETERS.start)
     record[_ENTRIES_OFFSET:] = bytes(4 * _ENTRY.size) + _SIGNATURE
     for entry in read_entries(sector) or ():
         offset = _ENTRIES_OFFSET + entry.slot * _ENTRY.size
@@ -137,16 +142,23 @@ def read_mbr(source: Source, sector: bytes, entries: tuple[MbrEntry, ...]) -> Ta
     """
     refuse_truncated(source, max((entry.extent().end for entry in entries), default=0))
     partitions = [_primary(entry) for entry in entries]
-    sectors, warnings = [TableSectors(0, sector)], list[str]()
+    sectors, warnings = [TableSectors(0, sector)], [*_warn_of_typeless(sector)]
+    shown: tuple[TableSectors, ...] = ()
     extended = [each for each in partitions if each.kind is PartitionKind.EXTENDED]
     if len(extended) > 1:
         raise invalid_table(source, "has more than one extended partition")
     if extended and source.seekable:
         chain = Chain(source, extended[0].extent)
         chain.walk()
+        if len(chain.partitions) > _MAX_SHOWN:
+            warnings.append(
+                f"The table has {len(chain.partitions)} logical partitions: parted reads no more "
+                f"than {_MAX_SHOWN}."
+            )
         partitions += chain.partitions
         sectors += sorted(chain.records)
         warnings += chain.warnings
+        shown = chain.cut_for_libparted()
     (disk_id,) = struct.unpack_from("<I", sector, _DISK_ID_OFFSET)
     table = PartitionTable(
         TableKind.MSDOS,
@@ -156,7 +168,16 @@ def read_mbr(source: Source, sector: bytes, entries: tuple[MbrEntry, ...]) -> Ta
         tuple(warnings),
         is_complete=not extended or source.seekable,
     )
-    return TableReading(table, tuple(sectors))
+    return TableReading(table, tuple(sectors), (sectors[0], *shown) if shown else ())
+
+
+def _warn_of_typeless(sector: bytes) -> Iterator[str]:
+    for slot, (_, type_id, _, count) in enumerate(_raw_entries(sector)):
+        if count and not type_id:
+            yield (
+                f"Entry {slot + 1} of the boot record has no type: Linux shows it as a "
+                "partition, parted does not, and it is left out here."
+            )
 
 
 def _primary(entry: MbrEntry) -> Partition:
@@ -166,6 +187,13 @@ def _primary(entry: MbrEntry) -> Partition:
 
 def _partition(number: int, entry: MbrEntry, extent: Extent, kind: PartitionKind) -> Partition:
     return Partition(number, extent, kind, f"0x{entry.type_id:02x}", name=None, uuid=None)
+
+
+def _without_entry(sector: bytes, slot: int) -> bytes:
+    record = bytearray(sector)
+    start = _ENTRIES_OFFSET + slot * _ENTRY.size
+    record[start : start + _ENTRY.size] = bytes(_ENTRY.size)
+    return bytes(record)
 
 
 class Chain:
@@ -200,9 +228,25 @@ class Chain:
         if offset in self._seen:
             raise self._invalid(offset, "is reached a second time")
         if len(self._seen) >= _MAX_LOGICAL:
-            raise self._invalid(offset, f"is number {len(self._seen) + 1} of its chain")
+            fact = f"is number {len(self._seen) + 1} of its chain, and Linux shows no more than"
+            raise self._invalid(offset, f"{fact} {_MAX_LOGICAL} logical partitions")
         self._seen.add(offset)
         self.next = self._take_in(offset)
+
+    def cut_for_libparted(self) -> tuple[TableSectors, ...]:
+        """The records up to the last one that libparted can hold; empty if it can hold all."""
+        if len(self.partitions) <= _MAX_SHOWN:
+            return ()
+        shown, count = list[TableSectors](), 0
+        for record in self.records:
+            entries = read_entries(record.data) or ()
+            count += sum(not entry.is_extended for entry in entries)
+            if count == _MAX_SHOWN:
+                link = next((entry for entry in entries if entry.is_extended), None)
+                data = record.data if link is None else _without_entry(record.data, link.slot)
+                return (*shown, TableSectors(record.offset, data))
+            shown.append(record)
+        return tuple(shown)
 
     def _take_in(self, offset: int) -> int | None:
         """Read the record at ``offset``; the offset of the next one."""
@@ -212,7 +256,7 @@ class Chain:
         self.records.append(TableSectors(offset, sector))
         entries = read_entries(sector)
         if entries is None:
-            self._accept_empty(offset, sector)
+            self._accept_zeros(offset, sector)
             return None
         links = [entry for entry in entries if entry.is_extended]
         logical = [entry for entry in entries if not entry.is_extended]
@@ -223,11 +267,17 @@ class Chain:
         # Links count from the start of the extended partition, partitions from their record.
         return self._extended.start + links[0].first * SECTOR_SIZE if links else None
 
-    def _accept_empty(self, offset: int, sector: bytes) -> None:
-        """A new extended partition without logical ones has zeros in place of a record."""
-        if any(sector) or offset != self._extended.start:
+    def _accept_zeros(self, offset: int, sector: bytes) -> None:
+        """Zeros in place of a record end the chain for Linux, as any sector without its mark."""
+        if any(sector):
             raise self._invalid(offset, "is damaged")
-        self.warnings.append("The extended partition holds no logical partitions.")
+        if offset == self._extended.start:
+            self.warnings.append("The extended partition holds no logical partitions.")
+        else:
+            self.warnings.append(
+                f"The last extended boot record, at byte {offset}, holds only zeros: "
+                "Linux reads the partitions before it, parted reads none."
+            )
 
     def _add(self, offset: int, entry: MbrEntry) -> None:
         extent = entry.extent(offset // SECTOR_SIZE)

@@ -102,7 +102,9 @@ class TableReading:
     """In ascending order; sectors of a damaged copy of a GPT are not among them."""
 
     made_up: tuple[TableSectors, ...] = ()
-    """What libparted is shown in place of ``sectors``, where it could not read those."""
+    """What libparted is shown in place of ``sectors``, where it could not read those.
+
+    Of a GPT without the protective record."""
 
 
 def invalid_table(source: Source, fact: str, *, hint: str | None = None) -> ImageError:

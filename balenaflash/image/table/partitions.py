@@ -53,6 +53,7 @@ LIBPARTED_ERRORS: tuple[type[Exception], ...] = (
 )
 """All that pyparted raises; the classes have no common base of their own."""
 
+_MAX_NUMBER = 64  # of a partition on msdos in libparted (MAX_TOTAL_PART in dos.c)
 _SECTOR_SIZE_VARIABLE = "PARTED_SECTOR_SIZE"  # libparted/arch/linux.c, read when a file is opened
 _GO_ON_BROKEN = _ped.EXCEPTION_RESOLVE_IGNORE | _ped.EXCEPTION_RESOLVE_CANCEL
 """The choices where libparted would go on with what it knows to be wrong, into its assertions."""
@@ -88,9 +89,10 @@ def read_table(source: Source) -> PartitionTable:
         raise invalid_table(
             source, f"its partition table can be read in two ways: {difference}{seen.told()}"
         )
+    flags = {each.number: each.flags for each in seen.partitions}
     partitions = tuple(
-        replace(partition, flags=other.flags)
-        for partition, other in zip(reading.table.partitions, seen.partitions, strict=True)
+        replace(partition, flags=flags.get(partition.number, ()))
+        for partition in reading.table.partitions
     )
     # A warning of our own says what libparted says, in terms of the image.
     warnings = reading.table.warnings or tuple(f"libparted: {text}" for text in seen.messages)
@@ -117,6 +119,8 @@ def _find_difference(ours: PartitionTable, seen: _Seen) -> str | None:
     theirs = {each.number: each for each in seen.partitions}
     for number in sorted(mine.keys() | theirs.keys()):
         if number not in theirs:
+            if number > _MAX_NUMBER and ours.kind is TableKind.MSDOS:
+                continue
             return f"libparted does not see partition {number}"
         if number not in mine:
             return f"libparted sees a partition {number} that is not listed"
@@ -212,7 +216,7 @@ def _shown(reading: TableReading) -> Iterator[tuple[int, bytes]]:
         for partition in reading.table.partitions:
             if partition.kind is PartitionKind.EXTENDED:
                 yield partition.extent.start, mbr.EMPTY_RECORD
-    for run in reading.sectors:
+    for run in reading.made_up or reading.sectors:
         # libparted follows links of no sectors, and guesses a geometry from cylinders and
         # heads; either may end the process where the values are odd (libparted 3.5).
         yield run.offset, mbr.canonical_record(run.data)

@@ -6,6 +6,7 @@ table is checked here before libparted sees it, for it ends the process when one
 assertions fails.
 """
 
+from dataclasses import replace
 from itertools import pairwise
 
 from balenaflash.errors import ImageError
@@ -39,9 +40,21 @@ def read_table_sectors(source: Source) -> TableReading:
         entries = read_entries(sector)
         if entries is None or (not entries and _probe_whole(source) is not None):
             raise _missing(source)
-        reading = read_mbr(source, sector, entries)
+        reading = _warn_of_fat(source, read_mbr(source, sector, entries))
     _refuse_overlaps(source, reading)
     return reading
+
+
+def _warn_of_fat(source: Source, reading: TableReading) -> TableReading:
+    whole = _probe_whole(source)
+    if whole is None or whole.type != "vfat":
+        return reading
+    warning = (
+        "The boot record is also that of a FAT: Linux reads its partitions, but blkid and "
+        "parted see one filesystem."
+    )
+    warnings = (*reading.table.warnings, warning)
+    return replace(reading, table=replace(reading.table, warnings=warnings))
 
 
 def _missing(source: Source) -> ImageError:
