@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from balenaflash.boot.config_json import masked
+from balenaflash.boot.secrets import masked
 from balenaflash.errors import ImageError
 from balenaflash.image.balenaos import BalenaFacts, BootPartition, find_boot_partition, read_facts
 from balenaflash.image.fat.volume import FatVolume

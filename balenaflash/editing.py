@@ -68,7 +68,7 @@ class EditReport:
     """In the order they were made."""
 
     diff: tuple[str, ...]
-    """Lines of what changes within files, without secrets; of a dry run only."""
+    """Lines of what changes within files, secrets masked unless asked for; of a dry run only."""
 
     commit: CommitReport
     """What was written to the image."""
@@ -83,15 +83,20 @@ def preview(
     *,
     member: str | None = None,
     keep_fingerprint: bool = False,
+    show_secrets: bool = False,
 ) -> EditReport:
     """What `edit` would do; the image may be compressed, or one that may only be read.
+
+    Secrets in the lines that change are masked unless ``show_secrets``.
 
     Raises:
         ImageError, EditError: as `edit`.
     """
     with open_for_reading(location, member=member) as image:
         path = location if isinstance(location, Path) else None
-        return _preview(image, path, edits, keep_fingerprint=keep_fingerprint)
+        return _preview(
+            image, path, edits, keep_fingerprint=keep_fingerprint, show_secrets=show_secrets
+        )
 
 
 def edit(path: Path, edits: Sequence[Edit], *, keep_fingerprint: bool = False) -> EditReport:
@@ -150,7 +155,12 @@ def edit_opened(
 
 
 def _preview(
-    image: ReadableImage, path: Path | None, edits: Sequence[Edit], *, keep_fingerprint: bool
+    image: ReadableImage,
+    path: Path | None,
+    edits: Sequence[Edit],
+    *,
+    keep_fingerprint: bool,
+    show_secrets: bool,
 ) -> EditReport:
     boot = _open_boot(image)
     original = _open_boot(image).files
@@ -158,7 +168,7 @@ def _preview(
     return EditReport(
         partition_number=boot.partition.partition.number,
         changes=edited.changes,
-        diff=diff_files(original, boot.files, edited.rewritten),
+        diff=diff_files(original, boot.files, edited.rewritten, show_secrets=show_secrets),
         commit=image.preview(boot.files.changes()),
         dry_run=True,
         warnings=(*boot.warnings, *edited.warnings, *_invalidated(edited, boot, path)),

@@ -11,9 +11,9 @@ from enum import Enum
 from typing import TypeAlias
 
 from balenaflash.boot import config_values as values
-from balenaflash.boot.config_json import masked
 from balenaflash.boot.config_path import KeyPath, nested
 from balenaflash.boot.json_text import Json
+from balenaflash.boot.secrets import masked
 
 
 class Kind(Enum):

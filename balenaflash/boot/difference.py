@@ -1,27 +1,28 @@
-"""What an edit changes within files, shown as text and without secrets."""
+"""What an edit changes within files, shown as text, with or without secrets."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import PurePosixPath
 
-from balenaflash.boot.config_json import masked
-from balenaflash.boot.json_text import format_lines, parse_document
-from balenaflash.boot.keyfile import masked_lines
-from balenaflash.boot.network import DIRECTORY
-from balenaflash.errors import ConfigError
+from balenaflash.boot.secrets import is_secret_name, shown_lines
 from balenaflash.extent import MIB, format_size
-from balenaflash.image.balenaos import CONFIG_PATH
-from balenaflash.image.fat.names import fold
 from balenaflash.image.fat.volume import FatVolume
 
 _LARGEST = MIB
 """Bytes of a file that is still compared line by line; difflib is slow on more."""
 
+_BETWEEN = "\0"
+"""Stands between a line and how it is shown; no text has it."""
 
-def diff_files(before: FatVolume, after: FatVolume, paths: Iterable[str]) -> tuple[str, ...]:
-    """Lines of a unified diff of the files at ``paths``; a line in words for what is no text."""
+
+def diff_files(
+    before: FatVolume, after: FatVolume, paths: Iterable[str], *, show_secrets: bool = False
+) -> tuple[str, ...]:
+    """Lines of a unified diff of the files at ``paths``; a line in words for what is not text."""
     lines: list[str] = []
     for path in dict.fromkeys(paths):
-        lines += _diff_file(path, _content(before, path), _content(after, path))
+        contents = _content(before, path), _content(after, path)
+        lines += _diff_file(path, *contents, show_secrets=show_secrets)
     return tuple(lines)
 
 
@@ -30,36 +31,39 @@ def _content(volume: FatVolume, path: str) -> bytes | None:
     return None if entry is None or entry.is_directory else volume.read_file(path)
 
 
-def _diff_file(path: str, old: bytes | None, new: bytes | None) -> list[str]:
+def _diff_file(
+    path: str, old: bytes | None, new: bytes | None, *, show_secrets: bool
+) -> Iterator[str]:
     if old == new:
-        return []
-    shown = [_shown_lines(path, content) for content in (old, new)]
-    if shown[0] is None or shown[1] is None:
+        return
+    old_lines, new_lines = _lines_of(old), _lines_of(new)
+    fault = None if show_secrets or not _has_secret_name(path) else "a secret by its name"
+    if fault or old_lines is None or new_lines is None:
         sizes = [None if content is None else format_size(len(content)) for content in (old, new)]
-        return [f"{path}: {sizes[0] or 'nothing'} becomes {sizes[1] or 'nothing'}, not text"]
+        what = f"{sizes[0] or 'nothing'} becomes {sizes[1] or 'nothing'}"
+        yield f"{path}: {what}, {fault or 'not text'}"
+        return
     old_name, new_name = ("/dev/null" if content is None else path for content in (old, new))
-    return list(difflib.unified_diff(shown[0], shown[1], old_name, new_name, lineterm=""))
+    # Compared as they are, so that a secret which changes shows as a line that does.
+    for line in difflib.unified_diff(
+        _joined(old_lines), _joined(new_lines), old_name, new_name, lineterm=""
+    ):
+        whole, between, shown = line.partition(_BETWEEN)
+        yield whole if show_secrets or not between else f"{whole[:1]}{shown}"
 
 
-def _shown_lines(path: str, content: bytes | None) -> list[str] | None:
-    """The lines to show of a file; ``None`` for what is no text, or could hold a secret."""
+def _joined(lines: list[tuple[str, str]]) -> list[str]:
+    return [f"{line}{_BETWEEN}{shown}" for line, shown in lines]
+
+
+def _lines_of(content: bytes | None) -> list[tuple[str, str]] | None:
+    """The lines of a file and how each is shown; ``None`` for what is not text."""
     if content is None:
         return []
-    if len(content) > _LARGEST:
-        return None
-    if fold(path) == fold(CONFIG_PATH):
-        return _config_lines(content)
-    if fold(path).startswith(fold(f"{DIRECTORY}/")):
-        return masked_lines(content)
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError:
-        return None
-    return None if "\0" in text else text.splitlines()
+    return None if len(content) > _LARGEST else shown_lines(content)
 
 
-def _config_lines(content: bytes) -> list[str] | None:
-    try:
-        return format_lines(masked(parse_document(content, CONFIG_PATH).content))
-    except ConfigError:
-        return None
+def _has_secret_name(path: str) -> bool:
+    """Whether a file is a secret as a whole, such as ``lab.psk`` or ``chap-secrets``."""
+    name = PurePosixPath(path)
+    return is_secret_name(name.stem) or is_secret_name(name.suffix.removeprefix("."))

@@ -27,12 +27,6 @@ ALIASES = {
 }
 """Setting name to the short one that keyfiles may use instead, nm-settings-keyfile(5)."""
 
-_SECRET_LINE = re.compile(
-    r"(?P<key>\s*(?:[\w-]*(?:psk|password|password-raw|pin|secret|private-key)|wep-key\d)\s*=).+",
-    re.ASCII,
-)
-"""A line whose value is not for showing, in any group."""
-
 _ESCAPES = {"s": " ", "t": "\t", "n": "\n", "r": "\r", "\\": "\\"}
 _ESCAPED = {"\t": r"\t", "\n": r"\n", "\r": r"\r", "\\": r"\\"}
 _ESCAPE = re.compile(r"\\(.?)", re.DOTALL)
@@ -122,12 +116,6 @@ def format_keyfile(groups: Groups) -> bytes:
         for group, pairs in groups.items()
     ]
     return "\n".join(sections).encode("utf-8")
-
-
-def masked_lines(data: bytes) -> list[str]:
-    """The lines of the keyfile in ``data``, for people, with the secrets replaced."""
-    text = data.decode("utf-8", "replace")
-    return [_SECRET_LINE.sub(r"\g<key>***", line) for line in text.splitlines()]
 
 
 def format_ssid(ssid: bytes) -> str:

@@ -32,8 +32,8 @@ def show(session: Session, image: "ImageLocation", *, show_secrets: bool) -> Ans
       balenaflash config show --json balena.img | jq .result.config.uuid
     """
     from balenaflash.boot.config_edit import read_config
-    from balenaflash.boot.config_json import masked
     from balenaflash.boot.json_text import format_lines
+    from balenaflash.boot.secrets import masked
     from balenaflash.editing import open_boot_volume
 
     with open_boot_volume(image, member=session.member) as boot:

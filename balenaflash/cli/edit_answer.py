@@ -33,7 +33,11 @@ def answer_edits(session: Session, image: "ImageLocation", edits: Sequence["Edit
         card = _confirmed_card(session, image, edits)
     if options.dry_run:
         report = preview(
-            image, edits, member=session.member, keep_fingerprint=options.keep_fingerprint
+            image,
+            edits,
+            member=session.member,
+            keep_fingerprint=options.keep_fingerprint,
+            show_secrets=options.show_secrets,
         )
     elif card is None:
         path = require_file(image)

@@ -29,6 +29,9 @@ class EditOptions:
     """How a command that edits the boot partition is to do it."""
 
     dry_run: bool = False
+    show_secrets: bool = False
+    """Whether ``--dry-run`` masks no secret."""
+
     keep_fingerprint: bool = False
     yes: bool = False
     """Answer the question that is asked before a card is changed."""
@@ -130,6 +133,7 @@ _output_option = click.option(
 
 _EDIT_OPTIONS = (
     ("-n", "--dry-run", _DRY_RUN_HELP),
+    ("--show-secrets", "With --dry-run: do not mask keys and passwords."),
     ("--keep-fingerprint", "Leave balenaos.fingerprint as it is, untrue of what is changed."),
     ("-y", "--yes", YES_HELP),
     ("--allow-internal", ALLOW_INTERNAL_HELP),
