@@ -14,7 +14,7 @@ from builders import BuiltImage, Layout
 from commandline import RunBalenaflash
 from imagecopies import MakeImage
 from loopdev import AttachLoop
-from tablefiles import flip, read_at, sfdisk_extents, sign_gpt, write_at
+from tablefiles import boot_record, flip, read_at, sfdisk_extents, sign_gpt, write_at
 
 from balenaflash.extent import MIB
 
@@ -215,3 +215,29 @@ def test_a_backup_is_not_moved_over_a_partition(
     assert run.returncode == 3, run.stderr
     assert json.loads(run.stdout)["errors"][0]["code"] == "gpt-no-room"
     assert not any(disk.read_bytes()), "nothing is written"
+
+
+def stream_of_disk(path: Path, sectors: int) -> Path:
+    """A gzip of 2 KiB whose GPT, sound in itself, is that of a disk with so many sectors."""
+    names = "resin-boot".encode("utf-16-le").ljust(72, b"\0")
+    array = struct.pack("<16s16sQQQ", b"A" * 16, b"B" * 16, 2048, 4095, 0) + names
+    array = array.ljust(128 * 128, b"\0")
+    fields = (1, sectors - 1, 34, sectors - 34, b"C" * 16, 2, 128, 128, 0)
+    header = struct.pack("<8sIIIIQQQQ16sQIII", b"EFI PART", 0x10000, 92, 0, 0, *fields)
+    record = boot_record((0xEE, 1, 0xFFFFFFFF))
+    head = record + sign_gpt(header.ljust(512, b"\0"), array) + array
+    path.write_bytes(gzip.compress(head.ljust(2 * MIB, b"\0")))
+    return path
+
+
+@pytest.mark.parametrize("sectors", [2**60, 2**52])
+@pytest.mark.parametrize("command", ["inspect", "boot", "write"])
+def test_a_stream_whose_table_is_absurdly_large_is_refused(
+    sectors: int, command: str, tmp_path: Path, balenaflash: RunBalenaflash
+) -> None:
+    image = stream_of_disk(tmp_path / "image.gz", sectors)
+    words = {"boot": ["boot", "ls"]}.get(command, [command])
+    targets = [tmp_path / "copy.img"] if command == "write" else []
+    run = balenaflash(*words, image, *targets)
+    assert (run.returncode, run.stdout) == (3, ""), run.stderr
+    assert "Traceback" not in run.stderr

@@ -28,7 +28,7 @@ _SIGNATURE = b"\x55\xaa"
 _FIRST_LOGICAL = 5
 _MAX_LOGICAL = 251  # Linux numbers partitions up to 255, DISK_MAX_PARTS in linux/blkdev.h
 _MAX_SHOWN = 60  # libparted holds 64 partitions on msdos (dos.c)
-_FAT_PARAMETERS = slice(11, 90)  # of the boot sector of a FAT, Microsoft's fatgen103
+_FAT_PARAMETERS = slice(11, 36)  # of the boot sector of any FAT, Microsoft's fatgen103
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import _ped
-import parted
-
 from balenaflash.errors import ImageError
 from balenaflash.extent import Extent
 from balenaflash.image.source import Source
@@ -31,6 +28,27 @@ from balenaflash.image.table.model import (
     invalid_table,
 )
 from balenaflash.image.table.sectors import read_table_sectors
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """A variable of the environment has that value, whatever the user's own is."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+# When it is loaded, libparted runs ``sh -c "dmidecode ..."`` to know whether the machine is one
+# of Apple's (libparted 3.5, labels/gpt.c). By this path no program is found.
+with _environment("PATH", "/nonexistent"):
+    import _ped
+    import parted
 
 __all__ = ["Partition", "PartitionKind", "PartitionTable", "TableKind", "read_table"]
 
@@ -198,7 +216,7 @@ def _stand_in(source: Source, reading: TableReading) -> Iterator[Path]:
                 os.pwrite(descriptor, data, offset)
             path = Path(folder, "table")
             path.symlink_to(f"/proc/self/fd/{descriptor}")
-            with _sector_size_told(sector_size):
+            with _environment(_SECTOR_SIZE_VARIABLE, str(sector_size)):
                 yield path
         finally:
             os.close(descriptor)
@@ -220,20 +238,6 @@ def _shown(reading: TableReading) -> Iterator[tuple[int, bytes]]:
         # libparted follows links of no sectors, and guesses a geometry from cylinders and
         # heads; either may end the process where the values are odd (libparted 3.5).
         yield run.offset, mbr.canonical_record(run.data)
-
-
-@contextmanager
-def _sector_size_told(sector_size: int) -> Iterator[None]:
-    """Sectors of a file are this long for libparted, whatever the user's setting is."""
-    before = os.environ.get(_SECTOR_SIZE_VARIABLE)
-    os.environ[_SECTOR_SIZE_VARIABLE] = str(sector_size)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[_SECTOR_SIZE_VARIABLE]
-        else:
-            os.environ[_SECTOR_SIZE_VARIABLE] = before
 
 
 @contextmanager
@@ -261,6 +265,11 @@ def _errors_mapped(source: Source, messages: list[str]) -> Iterator[None]:
     """Turn exceptions of libparted into one of ours, with the last thing it had to say."""
     try:
         yield
+    except NotImplementedError as error:
+        # pyparted's own word about a disk label of AIX (_pedmodule.c, 3.13.0).
+        raise invalid_table(
+            source, f"libparted takes its partition table for another kind: {error}"
+        ) from error
     except LIBPARTED_ERRORS as error:
         told = " ".join((messages[-1] if messages else str(error)).split())
         raise ImageError(
