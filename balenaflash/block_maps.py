@@ -23,6 +23,7 @@ from balenaflash.image.source import Source
 from balenaflash.image.table.partitions import read_table
 from balenaflash.progress import Progress
 
+_NAME_MAX = 255  # bytes, linux/limits.h
 _SUFFIX = ".bmap"
 _NAME_ONE = "Name a file with -o."
 
@@ -140,7 +141,12 @@ def _beside(image: ImageLocation) -> Path:
         raise _refusal(
             "target-missing", f"{image}: has no place beside it for a block map", _NAME_ONE
         )
-    return image.with_name(image.name + _SUFFIX)
+    name = image.name + _SUFFIX
+    if len(os.fsencode(name)) > _NAME_MAX:
+        raise _refusal(
+            "target-name", f"{image}: its name is too long for a block map beside it", _NAME_ONE
+        )
+    return image.with_name(name)
 
 
 def _require_place(place: Path, image: ImageLocation, *, overwrite: bool) -> None:

@@ -85,7 +85,8 @@ def find_signature_beside(image: Path) -> Path | None:
     if image.suffix in _COMPRESSED_SUFFIXES:
         names.append(image.stem)
     paths = (image.with_name(name + SIGNATURE_SUFFIX) for name in names)
-    return next((path for path in paths if path.is_file()), None)
+    # Not Path.is_file(), to which a name that is too long is an error.
+    return next((path for path in paths if os.path.isfile(path)), None)  # noqa: PTH113
 
 
 def find_certificate(volume: FatVolume) -> CertificateFile | None:

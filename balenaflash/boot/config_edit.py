@@ -13,6 +13,7 @@ from balenaflash.boot.json_text import (
     JsonDocument,
     format_document,
     parse_document,
+    require_depth,
 )
 from balenaflash.errors import ConfigError, InvalidConfigError, Problem
 from balenaflash.image.balenaos import CONFIG_PATH, DEVICE_TYPE_PATH
@@ -81,6 +82,7 @@ def plan_config(volume: ReadableFiles, steps: Sequence[ConfigStep]) -> ConfigPla
     config = copy.deepcopy(before.content)
     for step in steps:
         warnings += [f"{CONFIG_PATH}: {text}." for text in step.change(config)]
+    require_depth(config, CONFIG_PATH)
     keys = [key for step in steps for key in step.keys]
     findings = check_config(config, read_slug(volume))
     warnings += _sort_out(findings, keys)

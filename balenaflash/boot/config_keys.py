@@ -153,7 +153,7 @@ def _is_number_text(value: Json) -> bool:
 _ACCEPTED: Mapping[Kind, Callable[[Json], bool]] = {
     Kind.STRING: lambda value: isinstance(value, str),
     Kind.NUMBER: lambda value: _is_number(value) or _is_number_text(value),
-    Kind.BOOLEAN: lambda value: isinstance(value, bool) or value in {"true", "false"},
+    Kind.BOOLEAN: lambda value: isinstance(value, bool) or value in ("true", "false"),
     Kind.STRICT_BOOLEAN: lambda value: isinstance(value, bool),
     Kind.SCALAR: lambda value: isinstance(value, str) or _is_number(value),
     Kind.STRINGS: lambda value: (

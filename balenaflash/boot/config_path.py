@@ -8,7 +8,7 @@ import json
 import re
 from typing import TypeAlias
 
-from balenaflash.boot.json_text import Json, kind_of
+from balenaflash.boot.json_text import MAX_DEPTH, Json, kind_of
 from balenaflash.errors import ConfigError
 
 KeyPath: TypeAlias = tuple[str, ...]
@@ -32,6 +32,11 @@ def split_key(text: str) -> tuple[KeyPath, str]:
             break
         names.append(part["name"] or _unquoted(part["quoted"], text))
         position = part.end()
+    if len(names) > MAX_DEPTH:
+        raise ConfigError(
+            f"{format_key(tuple(names[:2]))}...: has more than {MAX_DEPTH} levels",
+            code="config-key-invalid",
+        )
     if not names or text[position : position + 1] in {".", "["}:
         raise _invalid(text)
     return tuple(names), text[position:]

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from balenaflash.boot.config_keys import is_secret
 from balenaflash.boot.config_path import KeyPath, format_key, holder_of, not_an_object
-from balenaflash.boot.json_text import Json, format_value, kind_of
+from balenaflash.boot.json_text import Json, format_value, is_same, kind_of
 from balenaflash.errors import ConfigError
 
 
@@ -72,7 +72,7 @@ class AppendItem:
                 "and only an array can be added to",
                 code="config-type",
             )
-        if self.item in items:
+        if any(is_same(self.item, each) for each in items):
             return (f"{format_key(self.key)} has that item already",)
         items.append(copy.deepcopy(self.item))
         return ()

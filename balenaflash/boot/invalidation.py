@@ -1,5 +1,6 @@
 """What an edit of the boot partition makes untrue elsewhere, and what may undo it later."""
 
+import os
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
@@ -107,7 +108,8 @@ def _broken_image_signature(image: Path | None) -> Iterator[str]:
     signatures = {
         signature.resolve(): signature
         for name in (image, image.resolve())
-        if (signature := name.with_name(name.name + SIGNATURE_SUFFIX)).exists()
+        # Not Path.exists(), to which a name that is too long is an error.
+        if os.path.exists(signature := name.with_name(name.name + SIGNATURE_SUFFIX))  # noqa: PTH110
     }
     for signature in signatures.values():
         yield f"{signature}: the signed image changed and no longer verifies"

@@ -9,6 +9,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import NoReturn, Self, TypeAlias
 
 from balenaflash.errors import ConfigError
@@ -98,6 +99,7 @@ def parse_value(text: str, name: str) -> Json:
         value: Json = json.loads(
             text,
             parse_float=hooks.read_float,
+            parse_int=hooks.read_int,
             parse_constant=hooks.refuse_constant,
             object_pairs_hook=hooks.build_object,
         )
@@ -112,9 +114,26 @@ def parse_value(text: str, name: str) -> Json:
         ) from error
     except RecursionError as error:
         raise _too_deep(name) from error
+    require_depth(value, name)
+    return value
+
+
+def require_depth(value: Json, name: str) -> None:
+    """Return if ``value`` is nested no deeper than what `parse_value` reads.
+
+    Raises:
+        ConfigError: it is deeper.
+    """
     if _is_deeper(value, MAX_DEPTH):
         raise _too_deep(name)
-    return value
+
+
+def is_same(one: Json, other: Json) -> bool:
+    """Whether two values are the same to a reader of JSON.
+
+    Python alone calls ``true`` equal to ``1``, and numbers equal that differ in a late digit.
+    """
+    return _comparable(one) == _comparable(other)
 
 
 def format_document(document: JsonDocument) -> bytes:
@@ -160,6 +179,10 @@ class _Hooks:
 
     def refuse_constant(self, constant: str) -> NoReturn:
         raise ConfigError(f"{self.name}: {constant} is not valid JSON", code="json-invalid")
+
+    def read_int(self, digits: str) -> int | ExactFloat:
+        # Python's integers have no negative zero, which JSON's do.
+        return ExactFloat(digits) if digits == "-0" else int(digits)
 
     def read_float(self, digits: str) -> ExactFloat:
         number = ExactFloat(digits)
@@ -241,6 +264,20 @@ def _join(items: list[str], style: JsonStyle, line_start: str) -> str:
         return style.comma.join(items)
     inner = line_start + style.indent
     return inner + f",{inner}".join(items) + line_start
+
+
+def _comparable(value: Json) -> object:
+    match value:
+        case bool() | None:
+            return (type(value), value)
+        case int() | float():
+            return Decimal(_format(value, BALENA_STYLE, ""))
+        case dict():
+            return {key: _comparable(each) for key, each in value.items()}
+        case list():
+            return [_comparable(each) for each in value]
+        case _:
+            return value
 
 
 def _is_deeper(value: Json, limit: int) -> bool:

@@ -22,6 +22,7 @@ from balenaflash.image.source import Source
 STALE_SUFFIX = ".stale"
 """Added to the name of a map that is no longer true, so that bmaptool does not find it."""
 
+_NAME_MAX = 255  # bytes, linux/limits.h
 _SIGNATURE_SUFFIXES = (".asc", ".sig")
 """Of a detached signature, as bmaptool looks for it."""
 
@@ -129,9 +130,10 @@ def _names_beside(image: Path) -> Iterator[Path]:
     It goes on to take off what looks like further suffixes, which in a name such as
     ``balena-6.5.31.img`` are none: a map found that way is more likely another image's.
     """
-    yield image.with_name(f"{image.name}.bmap")
+    names = [image.with_name(f"{image.name}.bmap")]
     if image.suffix:
-        yield image.with_suffix(".bmap")
+        names.append(image.with_suffix(".bmap"))
+    yield from (name for name in names if len(os.fsencode(name.name)) <= _NAME_MAX)
 
 
 def _plan(path: Path, before: Source, patches: Sequence[Patch], *, own_name: bool) -> BmapUpdate:

@@ -7,6 +7,7 @@ finished, and since the image is written only after its record, that image was n
 """
 
 import errno
+import hashlib
 import os
 import stat
 import struct
@@ -26,6 +27,7 @@ _HEADER = struct.Struct("<16sIIQ")
 _PLACE = struct.Struct("<QQ")
 _DIGEST_SIZE = 8
 _END_SIZE = 16
+_NAME_MAX = 255  # bytes, linux/limits.h
 
 
 def sector_slices(offset: int, length: int) -> Iterator[slice]:
@@ -105,9 +107,16 @@ def record_beside(image: Path, descriptor: int) -> RecordFile:
 
 
 def undo_path(image: Path) -> Path:
-    """Where the record of ``image`` lies: beside the file itself, not beside a link to it."""
+    """Where the record of ``image`` lies: beside the file itself, not beside a link to it.
+
+    Its name is made of that of the image, or of a digest where that would be too long.
+    """
     real = image.resolve()
-    return real.with_name(f".{real.name}.balenaflash-undo")
+    name = f".{real.name}.balenaflash-undo"
+    if len(os.fsencode(name)) > _NAME_MAX:
+        digest = hashlib.sha256(os.fsencode(real.name)).hexdigest()
+        name = f".{digest}.balenaflash-undo"
+    return real.with_name(name)
 
 
 def write_record(
