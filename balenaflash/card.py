@@ -65,7 +65,7 @@ def find_card(node: Path, permissions: Permissions = NO_PERMISSIONS) -> Card:
         ImageError: there is no image on it.
     """
     disk = find_disk(node)
-    permissions = replace(permissions, max_size=None)
+    permissions = replace(permissions, max_size=None, virtual=True)
     try:
         with open_for_reading(node) as image:
             sector_size = read_table(image.source).sector_size

@@ -156,7 +156,7 @@ def _find(
         image_size=plan.least_size,
         image_path=image,
         image_sector_size=plan.table.sector_size,
-        permissions=permissions,
+        permissions=replace(permissions, virtual=isinstance(target, Path)),
     )
     require_writable(assessment)
     return DiskDestination(assessment)

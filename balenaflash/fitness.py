@@ -17,14 +17,27 @@ somebody's work are mostly larger."""
 _GROUP_MAY = stat.S_IRGRP | stat.S_IWGRP
 
 
-def find_internal(disk: Disk) -> Iterator[Problem]:
+def find_built_in(disk: Disk) -> Iterator[Problem]:
     """Why a disk that is built in is refused."""
-    # Who names a loop device or an md array has chosen it; nobody mistakes it for a card.
     if not (disk.is_external or disk.is_virtual):
         yield Problem(
             "target-internal",
             f"{disk.node}: is built into this machine ({disk.bus})",
             "If it is the one, add --allow-internal.",
+            lifted_by="--allow-internal",
+        )
+
+
+def find_virtual(disk: Disk) -> Iterator[Problem]:
+    """Why a virtual device is refused that the user did not name by its node.
+
+    It may be the disk of a virtual machine, which holds it open without a claim to it.
+    """
+    if disk.is_virtual:
+        yield Problem(
+            "target-virtual",
+            f"{disk.node}: is a virtual device, such as the disk of a virtual machine",
+            f"If it is the one, name it by its node: {disk.node}",
             lifted_by="--allow-internal",
         )
 

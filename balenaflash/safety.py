@@ -9,11 +9,12 @@ from balenaflash.errors import Problem, TargetRefusedError
 from balenaflash.extent import SECTOR_SIZE
 from balenaflash.fitness import (
     DEFAULT_MAX_SIZE,
-    find_internal,
+    find_built_in,
     find_sector_size,
     find_too_large,
     find_too_small,
     find_unwritable,
+    find_virtual,
 )
 from balenaflash.target.discovery import Disk
 from balenaflash.target.kernel import RUNNING_KERNEL, Kernel
@@ -31,7 +32,10 @@ class Permissions:
     """Which refusals the user has lifted; each is one option, and none lifts another."""
 
     internal: bool = False
-    """A disk that is built in."""
+    """A disk that is built in, and any virtual device."""
+
+    virtual: bool = False
+    """A virtual device, since the user named its very node."""
 
     unmount: bool = False
     """A disk that is mounted, if not by the running system: it is unmounted before."""
@@ -88,10 +92,12 @@ def assess(
     is_unmounted = permissions.unmount and not on_disk
     problems = (
         *_find_system(disk, on_disk),
+        *(() if permissions.internal else _find_unknown_system(disk, usage)),
         *_find_image(disk, image_path, kernel),
         *(() if is_unmounted else _find_mounts(disk, uses, is_system=bool(on_disk))),
         *_find_held(disk, uses, is_system=bool(on_disk)),
-        *(() if permissions.internal else find_internal(disk)),
+        *(() if permissions.internal else find_built_in(disk)),
+        *(() if permissions.internal or permissions.virtual else find_virtual(disk)),
         *find_unwritable(disk),
         *(() if image_size is None else find_too_small(disk, image_size)),
         *(() if permissions.max_size is None else find_too_large(disk, permissions.max_size)),
@@ -116,6 +122,16 @@ def _find_system(disk: Disk, on_disk: tuple[str, ...]) -> Iterator[Problem]:
             "target-system-disk",
             f"{disk.node}: holds the running system ({', '.join(on_disk)})",
             "Choose another disk; no option lifts this refusal.",
+        )
+
+
+def _find_unknown_system(disk: Disk, usage: Usage) -> Iterator[Problem]:
+    if usage.is_system_unknown:
+        yield Problem(
+            "target-maybe-system",
+            f"{disk.node}: may hold the running system, whose disk was not found",
+            "If it does not, add --allow-internal.",
+            lifted_by="--allow-internal",
         )
 
 

@@ -17,6 +17,8 @@ Verdicts = Mapping[str, frozenset[str]]
 
 FREE: frozenset[str] = frozenset()
 INTERNAL = frozenset({"target-internal"})
+VIRTUAL = frozenset({"target-virtual"})
+SYSTEM_CARD = frozenset({"target-system-disk", "target-mounted"})
 SYSTEM = frozenset({"target-system-disk", "target-mounted", "target-internal"})
 
 
@@ -222,6 +224,96 @@ def _virtual_machine(tree: DeviceTree) -> None:
     _add_stick(tree, _usb(1, "1", 2, "sda"), "8:0", "PASSED")
 
 
+def _host_of_virtual_machines(tree: DeviceTree) -> None:
+    """Volumes for virtual machines, as Proxmox and libvirt make them; one card."""
+    disk = tree.add_disk(devicetree.NVME, "259:0", sectors=200 * GIB_SECTORS)
+    group = tree.add_partition(disk, 3, "259:3")
+    for name, number, volume in (
+        ("dm-0", "253:0", "pve-root"),
+        ("dm-5", "253:5", "pve-vm--100--disk--0"),
+    ):
+        facts = {"dm/name": volume, "dm/uuid": f"LVM-{number}"}
+        tree.stack(tree.add_virtual(name, number, attributes=facts), group)
+    tree.mount("253:0", "/", "/dev/mapper/pve-root")
+    array = tree.add_virtual("md1", "9:1", attributes={"md/level": "raid1"})
+    for path, number in ((devicetree.SATA, "8:0"), (devicetree.SATA_2, "8:16")):
+        tree.stack(array, tree.add_disk(path, number))
+    for name, number in (("zd0", "230:0"), ("nbd0", "43:0"), ("rbd0", "251:0")):
+        tree.add_virtual(name, number)
+    _add_stick(tree, _usb(1, "2", 4, "sdc"), "8:32", "CARD")
+
+
+def _add_live_stick(tree: DeviceTree, image: str) -> None:
+    stick = _add_stick(tree, _usb(1, "1", 3, "sda"), "8:0", "LIVE")
+    tree.add_partition(stick, 1, "8:1")
+    tree.add_virtual("loop0", "7:0", attributes={"loop/backing_file": image})
+    _add_stick(tree, _usb(1, "2", 4, "sdb"), "8:16", "OTHER")
+
+
+def _mount_overlay(tree: DeviceTree, lower: str) -> None:
+    options = f"rw,lowerdir={lower},upperdir=/cow/upper,workdir=/cow/work"
+    tree.mount("0:22", "/", "overlay", filesystem="overlay", options=options)
+
+
+def _live_debian(tree: DeviceTree) -> None:
+    """live-boot: the layers of the root are seen."""
+    _add_live_stick(tree, "/run/live/medium/live/filesystem.squashfs")
+    tree.mount("8:1", "/run/live/medium", "/dev/sda1", filesystem="iso9660", options="ro")
+    tree.mount("7:0", "/run/live/rootfs/filesystem.squashfs", "/dev/loop0", filesystem="squashfs")
+    _mount_overlay(tree, "/run/live/rootfs/filesystem.squashfs/")
+
+
+def _live_ubuntu(tree: DeviceTree) -> None:
+    """casper: the layers of the root have the names that they had in the initramfs."""
+    _add_live_stick(tree, "/cdrom/casper/minimal.squashfs")
+    tree.mount("8:1", "/cdrom", "/dev/sda1", filesystem="iso9660", options="ro")
+    tree.mount("7:0", "/rofs", "/dev/loop0", filesystem="squashfs")
+    _mount_overlay(tree, "/minimal.squashfs")
+
+
+def _root_on_zfs_without_udevd(tree: DeviceTree) -> None:
+    """What is in the pool neither mounts nor sysfs tell."""
+    for port, name, number in ((1, "sda", 0), (2, "sdb", 16)):
+        stick = _add_stick(tree, _usb(1, str(port), port, name), f"8:{number}", name)
+        tree.add_partition(stick, 1, f"8:{number + 1}")
+    tree.mount("0:40", "/", "rpool/ROOT/debian", filesystem="zfs")
+    tree.properties["sdb1"] = {"ID_FS_TYPE": "ext4"}
+
+
+def _root_on_zfs(tree: DeviceTree) -> None:
+    """A machine that runs from a stick in a pool, which udev knows."""
+    _root_on_zfs_without_udevd(tree)
+    (tree.root / "run/udev").mkdir()
+    (tree.root / "run/udev/control").touch()
+    tree.properties["sda1"] = {"ID_FS_TYPE": "zfs_member", "ID_FS_LABEL_ENC": "rpool"}
+
+
+def _overlay_out_of_sight(tree: DeviceTree) -> None:
+    """A board whose root is an overlay over a card that only the initramfs has seen mounted."""
+    card = tree.add_disk(
+        "platform/emmc2bus/fe340000.mmc/mmc_host/mmc0/mmc0:aaaa/block/mmcblk0",
+        "179:0",
+        attributes={"device/type": "SD"},
+    )
+    tree.add_partition(card, 2, "179:2")
+    # Seen on kernel 6.1: a directory for each mounted ext4, and one of all.
+    for name in ("mmcblk0p2", "features"):
+        (tree.root / "sys/fs/ext4" / name).mkdir(parents=True)
+    _mount_overlay(tree, "/lower")
+    _add_stick(tree, _usb(1, "2", 4, "sda"), "8:0", "OTHER")
+
+
+def _container(tree: DeviceTree) -> None:
+    """A container of Docker: its root leads nowhere, its /etc/hosts to the disk of the host."""
+    disk = tree.add_disk(devicetree.SATA, "8:0")
+    tree.add_partition(disk, 1, "8:1")
+    _mount_overlay(tree, "/var/lib/docker/overlay2/l/A:/var/lib/docker/overlay2/l/B")
+    tree.mount("8:1", "/etc/hosts", "/dev/sda1")
+    (tree.root / "sys/fs/ext4/sda1").mkdir(parents=True)
+    _add_stick(tree, _usb(1, "2", 4, "sdb"), "8:16", "OTHER")
+
+
+UNFOUND = frozenset({"target-maybe-system"})
 TOO_LARGE = frozenset({"target-too-large"})
 HELD = frozenset({"target-held"})
 ROOT_BELOW = frozenset({"target-system-disk", "target-held", "target-internal"})
@@ -234,8 +326,8 @@ MACHINES = {
             "sda": ROOT_BELOW | TOO_LARGE | {"target-mounted"},
             "sdb": ROOT_BELOW | TOO_LARGE | {"target-mounted"},
             "sdc": INTERNAL,
-            "md0": frozenset({"target-system-disk", "target-mounted", "target-held"}),
-            "dm-0": frozenset({"target-system-disk", "target-mounted"}),
+            "md0": SYSTEM_CARD | HELD | VIRTUAL,
+            "dm-0": SYSTEM_CARD | VIRTUAL,
         },
     ),
     "LUKS root": Machine(
@@ -243,20 +335,20 @@ MACHINES = {
         {
             "nvme0n1": SYSTEM | HELD,
             "sda": HELD,
-            "dm-0": frozenset({"target-system-disk", "target-mounted"}),
-            "dm-1": FREE,
+            "dm-0": SYSTEM_CARD | VIRTUAL,
+            "dm-1": VIRTUAL,
         },
     ),
     "Raspberry Pi": Machine(
         _raspberry_pi,
-        {"mmcblk0": frozenset({"target-system-disk", "target-mounted"}), "sda": FREE},
+        {"mmcblk0": SYSTEM_CARD, "sda": FREE},
     ),
     "server with multipath": Machine(
         _server,
         {
             "sdb": INTERNAL | HELD | {"target-mounted"},
             "sdc": INTERNAL | HELD | {"target-mounted"},
-            "dm-0": frozenset({"target-mounted"}),
+            "dm-0": VIRTUAL | {"target-mounted"},
             "sdg": SYSTEM | TOO_LARGE,
             "sdh": frozenset({"target-no-medium"}),
         },
@@ -283,7 +375,7 @@ MACHINES = {
         _board_with_emmc,
         {
             "mmcblk1": INTERNAL,
-            "mmcblk0": frozenset({"target-system-disk", "target-mounted"}),
+            "mmcblk0": SYSTEM_CARD,
         },
     ),
     "laptop with btrfs": Machine(
@@ -293,14 +385,42 @@ MACHINES = {
             "sdb": SYSTEM,
             "sdd": frozenset({"target-system-disk", "target-swap"}),
             "sde": HELD,
-            "loop0": FREE,
-            "loop1": FREE,
+            "loop0": VIRTUAL,
+            "loop1": VIRTUAL,
         },
     ),
     "virtual machine": Machine(
         _virtual_machine,
         {"vda": SYSTEM, "vdb": INTERNAL | {"target-sector-size"}, "sda": FREE},
     ),
+    "host of virtual machines": Machine(
+        _host_of_virtual_machines,
+        {
+            "nvme0n1": SYSTEM | HELD,
+            "dm-0": SYSTEM_CARD | VIRTUAL,
+            "sda": INTERNAL | HELD,
+            "sdb": INTERNAL | HELD,
+            "sdc": FREE,
+            **dict.fromkeys(("dm-5", "md1", "nbd0", "rbd0", "zd0"), VIRTUAL),
+        },
+    ),
+    "live system of Debian": Machine(
+        _live_debian, {"sda": SYSTEM_CARD, "sdb": FREE, "loop0": SYSTEM_CARD | VIRTUAL}
+    ),
+    "live system of Ubuntu": Machine(
+        _live_ubuntu, {"sda": SYSTEM_CARD, "sdb": FREE, "loop0": SYSTEM_CARD | VIRTUAL}
+    ),
+    "root on ZFS": Machine(
+        _root_on_zfs, {"sda": SYSTEM - INTERNAL - {"target-mounted"}, "sdb": FREE}
+    ),
+    "root on ZFS without udevd": Machine(
+        _root_on_zfs_without_udevd, {"sda": UNFOUND, "sdb": UNFOUND}
+    ),
+    "overlay out of sight": Machine(
+        _overlay_out_of_sight,
+        {"mmcblk0": SYSTEM - INTERNAL - {"target-mounted"}, "sda": FREE},
+    ),
+    "container": Machine(_container, {"sda": SYSTEM, "sdb": FREE}),
 }
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from faultdev import MakeFaultDevice, flush_error, read_error, write_error
 from loopdev import AttachLoop, attached
+from refusals import holding, started
 
 from balenaflash.errors import TargetRefusedError, WriteError
 from balenaflash.target.discovery import find_disk
@@ -37,8 +38,8 @@ def noise(size: int) -> bytes:
 
 
 @contextmanager
-def refused(code: str) -> Iterator[None]:
-    with pytest.raises(TargetRefusedError) as caught:
+def refused(code: str, words: str = ":") -> Iterator[None]:
+    with pytest.raises(TargetRefusedError, match=words) as caught:
         yield
     assert [problem.code for problem in caught.value.problems] == [code]
 
@@ -108,6 +109,19 @@ def test_nobody_else_gets_the_disk_while_it_is_written(node: Path) -> None:
         assert taken.returncode != 0
         assert b"busy" in taken.stderr
     with open_disk(disk):
+        pass
+
+
+@pytest.mark.needs("root")
+def test_a_disk_that_another_process_has_open_for_writing_is_refused(node: Path) -> None:
+    # As QEMU has the disk of a virtual machine: nobody holds it exclusively, nothing is locked.
+    disk = find_disk(node)
+    with started(holding(f"os.open({str(node)!r}, os.O_RDWR)")) as pid:
+        with refused("target-busy", f"process {pid}"), open_disk(disk, lock_timeout=0.1):
+            pass
+        with open_disk(disk, for_writing=False):
+            pass
+    with started(holding(f"os.open({str(node)!r}, os.O_RDONLY)")), open_disk(disk):
         pass
 
 

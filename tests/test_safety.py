@@ -26,6 +26,10 @@ def tree(tmp_path: Path) -> DeviceTree:
     return DeviceTree(tmp_path / "machine")
 
 
+NAMED = Permissions(virtual=True)
+"""A loop device is written when it was named by its node."""
+
+
 def codes(assessment: Assessment) -> list[str]:
     return [problem.code for problem in assessment.problems]
 
@@ -58,8 +62,8 @@ def test_of_a_whole_workbench_just_the_cards_and_sticks_may_be_written(tree: Dev
         "sde": ["target-no-medium"],
         "mmcblk0": [],
         "mmcblk1": ["target-internal", "target-read-only"],
-        "sdh": [],
-        "loop0": [],
+        "sdh": ["target-virtual"],
+        "loop0": ["target-virtual"],
     }
 
 
@@ -72,6 +76,16 @@ def test_allowing_internal_disks_lifts_that_refusal_and_no_other(tree: DeviceTre
         "target-system-disk",
         "target-mounted",
     ]
+
+
+def test_a_virtual_device_is_written_when_its_node_was_named_or_the_flag_given(
+    tree: DeviceTree,
+) -> None:
+    tree.add_virtual("dm-5", "253:5", attributes={"dm/name": "pve-vm--100--disk--0"})
+    (problem,) = judge(tree, "dm-5").problems
+    assert (problem.code, problem.lifted_by) == ("target-virtual", "--allow-internal")
+    assert judge(tree, "dm-5", allow_internal=True).is_writable
+    assert assess(tree.disks()["dm-5"], permissions=NAMED, kernel=tree.kernel).is_writable
 
 
 def test_the_message_about_the_system_names_all_that_is_on_it_and_offers_no_way(
@@ -200,7 +214,7 @@ def test_a_disk_in_use_is_refused_and_not_a_byte_changes(
     # The kernel may page out to a swap area at any time, but never to its first page.
     length = 4096 if use is _swap else 8 * MIB
     before = digest(node, length=length)
-    assessment = assess(find_disk(node))
+    assessment = assess(find_disk(node), permissions=NAMED)
     assert codes(assessment) == expected
     assert way in (assessment.problems[-1].hint or "")
     with pytest.raises(TargetRefusedError) as caught:
@@ -219,7 +233,7 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path: Path, attach_loop: AttachLo
         find_disk(node),
         image_size=2 * MIB,
         image_path=backing,
-        permissions=Permissions(max_size=4096),
+        permissions=Permissions(max_size=4096, virtual=True),
     )
     assert codes(assessment) == [
         "target-holds-image",
@@ -247,7 +261,7 @@ def test_the_disk_that_the_image_lies_on_is_refused(
     image.touch()
     (tmp_path / "link.img").symlink_to(image)
     for path in (image, tmp_path / "link.img"):
-        assessment = assess(find_disk(node), image_path=path)
+        assessment = assess(find_disk(node), image_path=path, permissions=NAMED)
         assert codes(assessment) == ["target-holds-image", "target-mounted"]
 
 
@@ -258,7 +272,9 @@ def test_an_image_that_is_the_target_itself_is_refused(
     backing.write_bytes(bytes(MIB))
     node = attach_loop(backing)
     for image in (node, backing):
-        assert codes(assess(find_disk(node), image_path=image)) == ["target-holds-image"]
+        assert codes(assess(find_disk(node), image_path=image, permissions=NAMED)) == [
+            "target-holds-image"
+        ]
 
 
 @pytest.mark.needs("root")
@@ -274,10 +290,10 @@ def test_an_ordinary_user_is_told_which_group_would_help(
         os.chown(node, 0, 6)  # "disk" on Debian and most others
         Path(directory).chmod(0o755)
         there = dataclasses.replace(disk, node=node)
-        assert assess(there).is_writable
+        assert assess(there, permissions=NAMED).is_writable
         os.seteuid(65534)
         try:
-            (problem,) = assess(there).problems
+            (problem,) = assess(there, permissions=NAMED).problems
         finally:
             os.seteuid(0)
     assert problem.code == "target-no-permission"

@@ -202,7 +202,7 @@ def test_a_live_system_stands_on_the_stick_it_was_started_from(tree: DeviceTree)
     tree.mount("8:49", "/run/live/medium", "/dev/sdd1", filesystem="iso9660")
     tree.mount("7:0", "/run/live/rootfs", "/dev/loop0", filesystem="squashfs")
     tree.mount("0:31", "/run/live/overlay", "tmpfs", filesystem="tmpfs")
-    assert system_of(tree) == {"sdd": {"/"}, "loop0": {"/"}}
+    assert system_of(tree) == {"sdd": {"/", "/run/live/medium"}, "loop0": {"/"}}
 
 
 def test_in_a_container_the_overlay_of_the_root_leads_to_itself_and_ends(tree: DeviceTree) -> None:
@@ -211,7 +211,7 @@ def test_in_a_container_the_overlay_of_the_root_leads_to_itself_and_ends(tree: D
     options = "rw,lowerdir=/var/lib/docker/l/A:/var/lib/docker/l/B,upperdir=/var/lib/docker/u"
     tree.mount("0:50", "/", "overlay", filesystem="overlay", options=options)
     tree.mount("259:2", "/etc/hosts", "/dev/nvme0n1p2")
-    assert system_of(tree) == {}
+    assert system_of(tree) == {"nvme0n1": {"/etc/hosts"}}
     assert uses_of(tree, "nvme0n1") == [("mount", "nvme0n1p2", "/etc/hosts")]
 
 

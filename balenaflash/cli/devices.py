@@ -35,8 +35,10 @@ if TYPE_CHECKING:
 def devices(session: Session, *, everything: bool, exact: bool, watches: bool) -> Answer:
     """List the disks that `write` accepts, and with --all those it refuses, and why.
 
-    A built-in disk is refused until `write --allow-internal` names it. With --json all disks
-    are listed; with --watch too, each on a line of its own as it is now, and each event after it.
+    A built-in disk is refused until `write --allow-internal` names it, and a virtual device (loop,
+    LVM, md, ZFS volume, nbd) until `write` names its node: it may be a virtual machine's. With
+    --json all disks are listed; with --watch too, each on a line of its own as it is now, and each
+    event after it.
 
     \b
     Examples:

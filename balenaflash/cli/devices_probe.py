@@ -1,6 +1,7 @@
 """``devices probe``: how much a disk really holds."""
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -90,7 +91,8 @@ def _find(target: "TargetName", *, allow_internal: bool, max_size: int | None) -
 
     disk = find_named(target)
     limit = NO_PERMISSIONS.max_size if max_size is None else max_size
-    permissions = Permissions(internal=allow_internal, max_size=limit)
+    is_node = isinstance(target, Path)
+    permissions = Permissions(internal=allow_internal, virtual=is_node, max_size=limit)
     assessment = assess(disk, image_sector_size=disk.logical_sector_size, permissions=permissions)
     require_writable(assessment)
     return assessment

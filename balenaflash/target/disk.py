@@ -13,7 +13,7 @@ from balenaflash.target import ioctl
 from balenaflash.target.descriptor import DescriptorMedium
 from balenaflash.target.discovery import Disk
 from balenaflash.target.failures import describe_failure
-from balenaflash.target.holders import find_disk_holders, list_holders
+from balenaflash.target.holders import find_disk_holders, find_disk_writers, list_holders
 from balenaflash.target.identity import read_serial
 from balenaflash.target.kernel import RUNNING_KERNEL, DeviceNumber, Kernel
 from balenaflash.target.medium import Begun
@@ -134,7 +134,8 @@ def open_disk(
     (udevd and what listens to it then keep away, systemd.io/BLOCK_DEVICE_LOCKING). Somebody
     else's lock is waited for, ``lock_timeout`` seconds at most: udevd holds it while it
     looks at a disk just plugged in. What was opened is proved to be what was listed before
-    anything is handed out.
+    anything is handed out. So is another process that has it open for writing, as a virtual
+    machine has its disk: it is waited for as long.
 
     For reading, a mounted or otherwise used disk is allowed; what it holds may then change
     while it is read. Several readers may share a disk, none shares it with a writer.
@@ -209,9 +210,13 @@ def _lock(
         except BlockingIOError as error:
             if time.monotonic() > deadline:
                 raise _busy(disk, kernel, "another program has locked it") from error
-            time.sleep(_LOCK_INTERVAL)
         else:
-            return
+            writers = find_disk_writers(disk.sys_path, kernel) if for_writing else ()
+            if not writers:
+                return
+            if time.monotonic() > deadline:
+                raise _busy(disk, kernel, "another program has it open for writing")
+        time.sleep(_LOCK_INTERVAL)
 
 
 def _prove(disk: Disk, descriptor: int, kernel: Kernel, *, for_writing: bool) -> None:

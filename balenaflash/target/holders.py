@@ -5,6 +5,7 @@ which shows an ordinary user no more than their own.
 """
 
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from pathlib import Path
 from balenaflash.target import sysfs
 from balenaflash.target.kernel import RUNNING_KERNEL, DeviceNumber, Kernel
 from balenaflash.target.mounts import parse_mountinfo
+
+_OPEN_FLAGS = re.compile(rb"^flags:\s*([0-7]+)$", re.MULTILINE)  # proc_pid_fdinfo(5)
 
 _SHOWN = 5
 """Holders named one by one; a desktop may have dozens."""
@@ -44,15 +47,25 @@ def find_mount_holders(point: str, kernel: Kernel = RUNNING_KERNEL) -> tuple[Hol
     return (*_find_processes_below(point, kernel), *_find_loops_below(point, kernel))
 
 
+def find_disk_writers(sys_path: Path, kernel: Kernel = RUNNING_KERNEL) -> tuple[Holder, ...]:
+    """Which other processes have a disk or a part of it open for writing.
+
+    A virtual machine has its disk open so, and makes no other claim to it.
+    """
+    numbers = _list_numbers(sys_path)
+    return tuple(
+        holder
+        for process in _list_others(kernel)
+        for holder in _find_open_nodes(process, numbers, kernel, for_writing=True)
+    )
+
+
 def find_disk_holders(sys_path: Path, kernel: Kernel = RUNNING_KERNEL) -> tuple[Holder, ...]:
     """Who has a disk or a part of it open, or mounted in another mount namespace."""
-    numbers = {sysfs.read_number(part) for part in sysfs.list_parts(sys_path)}
-    numbers.discard(None)
+    numbers = _list_numbers(sys_path)
     holders = list[Holder]()
     seen = {_read_link(kernel.proc / "self/ns/mnt")}
-    for process in _list_processes(kernel):
-        if int(process.name) == os.getpid():
-            continue
+    for process in _list_others(kernel):
         holders += _find_open_nodes(process, numbers, kernel)
         namespace = _read_link(process / "ns/mnt")
         # Of somebody else's process an ordinary user does not learn the namespace.
@@ -60,6 +73,15 @@ def find_disk_holders(sys_path: Path, kernel: Kernel = RUNNING_KERNEL) -> tuple[
             seen.add(namespace)
             holders += _find_own_mounts(process, numbers)
     return tuple(holders)
+
+
+def _list_numbers(sys_path: Path) -> set[DeviceNumber | None]:
+    numbers = {sysfs.read_number(part) for part in sysfs.list_parts(sys_path)}
+    return numbers - {None}
+
+
+def _list_others(kernel: Kernel) -> list[Path]:
+    return [each for each in _list_processes(kernel) if int(each.name) != os.getpid()]
 
 
 def _find_processes_below(point: str, kernel: Kernel) -> Iterator[Holder]:
@@ -101,7 +123,11 @@ def _find_loops_below(point: str, kernel: Kernel) -> Iterator[Holder]:
 
 
 def _find_open_nodes(
-    process: Path, numbers: set[DeviceNumber | None], kernel: Kernel
+    process: Path,
+    numbers: set[DeviceNumber | None],
+    kernel: Kernel,
+    *,
+    for_writing: bool = False,
 ) -> Iterator[Holder]:
     for link in _list(process / "fd"):
         path = _read_link(link)
@@ -112,8 +138,15 @@ def _find_open_nodes(
             status = link.stat()
         except OSError:
             continue  # closed meanwhile
+        if for_writing and not _is_for_writing(process / "fdinfo" / link.name):
+            continue
         if stat.S_ISBLK(status.st_mode) and DeviceNumber.from_raw(status.st_rdev) in numbers:
             yield Holder(_describe_process(process), f"has {path} open")
+
+
+def _is_for_writing(fdinfo: Path) -> bool:
+    flags = _OPEN_FLAGS.search(_read(fdinfo))
+    return flags is not None and int(flags[1], 8) & os.O_ACCMODE != os.O_RDONLY
 
 
 def _find_own_mounts(process: Path, numbers: set[DeviceNumber | None]) -> Iterator[Holder]:

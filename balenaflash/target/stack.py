@@ -19,6 +19,9 @@ def find_mounted_devices(mount: Mount, kernel: Kernel) -> frozenset[DeviceNumber
     """The block devices that a mounted filesystem itself is on; none of an overlay or tmpfs."""
     if mount.number.major != 0:
         return frozenset({mount.number})
+    if mount.filesystem == "bcachefs":  # its source is a list of all members
+        members = map(kernel.find_number, mount.source.split(":"))
+        return frozenset(number for number in members if number is not None)
     source = kernel.find_number(mount.source)
     if mount.filesystem == "btrfs":
         return _find_btrfs_devices(source, kernel)

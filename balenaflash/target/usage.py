@@ -12,7 +12,7 @@ from pathlib import Path
 from balenaflash.target import sysfs
 from balenaflash.target.discovery import Disk
 from balenaflash.target.kernel import RUNNING_KERNEL, DeviceNumber, Kernel
-from balenaflash.target.mounts import Mount, read_mounts, read_swaps
+from balenaflash.target.mounts import Mount, find_mount, read_mounts, read_swaps
 from balenaflash.target.stack import DiskFinder, find_mounted_devices, find_node_number
 
 _SYSTEM_MOUNT_POINTS = frozenset(
@@ -22,14 +22,31 @@ _SYSTEM_MOUNT_POINTS = frozenset(
         "/boot/efi",
         "/boot/firmware",  # Raspberry Pi
         "/efi",
+        "/etc/hosts",  # of a container: it lies where the containers of the host do
         "/gnu",
         "/home",
         "/nix",
         "/sysroot",  # OSTree
         "/usr",
         "/var",
+        # The medium of a live system, or what its root is made of.
+        "/cdrom",  # casper (Ubuntu)
+        "/lib/live/mount/medium",  # live-boot (Debian), older
+        "/media/root-ro",  # overlayroot, raspi-config
+        "/rofs",  # casper
+        "/run/archiso/bootmnt",
+        "/run/initramfs/live",  # dracut (Fedora, openSUSE)
+        "/run/live/medium",  # live-boot
     }
 )
+
+_OPAQUE_FILESYSTEMS = frozenset({"aufs", "overlay", "zfs"})
+"""Those whose mounts need not lead to a block device that this process can see."""
+
+_FILESYSTEMS_IN_SYSFS = ("ext4", "f2fs", "xfs")
+"""Below sys/fs each has a directory for every mounted device, in whichever mount namespace."""
+
+_OUT_OF_SIGHT = "mounted out of sight"
 
 
 class UseKind(StrEnum):
@@ -62,7 +79,8 @@ def system_disks(kernel: Kernel = RUNNING_KERNEL) -> Mapping[DeviceNumber, tuple
     """Whole block devices that the running system stands on, each with what is on it.
 
     What is on it are mount points, and ``swap``. Devices in between (device-mapper, md,
-    loop) are among them.
+    loop) are among them. Where the root is an overlay that leads nowhere, its disk is among
+    those that are mounted where this process cannot see it, as by the initramfs or the host.
 
     Raises:
         TargetRefusedError: the kernel's lists cannot be read.
@@ -78,7 +96,39 @@ def system_disks(kernel: Kernel = RUNNING_KERNEL) -> Mapping[DeviceNumber, tuple
         finder = DiskFinder(kernel, mounts)
         finder.add_path(swap.path)
         _note(reasons, finder, "swap")
+    if _is_root_opaque(mounts, kernel):
+        for number in _list_mounted_out_of_sight(mounts, kernel):
+            finder = DiskFinder(kernel, mounts)
+            finder.add_device(number)
+            _note(reasons, finder, _OUT_OF_SIGHT)
     return {number: tuple(names) for number, names in reasons.items()}
+
+
+def _is_root_opaque(mounts: tuple[Mount, ...], kernel: Kernel) -> bool:
+    """Whether the root's filesystem leads to no block device, though it should."""
+    root = find_mount(mounts, "/")
+    if root is None or root.filesystem not in _OPAQUE_FILESYSTEMS:
+        return False
+    finder = DiskFinder(kernel, mounts)
+    finder.add_mount(root)
+    return not finder.found
+
+
+def _list_mounted_out_of_sight(mounts: tuple[Mount, ...], kernel: Kernel) -> Iterator[DeviceNumber]:
+    seen = frozenset[DeviceNumber]().union(*(find_mounted_devices(each, kernel) for each in mounts))
+    for filesystem in _FILESYSTEMS_IN_SYSFS:
+        for directory in sorted((kernel.sys / "fs" / filesystem).glob("*")):
+            # Beside the devices are directories for all of them, such as "features".
+            number = sysfs.read_number(kernel.sys / "class/block" / directory.name)
+            if number is not None and number not in seen:
+                yield number
+
+
+def _list_system_pools(mounts: tuple[Mount, ...]) -> Iterator[str]:
+    """Names of the ZFS pools that the system is on; which disks are in them only udev knows."""
+    for mount in mounts:
+        if mount.mount_point in _SYSTEM_MOUNT_POINTS and mount.filesystem == "zfs":
+            yield mount.source.partition("/")[0]
 
 
 def _note(reasons: dict[DeviceNumber, list[str]], finder: DiskFinder, name: str) -> None:
@@ -145,14 +195,29 @@ class Usage:
         ]
         self._loops = list(self._list_loops(mounts))
         self._system = system_disks(kernel)
+        self._pools = frozenset(_list_system_pools(mounts))
+        is_found = kernel.has_udevd if self._pools else bool(self._system)
+        self._is_system_unknown = not is_found and _is_root_opaque(mounts, kernel)
 
     def of(self, disk: Disk) -> tuple[Use, ...]:
         """Everything that uses the disk, its partitions, or what stands on them."""
         return tuple(self._find(disk.sys_path, set()))
 
     def of_system(self, disk: Disk) -> tuple[str, ...]:
-        """What of the running system stands on the disk, as `system_disks`."""
-        return self._system.get(disk.device_number, ())
+        """What of the running system stands on the disk: as `system_disks`, and ZFS pools."""
+        contents = [(disk.filesystem, disk.label)]
+        contents += [(each.filesystem, each.label) for each in disk.partitions]
+        pools = [
+            f"the pool {label or 'of ZFS'}"
+            for filesystem, label in dict.fromkeys(contents)
+            if filesystem == "zfs_member" and (label in self._pools or (self._pools and not label))
+        ]
+        return (*self._system.get(disk.device_number, ()), *pools)
+
+    @property
+    def is_system_unknown(self) -> bool:
+        """Whether no disk was found that the running system stands on, though there is one."""
+        return self._is_system_unknown
 
     def _list_loops(self, mounts: tuple[Mount, ...]) -> Iterator[tuple[DeviceNumber, Path]]:
         """Loop devices over block devices: the number below, the directory above."""
