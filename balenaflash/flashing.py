@@ -76,6 +76,9 @@ class FlashReport:
     unsteady_reads: int = 0
     """Chunks of 4 MiB that read back wrong once and right the second time."""
 
+    failed_reads: int = 0
+    """Reads of the target that failed once and succeeded the second time."""
+
     wiped: tuple[Extent, ...] = ()
     """Sectors past the image that held the backup of an earlier partition table."""
 
@@ -194,6 +197,7 @@ class _Job:
             verify_seconds,
             mended.repaired,
             mended.unsteady,
+            medium.rereads.failed,
             written.wiped,
             gpt_moved=bool(self.target.gpt_move),
         )

@@ -72,18 +72,25 @@ def check_end(medium: Medium) -> None:
     What was there is put back. Takes one write and a few reads.
 
     Raises:
-        VerificationError: with code ``target-fake``: nothing else was written.
+        VerificationError: with code ``target-fake``: nothing else was written. With another
+            code: its end cannot be read reliably, and nothing was written.
         WriteError: the medium failed there.
     """
     end = align_down(medium.size - MARK_SIZE)
     if end <= 0:
         return
     marks, block = Marks(), Block(medium)
-    before = bytes(block.read(end))
+    # One bit wrong in one read would be written for good.
+    before = medium.rereads.read_twice(lambda: bytes(block.read(end)))
+    if before is None:
+        raise VerificationError(
+            f"{medium.name}: its end reads otherwise each time: it is failing. Nothing was written",
+            hint="Try another port or reader, then another card or disk.",
+        )
     block.write(end, marks.make(end))
     parts = [medium.size // part for part in _LIKELY_FRACTIONS]
     places = {align_down(end % part) for part in parts if part > MARK_SIZE}
-    is_lost = bytes(block.read(end)) != marks.make(end)
+    is_lost = all(bytes(block.read(end)) != marks.make(end) for _ in range(2))
     is_elsewhere = any(list(marks.claims(block.read(place), place)) for place in places - {end})
     block.write(end, before)
     if is_lost or is_elsewhere:

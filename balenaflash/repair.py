@@ -14,7 +14,7 @@ from balenaflash.image.source import Source
 from balenaflash.planning import WritePlan
 from balenaflash.stopping import Stop
 from balenaflash.target.medium import Medium
-from balenaflash.verification import differs, digest_in, stop_if_asked
+from balenaflash.verification import differs, digest_in, reads_right, stop_if_asked
 from balenaflash.writing import Written, read_spans
 
 _ATTEMPTS = 3
@@ -89,16 +89,6 @@ def find_lasting(medium: Medium, differing: Iterable[ChunkRecord]) -> list[Chunk
     """
     buffer = memoryview(mmap.mmap(-1, CHUNK_SIZE))
     return [record for record in differing if not reads_right(medium, record, buffer)]
-
-
-def reads_right(medium: Medium, record: ChunkRecord, buffer: memoryview) -> bool:
-    """Whether ``medium`` holds ``record``; what it holds is in ``buffer`` then.
-
-    Raises:
-        WriteError: the medium cannot be read.
-    """
-    read_spans(medium, record, buffer)
-    return digest_in(record, buffer) == record.digest
 
 
 def changed_by_repair(

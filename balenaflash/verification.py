@@ -131,12 +131,19 @@ class _Comparer:
             raise fault
         if fault is not None or record.extent.end > self._medium.size:
             raise _too_small(self._medium, "more") from fault
-        self._done += read_spans(self._medium, record, self._buffer)
-        if record.pieces and digest_in(record, self._buffer) != record.digest:
-            found = find_differences(record, chunk.buffer, self._buffer)
-            self._count += len(found)
-            self._differences += found[: _DIFFERENCES_KEPT - len(self._differences)]
+        self._done += record.size
+        if record.pieces and not reads_right(self._medium, record, self._buffer):
+            if reads_right(self._medium, record, self._buffer):
+                self._medium.rereads.differing += 1
+            else:
+                self._note(chunk)
         self._progress.advance(record.extent.size)
+
+    def _note(self, chunk: Chunk) -> None:
+        """Keep where the buffer is not as ``chunk``."""
+        found = find_differences(chunk.record, chunk.buffer, self._buffer)
+        self._count += len(found)
+        self._differences += found[: _DIFFERENCES_KEPT - len(self._differences)]
 
 
 def read_back(
@@ -164,8 +171,7 @@ def read_back(
     def holds(record: ChunkRecord) -> bool:
         buffer = buffers.get()
         try:
-            read_spans(medium, record, buffer)
-            return digest_in(record, buffer) == record.digest
+            return reads_right(medium, record, buffer)
         finally:
             buffers.put(buffer)
 
@@ -185,6 +191,16 @@ def read_back(
                 differing.append(record)
             done += record.size
             progress.advance(record.size)
+
+
+def reads_right(medium: Medium, record: ChunkRecord, buffer: memoryview) -> bool:
+    """Whether ``medium`` holds ``record``; what it holds is in ``buffer`` then.
+
+    Raises:
+        WriteError: the medium cannot be read.
+    """
+    read_spans(medium, record, buffer)
+    return digest_in(record, buffer) == record.digest
 
 
 def digest_in(record: ChunkRecord, buffer: memoryview) -> bytes:

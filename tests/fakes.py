@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from balenaflash.errors import ImageError, WriteError
 from balenaflash.image.source import RandomAccess
 from balenaflash.progress import Phase
+from balenaflash.rereading import Rereads
 from balenaflash.target.medium import Begun
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class MemoryMedium:
         self.write_through: Callable[[int, bytes, bytearray], None] | None = None
         """Stores in the content what is written at an offset, in place of just doing so."""
 
+        self.rereads = Rereads()
         self._alignment = alignment
         self._reading_back = False
 

@@ -39,6 +39,7 @@ TARGET_KEYS = {
     "unsteady_reads",
     "wiped",
     "gpt_moved",
+    "failed_reads",
     "partitions",
     "safe_to_remove",
     "ejected",

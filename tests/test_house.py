@@ -12,7 +12,7 @@ import balenaflash
 PACKAGE = Path(balenaflash.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-FLOOR = {"durable", "errors", "extent", "progress"}
+FLOOR = {"durable", "errors", "extent", "progress", "rereading"}
 """What every layer may use."""
 
 HOMES = {

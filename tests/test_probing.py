@@ -15,6 +15,7 @@ from balenaflash.errors import InterruptedWriteError, VerificationError, WriteEr
 from balenaflash.probe_marks import MARK_SIZE
 from balenaflash.probing import Pattern, check_end, probe
 from balenaflash.progress import NO_PROGRESS
+from balenaflash.rereading import Rereads
 from balenaflash.target.medium import Begun
 
 KIB = 1 << 10
@@ -35,6 +36,7 @@ class FakeMedium:
     name = "card"
     alignment = SECTOR
     was_emptied = False
+    rereads = Rereads()
 
     @property
     def capacity(self) -> int:

@@ -38,7 +38,7 @@ def answer_copy(
     }
     lines = [change_line(change) for change in edited.changes]
     lines.append(f"{output}: {format_size(report.image_size)}, written and read back equal")
-    return Answer(result, lines, edited.warnings)
+    return Answer(result, lines, (*edited.warnings, *opened.reading_warnings))
 
 
 def _write(

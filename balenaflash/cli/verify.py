@@ -93,6 +93,12 @@ def verify(
             comparison = compare(source, medium, plan, progress_for(session), stop)
             comparison.require_equal(source, plan, str(target))
             require_moved(medium, move)
+            warnings = (
+                *edited.warnings,
+                *plan.warnings,
+                *opened.reading_warnings,
+                *medium.rereads.warnings(str(target)),
+            )
     size = comparison.bytes_read
     by_recipe = f" with the edits of {edits.path}" if edits else ""
     return Answer(
@@ -100,11 +106,13 @@ def verify(
             "target": str(target),
             "bytes_read_back": size,
             "equal": True,
+            "unsteady_reads": medium.rereads.differing,
+            "failed_reads": medium.rereads.failed,
             "recipe": recipe_result(edits, edited.changes),
         },
         [
             *recipe_lines(edits, edited.changes),
             f"{target}: equal to {image}{by_recipe}, {format_size(size)} compared",
         ],
-        tuple(dict.fromkeys((*edited.warnings, *plan.warnings))),
+        tuple(dict.fromkeys(warnings)),
     )

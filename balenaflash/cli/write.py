@@ -160,7 +160,7 @@ def write(
     result = write_result(plan, destinations, outcomes, endings, tallies)
     result["flasher"] = edited.flasher
     result["recipe"] = recipe_result(edits, edited.changes)
-    warnings = tuple(dict.fromkeys((*edited.warnings, *plan.warnings)))
+    warnings = tuple(dict.fromkeys((*edited.warnings, *plan.warnings, *opened.reading_warnings)))
     return Answer(result, lines, warnings, failures=_failures(outcomes))
 
 

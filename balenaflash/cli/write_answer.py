@@ -93,6 +93,11 @@ def _report_lines(name: str, report: "FlashReport") -> list[str]:
         lines.append(f"{name}: the backup of an earlier GPT at the end of the disk was wiped")
     if report.gpt_moved:
         lines.append(f"{name}: the backup GPT was moved to the end of the disk")
+    if report.failed_reads:
+        lines.append(
+            f"{name}: {report.failed_reads} reads failed first and succeeded the second time: "
+            "the reader or the cable is not reliable"
+        )
     if report.unsteady_reads:
         lines.append(
             f"{name}: {report.unsteady_reads} times read wrong first and right the second time: "
@@ -155,6 +160,7 @@ def _target_result(destination: "Destination", outcome: "Outcome | None") -> dic
             for each in ([] if outcome is None else outcome.repaired)
         ],
         "unsteady_reads": 0 if outcome is None else outcome.unsteady_reads,
+        "failed_reads": 0 if outcome is None else outcome.failed_reads,
     }
 
 

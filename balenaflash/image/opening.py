@@ -132,19 +132,21 @@ def _open_stored(
 ) -> Iterator[ReadableImage]:
     """The image in the file or block device ``stored``."""
     found = _sum_of(stored) if sha256 is not None else None
-    origin = FileOrigin(stored.name, stored.descriptor, stored.size)
+    origin = FileOrigin(stored.name, stored.descriptor, stored.size, stored.rereads)
     compressed = _recognise(origin, member)
     if compressed is None:
         if sha256 is not None and found is not None and found != sha256:
             raise wrong_sum(stored.name, found, sha256)
-        yield ReadableImage(stored, stored.container, None, recovery)
+        yield ReadableImage(stored, stored.container, None, recovery, rereads=stored.rereads)
         return
     stream = _stream(stored.name, compressed, is_repeatable=True, is_forkable=True)
     try:
         # The sum may be that of the file as it was downloaded, or of the image in it.
         is_to_check = sha256 is not None and found != sha256
         source = CheckedSource(stream, sha256) if sha256 and is_to_check else stream
-        yield ReadableImage(source, compressed.container, compressed.member, recovery)
+        yield ReadableImage(
+            source, compressed.container, compressed.member, recovery, rereads=stored.rereads
+        )
     finally:
         stream.close()
 

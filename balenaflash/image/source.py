@@ -8,11 +8,13 @@ import struct
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from balenaflash.errors import ImageError
 from balenaflash.image.container.kinds import Container
+from balenaflash.rereading import Rereads
 
 # Size in bytes of a block device: _IOR(0x12, 114, size_t), linux/fs.h and asm-generic/ioctl.h.
 _BLKGETSIZE64 = 2 << 30 | struct.calcsize("@N") << 16 | 0x12 << 8 | 114
@@ -126,6 +128,7 @@ class FileSource(RandomAccess):
         self.path = path
         self.container = container
         self.descriptor = descriptor
+        self.rereads = Rereads()
         self._size = size
 
     @property
@@ -151,7 +154,8 @@ class FileSource(RandomAccess):
         done = 0
         while done < len(buffer):
             try:
-                count = os.preadv(self.descriptor, [buffer[done:]], offset + done)
+                part, place = buffer[done:], offset + done
+                count = self.rereads.read(partial(os.preadv, self.descriptor, [part], place))
             except OSError as error:
                 raise ImageError(
                     f"{self.name}: cannot be read at byte {offset + done}: {error.strerror}",

@@ -4,9 +4,11 @@ import mmap
 import os
 import threading
 from abc import ABC, abstractmethod
+from functools import partial
 
 from balenaflash.errors import WriteError
 from balenaflash.extent import MIB
+from balenaflash.rereading import Rereads
 
 # mmap gives zeroed pages, aligned as O_DIRECT wants them.
 _ZEROS = memoryview(mmap.mmap(-1, MIB))
@@ -22,6 +24,7 @@ class DescriptorMedium(ABC):
         self._written = 0
         self._counting = threading.Lock()
         self._flush_error: WriteError | None = None
+        self.rereads = Rereads()
 
     @property
     def name(self) -> str:
@@ -73,11 +76,11 @@ class DescriptorMedium(ABC):
             raise self._flush_error from error
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
-        """Fill ``buffer`` from ``offset`` on; short reads are continued."""
+        """Fill ``buffer`` from ``offset`` on; short reads are continued, a failed one repeated."""
         done = 0
         while done < len(buffer):
             try:
-                count = self._read_some(offset + done, buffer[done:])
+                count = self.rereads.read(partial(self._read_some, offset + done, buffer[done:]))
             except OSError as error:
                 raise self._read_error(offset + done, error) from error
             if count == 0:

@@ -3,6 +3,8 @@
 from enum import Enum, auto
 from typing import Protocol
 
+from balenaflash.rereading import Rereads
+
 
 class Begun(Enum):
     """How far writing an image had come when it ended early."""
@@ -47,6 +49,10 @@ class Medium(Protocol):
     def was_emptied(self) -> bool:
         """Whether what it held before was dropped when it was opened."""
 
+    @property
+    def rereads(self) -> Rereads:
+        """Reads that had to be repeated."""
+
     def describe_unfinished(self, begun: Begun) -> str:
         """What it holds when writing ends early, as the end of a sentence."""
 
@@ -83,5 +89,6 @@ class Medium(Protocol):
         """Fill ``buffer`` from ``offset`` on.
 
         Raises:
-            WriteError: with code ``read-back-failed``: a read error, or it ends before.
+            WriteError: with code ``read-back-failed``: the same read failed twice, or it ends
+                before.
         """

@@ -6,7 +6,7 @@ Whoever opens the image next and finds a record deals with it first (`balenaflas
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from balenaflash.errors import EditError, VerificationError, WriteError
@@ -25,6 +25,7 @@ from balenaflash.image.commit.undo import (
 from balenaflash.image.container.kinds import Container
 from balenaflash.image.patch import Patch
 from balenaflash.image.source import Source
+from balenaflash.rereading import Rereads
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,14 @@ class ReadableImage:
 
     recovery: Recovery | None
     """What became of an earlier edit that had been cut off; ``None`` if there was none."""
+
+    rereads: Rereads = field(default_factory=Rereads, kw_only=True)
+    """Reads of what it is stored on that had to be repeated."""
+
+    @property
+    def reading_warnings(self) -> tuple[str, ...]:
+        """Warnings about reading it, a sentence each; complete when it has been read."""
+        return self.rereads.warnings(self.source.name)
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -1,9 +1,11 @@
 """The bytes of a container as they are stored."""
 
 import os
+from functools import partial
 from typing import Protocol
 
 from balenaflash.errors import ImageError
+from balenaflash.rereading import Rereads
 
 
 class Origin(Protocol):
@@ -43,7 +45,10 @@ class Origin(Protocol):
 class FileOrigin:
     """A container in a regular file or on a block device."""
 
-    def __init__(self, name: str, descriptor: int, size: int) -> None:
+    def __init__(
+        self, name: str, descriptor: int, size: int, rereads: Rereads | None = None
+    ) -> None:
+        self._rereads = rereads or Rereads()
         self._name = name
         self._descriptor = descriptor
         self._size = size
@@ -83,7 +88,7 @@ class FileOrigin:
 
     def _pread(self, offset: int, length: int) -> bytes:
         try:
-            return os.pread(self._descriptor, length, offset)
+            return self._rereads.read(partial(os.pread, self._descriptor, length, offset))
         except OSError as error:
             raise ImageError(
                 f"{self.name}: cannot be read at byte {offset}: {error.strerror}",
