@@ -96,7 +96,9 @@ def open_card(card: Card) -> Iterator[EditableCard]:
         yield EditableCard(CardSource(store), warnings, card.disk, store)
 
 
-def edit_card(card: Card, edits: Sequence[Edit], *, keep_fingerprint: bool = False) -> EditReport:
+def edit_card(
+    card: Card, edits: Sequence[Edit], *, keep_fingerprint: bool = False, repair: bool = True
+) -> EditReport:
     """Make ``edits``, in their order, in the boot partition of ``card``, wholly or not at all.
 
     Raises:
@@ -106,4 +108,6 @@ def edit_card(card: Card, edits: Sequence[Edit], *, keep_fingerprint: bool = Fal
         WriteError: writing failed; the message says what state the card is in.
     """
     with open_card(card) as image:
-        return edit_opened(image, card.disk.node, edits, keep_fingerprint=keep_fingerprint)
+        return edit_opened(
+            image, card.disk.node, edits, keep_fingerprint=keep_fingerprint, repair=repair
+        )

@@ -65,7 +65,7 @@ def report_carried(
             warnings.append(f"What this flasher does on its board is not known: {error}")
         else:
             devices, steps = plan.expected_devices, plan.steps
-            warnings += plan.warnings
+            warnings += (*plan.warnings, *plan.inner.files.problems())
     signature = _report_signature(flasher, certificate, check=check)
     report = CarriedReport(flasher, layout, signature, devices, steps, tuple(warnings))
     return report, report.warnings

@@ -20,6 +20,7 @@ from balenaflash.image.balenaos import CONFIG_PATH, BootPartition, find_boot_par
 from balenaflash.image.bmap.beside import plan_updates
 from balenaflash.image.commit.commit import CommitReport, ReadableImage
 from balenaflash.image.container.location import ImageLocation
+from balenaflash.image.fat.check import Fault
 from balenaflash.image.fat.names import fold
 from balenaflash.image.fat.volume import FatVolume
 from balenaflash.image.opening import open_for_editing, open_for_reading
@@ -67,6 +68,9 @@ class EditReport:
     changes: tuple[FileChange, ...]
     """In the order they were made."""
 
+    repairs: tuple[Fault, ...]
+    """What was wrong with the volume, and was repaired before the edit."""
+
     diff: tuple[str, ...]
     """Lines of what changes within files, secrets masked unless asked for; of a dry run only."""
 
@@ -83,6 +87,7 @@ def preview(
     *,
     member: str | None = None,
     keep_fingerprint: bool = False,
+    repair: bool = True,
     show_secrets: bool = False,
 ) -> EditReport:
     """What `edit` would do; the image may be compressed, or one that may only be read.
@@ -95,15 +100,24 @@ def preview(
     with open_for_reading(location, member=member) as image:
         path = location if isinstance(location, Path) else None
         return _preview(
-            image, path, edits, keep_fingerprint=keep_fingerprint, show_secrets=show_secrets
+            image,
+            path,
+            edits,
+            keep_fingerprint=keep_fingerprint,
+            repair=repair,
+            show_secrets=show_secrets,
         )
 
 
-def edit(path: Path, edits: Sequence[Edit], *, keep_fingerprint: bool = False) -> EditReport:
+def edit(
+    path: Path, edits: Sequence[Edit], *, keep_fingerprint: bool = False, repair: bool = True
+) -> EditReport:
     """Make ``edits``, in their order, in the boot partition of the image file at ``path``.
 
     They are made in memory; then what changed is committed to the file. The fingerprint, unless
-    it is to be kept, and a block map beside the image are brought up to date with it.
+    it is to be kept, and a block map beside the image are brought up to date with it. What is
+    wrong with the volume and can be repaired without a loss is repaired in the same commit;
+    without ``repair`` it is a reason to refuse the edits.
 
     Raises:
         ImageError: it is not an image of balenaOS layout, or cannot be read.
@@ -111,7 +125,7 @@ def edit(path: Path, edits: Sequence[Edit], *, keep_fingerprint: bool = False) -
         WriteError: writing failed; the message says what state the image is in.
     """
     with open_for_editing(path) as image:
-        return edit_opened(image, path, edits, keep_fingerprint=keep_fingerprint)
+        return edit_opened(image, path, edits, keep_fingerprint=keep_fingerprint, repair=repair)
 
 
 class Editable(Protocol):
@@ -130,10 +144,11 @@ class Editable(Protocol):
 
 
 def edit_opened(
-    image: Editable, path: Path, edits: Sequence[Edit], *, keep_fingerprint: bool
+    image: Editable, path: Path, edits: Sequence[Edit], *, keep_fingerprint: bool, repair: bool
 ) -> EditReport:
     """Make ``edits`` in ``image``, which was opened by ``path``; else as `edit`."""
     boot = _open_boot(image)
+    boot.files.may_repair = repair
     edited = _apply(edits, boot.files, keep_fingerprint=keep_fingerprint)
     patches = boot.files.changes()
     updates = plan_updates(path, image.source, patches)
@@ -142,6 +157,7 @@ def edit_opened(
     return EditReport(
         partition_number=boot.partition.partition.number,
         changes=edited.changes,
+        repairs=boot.files.repairs,
         diff=(),
         commit=commit,
         dry_run=False,
@@ -160,14 +176,17 @@ def _preview(
     edits: Sequence[Edit],
     *,
     keep_fingerprint: bool,
+    repair: bool,
     show_secrets: bool,
 ) -> EditReport:
     boot = _open_boot(image)
+    boot.files.may_repair = repair
     original = _open_boot(image).files
     edited = _apply(edits, boot.files, keep_fingerprint=keep_fingerprint)
     return EditReport(
         partition_number=boot.partition.partition.number,
         changes=edited.changes,
+        repairs=boot.files.repairs,
         diff=diff_files(original, boot.files, edited.rewritten, show_secrets=show_secrets),
         commit=image.preview(boot.files.changes()),
         dry_run=True,
@@ -185,11 +204,18 @@ class EditedImage:
     changes: tuple[FileChange, ...]
     """In the order they were made."""
 
+    repairs: tuple[Fault, ...]
+    """What was wrong with the volume, and was repaired before the edits."""
+
     warnings: tuple[str, ...]
 
 
 def lay_over(
-    image: ReadableImage, edits: Sequence[Edit], *, keep_fingerprint: bool = False
+    image: ReadableImage,
+    edits: Sequence[Edit],
+    *,
+    keep_fingerprint: bool = False,
+    repair: bool = True,
 ) -> EditedImage:
     """``image`` with ``edits`` made in what is read of it and not in itself.
 
@@ -201,8 +227,9 @@ def lay_over(
         EditError: an edit cannot be made.
     """
     if not edits:
-        return EditedImage(image.source, (), image.warnings)
+        return EditedImage(image.source, (), (), image.warnings)
     boot = _open_boot(image)
+    boot.files.may_repair = repair
     if not os.environ.get("SOURCE_DATE_EPOCH"):
         times = (entry.modified for entry in boot.files.walk() if entry.modified is not None)
         boot.files.fixed_time = max(times, default=None)
@@ -210,6 +237,7 @@ def lay_over(
     return EditedImage(
         source=Overlay(image.source, boot.files.changes()),
         changes=edited.changes,
+        repairs=boot.files.repairs,
         warnings=(*boot.warnings, *edited.warnings, *_invalidated(edited, boot, None)),
     )
 

@@ -19,7 +19,7 @@ the fact, and the hint says what to do next. Wrong usage (2) is click's own.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,20 @@ class Problem:
 
     lifted_by: str | None = None
     """The option that lifts this refusal, and nothing else; ``None`` where none does."""
+
+
+class CodedText(str):
+    """A warning with a code, a stable name for scripts to look for."""
+
+    __slots__ = ("code",)
+
+    code: str
+
+    def __new__(cls, text: str, *, code: str) -> Self:
+        """``text``, and its ``code``, such as ``fat-not-unmounted``."""
+        made = super().__new__(cls, text)
+        made.code = code
+        return made
 
 
 class BalenaflashError(Exception):

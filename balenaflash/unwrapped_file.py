@@ -10,6 +10,7 @@ from balenaflash.editing import Edit
 from balenaflash.errors import Problem, TargetRefusedError
 from balenaflash.image.container.compress import find_container
 from balenaflash.image.container.location import ImageLocation
+from balenaflash.image.fat.check import Fault
 from balenaflash.image.opening import open_for_reading
 from balenaflash.progress import Progress
 from balenaflash.saving import SavedImage, save_image
@@ -31,6 +32,9 @@ class UnwrapReport:
     edits: tuple[FileChange, ...]
     """What the user's edits changed there after that."""
 
+    repairs: tuple[Fault, ...]
+    """What was wrong with the inner boot partition, and was repaired before."""
+
     saved: SavedImage | None
     """``None`` of a dry run."""
 
@@ -49,6 +53,7 @@ def unwrap_to_file(
     sha256: str | None = None,
     overwrite: bool,
     ignore_secure_boot: bool,
+    repair: bool = True,
     dry_run: bool,
     progress: Progress,
     stop: Stop,
@@ -64,17 +69,19 @@ def unwrap_to_file(
     """
     bmap = _find_place(flasher, out, overwrite=overwrite)
     with open_for_reading(flasher, member=member, sha256=sha256) as opened:
-        unwrapped = lay_over_unwrapped(opened, edits, ignore_secure_boot=ignore_secure_boot)
+        unwrapped = lay_over_unwrapped(
+            opened, edits, ignore_secure_boot=ignore_secure_boot, repair=repair
+        )
         plan, changes, edited = unwrapped.plan, unwrapped.changes, unwrapped.edited
         warnings = edited.warnings
         if dry_run:
-            return UnwrapReport(plan, changes, edited.changes, None, None, warnings)
+            return UnwrapReport(plan, changes, edited.changes, edited.repairs, None, None, warnings)
         saved = save_image(edited.source, out, overwrite=overwrite, progress=progress, stop=stop)
     if bmap is not None:
         # An older one is of another image; until the new one is there, better none.
         bmap.unlink(missing_ok=True)
         warnings += block_maps.create(out, bmap, progress=progress).warnings
-    return UnwrapReport(plan, changes, edited.changes, saved, bmap, warnings)
+    return UnwrapReport(plan, changes, edited.changes, edited.repairs, saved, bmap, warnings)
 
 
 def _find_place(flasher: ImageLocation, out: Path, *, overwrite: bool) -> Path | None:

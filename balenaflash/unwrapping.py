@@ -13,6 +13,7 @@ from balenaflash.editing import Edit, EditedImage, lay_over
 from balenaflash.errors import EditError, ImageError
 from balenaflash.image.balenaos import BootPartition, find_boot_partition, read_facts
 from balenaflash.image.commit.commit import ReadableImage
+from balenaflash.image.fat.check import Fault
 from balenaflash.image.fat.volume import FatVolume
 from balenaflash.image.flasher import Flasher, read_flasher
 from balenaflash.image.flasher_settings import BootloaderImage
@@ -75,6 +76,9 @@ class UnwrappedImage:
     changes: tuple[FileChange, ...]
     """In its boot partition, in the order they were made."""
 
+    repairs: tuple[Fault, ...]
+    """What was wrong with its boot partition, and was repaired before."""
+
     bootloaders: tuple[Patch, ...]
     """What was written outside of the partitions."""
 
@@ -121,13 +125,14 @@ def plan_unwrap(source: Source, table: PartitionTable | None = None) -> UnwrapPl
             *(f"{flasher.image_name}: {warning}" for warning in inner.table.warnings),
             *flasher.warnings,
             *inner.boot.warnings,
-            *inner.files.problems(),
         ),
         outer_files=outer,
     )
 
 
-def unwrap(plan: UnwrapPlan, *, ignore_secure_boot: bool = False) -> UnwrappedImage:
+def unwrap(
+    plan: UnwrapPlan, *, ignore_secure_boot: bool = False, repair: bool = True
+) -> UnwrappedImage:
     """The inner image with every step done that can be done without the board.
 
     The fingerprint in its boot partition stays as it is, as the flasher leaves it. The same
@@ -152,6 +157,7 @@ def unwrap(plan: UnwrapPlan, *, ignore_secure_boot: bool = False) -> UnwrappedIm
         source = Overlay(source, [patch])
     inner = _open_inner(source) if bootloaders else plan.inner
     volume = FatVolume.open(source, inner.boot.partition.extent)
+    volume.may_repair = repair
     if not os.environ.get("SOURCE_DATE_EPOCH"):
         times = (entry.modified for entry in volume.walk() if entry.modified is not None)
         volume.fixed_time = max(times, default=None)
@@ -160,9 +166,11 @@ def unwrap(plan: UnwrapPlan, *, ignore_secure_boot: bool = False) -> UnwrappedIm
     return UnwrappedImage(
         source=Overlay(source, patches) if patches else source,
         changes=changes,
+        repairs=volume.repairs,
         bootloaders=bootloaders,
         warnings=(
             *plan.warnings,
+            *volume.problems(),
             *(warning for change in changes for warning in change.warnings),
             *warn_of_low_space(volume),
         ),
@@ -182,7 +190,11 @@ class UnwrappedEdit:
 
 
 def lay_over_unwrapped(
-    opened: ReadableImage, edits: Sequence[Edit], *, ignore_secure_boot: bool
+    opened: ReadableImage,
+    edits: Sequence[Edit],
+    *,
+    ignore_secure_boot: bool,
+    repair: bool = True,
 ) -> UnwrappedEdit:
     """The image that the flasher ``opened`` carries, as `unwrap` leaves it, with ``edits`` in it.
 
@@ -190,11 +202,13 @@ def lay_over_unwrapped(
         ImageError, ConfigError, EditError: as `plan_unwrap`, `unwrap`, `lay_over`.
     """
     plan = plan_unwrap(opened.source)
-    unwrapped = unwrap(plan, ignore_secure_boot=ignore_secure_boot)
-    edited = lay_over(replace(opened, source=unwrapped.source), edits)
+    unwrapped = unwrap(plan, ignore_secure_boot=ignore_secure_boot, repair=repair)
+    edited = lay_over(replace(opened, source=unwrapped.source), edits, repair=repair)
     # Both tell what is odd about the inner boot partition.
     warnings = tuple(dict.fromkeys((*edited.warnings, *unwrapped.warnings)))
-    return UnwrappedEdit(plan, unwrapped.changes, replace(edited, warnings=warnings))
+    repairs = (*unwrapped.repairs, *edited.repairs)
+    edited = replace(edited, repairs=repairs, warnings=warnings)
+    return UnwrappedEdit(plan, unwrapped.changes, edited)
 
 
 def steps_in(plan: UnwrapPlan, state: StepState) -> Sequence[Step]:

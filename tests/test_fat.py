@@ -320,19 +320,6 @@ def test_a_file_lies_in_pieces_where_there_is_no_other_room(volume: FatVolume) -
     assert edited(volume)["/scattered"].content == bytes(range(256)) * (15 * size // 256)
 
 
-def test_the_flag_of_an_unclean_unmount_is_left_as_it_was(tmp_path: Path) -> None:
-    data = bytearray(vfat.filled(KIND)[0])
-    data[37] |= 1  # linux/msdos_fs.h, FAT_STATE_DIRTY
-    volume = vfat.open_bytes(bytes(data))
-    assert volume.is_dirty
-    assert volume.problems() == ()
-    volume.write_file("/config.json", b"edited")
-    after = vfat.patched(bytes(data), volume.changes())
-    assert after[:512] == data[:512]
-    vfat.save(tmp_path / "v", after)
-    assert "Dirty bit is set" in vfat.fsck_says(tmp_path / "v")
-
-
 def test_an_edit_and_its_contrary_leave_the_content_as_it_was(volume: FatVolume) -> None:
     before = fat_reader.read_volume(vfat.filled(KIND)[0]).entries
     volume.make_directory("/made")

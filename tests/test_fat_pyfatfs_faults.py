@@ -381,4 +381,4 @@ def test_warnings_of_pyfatfs_stay_with_us() -> None:
         volume = vfat.open_bytes(bytes(data))
         volume.write_file("/config.json", b"edited")
     assert caught == []
-    assert volume.is_dirty
+    assert [fault.code for fault in volume.repairs] == ["fat-not-unmounted"]

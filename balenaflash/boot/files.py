@@ -74,6 +74,20 @@ class PutFile:
 
 
 @dataclass(frozen=True, slots=True)
+class RepairVolume:
+    """Repair what is wrong with the volume and can be repaired without a loss."""
+
+    def apply(self, volume: FatVolume) -> tuple[FileChange, ...]:
+        """Repair ``volume``; no file changes."""
+        volume.repair()
+        return ()
+
+    def describe(self) -> str:
+        """What it does, in a few words."""
+        return "repair the filesystem of the boot partition"
+
+
+@dataclass(frozen=True, slots=True)
 class MakeDirectory:
     """Create a directory."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import click
 
 from balenaflash.cli.color import ColoredLine
-from balenaflash.errors import BalenaflashError, Problem
+from balenaflash.errors import BalenaflashError, CodedText, Problem
 
 FORMAT = 1
 """Version of the JSON envelope; raised when a change is more than an addition."""
@@ -47,7 +47,12 @@ def show_answer(answer: Answer, *, command: str, as_json: bool, quiet: bool) -> 
     problems = [problem for failure in answer.failures for problem in failure.problems]
     _echo_problems(problems)
     if as_json:
-        result = {**answer.result, "warnings": list(answer.warnings)}
+        codes = (each.code for each in answer.warnings if isinstance(each, CodedText))
+        result = {
+            **answer.result,
+            "warnings": list(answer.warnings),
+            "warning_codes": list(dict.fromkeys(codes)),
+        }
         _echo_envelope(command, answer.exit_status, result, problems)
     elif answer.content is not None:
         sys.stdout.buffer.write(answer.content)

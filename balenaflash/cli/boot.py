@@ -6,6 +6,7 @@ from balenaflash.cli.lazy import lazy_group
 @lazy_group(
     {
         "apply": "boot_apply:apply",
+        "check": "boot_check:check",
         "cat": "boot_reads:cat",
         "get": "boot_reads:take",
         "ls": "boot_reads:list_files",

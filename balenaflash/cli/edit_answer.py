@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from balenaflash.card import Card
     from balenaflash.editing import Edit, EditReport
     from balenaflash.image.container.location import ImageLocation
+    from balenaflash.image.fat.check import Fault
 
 
 def answer_edits(session: Session, image: "ImageLocation", edits: Sequence["Edit"]) -> Answer:
@@ -31,21 +32,23 @@ def answer_edits(session: Session, image: "ImageLocation", edits: Sequence["Edit
     card = None
     if isinstance(image, Path) and image.is_block_device() and options.output is None:
         card = _confirmed_card(session, image, edits)
+    keep, repair = options.keep_fingerprint, not options.no_repair
     if options.dry_run:
         report = preview(
             image,
             edits,
             member=session.member,
-            keep_fingerprint=options.keep_fingerprint,
+            keep_fingerprint=keep,
+            repair=repair,
             show_secrets=options.show_secrets,
         )
     elif card is None:
         path = require_file(image)
-        report = edit(path, edits, keep_fingerprint=options.keep_fingerprint)
+        report = edit(path, edits, keep_fingerprint=keep, repair=repair)
     else:
         from balenaflash.card import edit_card
 
-        report = edit_card(card, edits, keep_fingerprint=options.keep_fingerprint)
+        report = edit_card(card, edits, keep_fingerprint=keep, repair=repair)
     return Answer(_result(image, report), [*report.diff, *_lines(image, report)], report.warnings)
 
 
@@ -78,6 +81,7 @@ def _result(image: "ImageLocation", report: "EditReport") -> dict[str, object]:
         "dry_run": report.dry_run,
         "partition": report.partition_number,
         "changes": [change_result(change) for change in report.changes],
+        "repairs": repairs_result(report.repairs),
         "diff": list(report.diff),
         "sectors": report.commit.sectors,
         "bytes": report.commit.size,
@@ -96,7 +100,8 @@ def change_result(change: "FileChange") -> dict[str, object]:
 
 
 def _lines(image: "ImageLocation", report: "EditReport") -> list[str]:
-    lines = [change_line(change) for change in report.changes]
+    lines = repair_lines(report.repairs, dry_run=report.dry_run)
+    lines += [change_line(change) for change in report.changes]
     sectors, size = report.commit.sectors, report.commit.size
     if sectors == 0:
         return [*lines, f"{image}: nothing to change"]
@@ -104,6 +109,21 @@ def _lines(image: "ImageLocation", report: "EditReport") -> list[str]:
     amount = f"{count} ({format_size(size)}) of partition {report.partition_number}"
     done = "would change; nothing was written (--dry-run)" if report.dry_run else "changed"
     return [*lines, f"{image}: {amount} {done}"]
+
+
+def repairs_result(repairs: Sequence["Fault"]) -> list[dict[str, str]]:
+    """What scripts get of what was repaired before the first change."""
+    return [
+        {"code": fault.code, "fault": fault.message, "repair": fault.repair} for fault in repairs
+    ]
+
+
+def repair_lines(repairs: Sequence["Fault"], *, dry_run: bool = False) -> list[str]:
+    """What people get of it: one line, or none."""
+    if not repairs:
+        return []
+    done = "would be repaired" if dry_run else "repaired"
+    return [f"boot partition {done}: {'; '.join(fault.repair for fault in repairs)}"]
 
 
 def change_line(change: "FileChange") -> str:

@@ -21,22 +21,34 @@ def answer_copy(
     session: Session, image: "ImageLocation", edits: Sequence["Edit"], output: Path
 ) -> Answer:
     """Write ``image``, with ``edits`` made in it, to the new file ``output``, and read it back."""
-    from balenaflash.cli.edit_answer import change_line, change_result
+    from balenaflash.cli.edit_answer import (
+        change_line,
+        change_result,
+        repair_lines,
+        repairs_result,
+    )
     from balenaflash.editing import lay_over
     from balenaflash.image.opening import open_for_reading
 
     options = session.edit
     with open_for_reading(image, member=session.member) as opened:
-        edited = lay_over(opened, edits, keep_fingerprint=options.keep_fingerprint)
+        edited = lay_over(
+            opened,
+            edits,
+            keep_fingerprint=options.keep_fingerprint,
+            repair=not options.no_repair,
+        )
         report = _write(session, image, edited, output)
     result = {
         "image": str(image),
         "output": str(output),
         "dry_run": False,
         "changes": [change_result(change) for change in edited.changes],
+        "repairs": repairs_result(edited.repairs),
         "bytes": report.image_size,
     }
-    lines = [change_line(change) for change in edited.changes]
+    lines = repair_lines(edited.repairs)
+    lines += [change_line(change) for change in edited.changes]
     lines.append(f"{output}: {format_size(report.image_size)}, written and read back equal")
     return Answer(result, lines, (*edited.warnings, *opened.reading_warnings))
 

@@ -42,6 +42,8 @@ class EditOptions:
     """Where the edited image goes, while IMAGE stays as it is; ``None``: into IMAGE."""
 
     overwrite_output: bool = False
+    no_repair: bool = False
+    """Refuse a damaged boot partition also where it could be repaired without a loss."""
 
 
 @dataclass(slots=True)
@@ -97,6 +99,7 @@ _OPTIONS = (
 YES_HELP = "Answer the question beforehand; it lifts no refusal."
 ALLOW_INTERNAL_HELP = "Allow a disk that is built in."
 UNMOUNT_HELP = "Unmount what is mounted of a disk before it is changed."
+NO_REPAIR_HELP = "Refuse a damaged boot partition that could be repaired without a loss."
 _DRY_RUN_HELP = "Do everything but the writing, and show what it would be."
 
 progress_option = click.option(
@@ -108,6 +111,15 @@ progress_option = click.option(
     callback=_store_progress,
     help="How to show progress on stderr; auto is a bar on a terminal, else a line now and then.",
 )
+
+no_repair_option = click.option(
+    "--no-repair",
+    is_flag=True,
+    expose_value=False,
+    callback=_store_edit_option,
+    help=NO_REPAIR_HELP,
+)
+"""Goes into the session, as in `edit_options`."""
 
 dry_run_option = click.option(
     "-n",
@@ -135,6 +147,7 @@ _EDIT_OPTIONS = (
     ("-n", "--dry-run", _DRY_RUN_HELP),
     ("--show-secrets", "With --dry-run: do not mask keys and passwords."),
     ("--keep-fingerprint", "Leave balenaos.fingerprint as it is, untrue of what is changed."),
+    ("--no-repair", NO_REPAIR_HELP),
     ("-y", "--yes", YES_HELP),
     ("--allow-internal", ALLOW_INTERNAL_HELP),
     ("--unmount", UNMOUNT_HELP),

@@ -15,7 +15,13 @@ from balenaflash.cli.recipe_options import (
     recipe_options,
     recipe_result,
 )
-from balenaflash.cli.session import Session, dry_run_option, progress_option, with_session
+from balenaflash.cli.session import (
+    Session,
+    dry_run_option,
+    no_repair_option,
+    progress_option,
+    with_session,
+)
 from balenaflash.cli.target_argument import OUT
 from balenaflash.cli.unwrap_answer import (
     flasher_lines,
@@ -38,6 +44,7 @@ if TYPE_CHECKING:
 @member_option
 @sha256_option
 @recipe_options
+@no_repair_option
 @dry_run_option
 @progress_option
 @with_session
@@ -71,6 +78,7 @@ def unwrap(
       balenaflash unwrap flasher.img raw.img.xz --recipe bench.toml --var bench=7
       balenaflash unwrap --dry-run flasher.img raw.img
     """
+    from balenaflash.cli.edit_answer import repair_lines
     from balenaflash.cli.interrupts import stop_at_next_block
     from balenaflash.cli.progress_display import progress_for
     from balenaflash.unwrapped_file import unwrap_to_file
@@ -85,6 +93,7 @@ def unwrap(
             sha256=sha256,
             overwrite=overwrite,
             ignore_secure_boot=ignore_secure_boot,
+            repair=not session.edit.no_repair,
             dry_run=dry_run,
             progress=progress_for(session),
             stop=stop,
@@ -93,6 +102,7 @@ def unwrap(
         _result(flasher, out, edits, report),
         [
             *flasher_lines(report.plan),
+            *repair_lines(report.repairs),
             *recipe_lines(edits, report.edits),
             _done_line(out, report),
         ],
@@ -114,7 +124,7 @@ def _done_line(out: Path, report: "UnwrapReport") -> str:
 def _result(
     flasher: "ImageLocation", out: Path, edits: "Recipe | None", report: "UnwrapReport"
 ) -> dict[str, object]:
-    from balenaflash.cli.edit_answer import change_result
+    from balenaflash.cli.edit_answer import change_result, repairs_result
 
     saved = report.saved
     container = None if saved is None or saved.container is None else saved.container.value
@@ -124,6 +134,7 @@ def _result(
         "dry_run": saved is None,
         **flasher_result(report.plan),
         "changes": [change_result(change) for change in report.changes],
+        "repairs": repairs_result(report.repairs),
         "recipe": recipe_result(edits, report.edits),
         "container": container,
         "file_size": None if saved is None else saved.file_size,

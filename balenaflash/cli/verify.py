@@ -15,7 +15,7 @@ from balenaflash.cli.recipe_options import (
     recipe_options,
     recipe_result,
 )
-from balenaflash.cli.session import Session, progress_option, with_session
+from balenaflash.cli.session import Session, no_repair_option, progress_option, with_session
 from balenaflash.cli.target_argument import TARGET
 from balenaflash.cli.unwrap_answer import ignore_secure_boot_option
 from balenaflash.cli.wanted_image import wanted_image
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 @member_option
 @sha256_option
 @recipe_options
+@no_repair_option
 @progress_option
 @with_session
 def verify(
@@ -74,6 +75,7 @@ def verify(
       balenaflash verify balena.img copy.img && echo equal
       balenaflash verify balena.img /dev/sdX --recipe bench.toml --var bench=7
     """
+    from balenaflash.cli.edit_answer import repair_lines, repairs_result
     from balenaflash.cli.interrupts import stop_at_next_block
     from balenaflash.cli.progress_display import progress_for
     from balenaflash.destination import open_for_comparison
@@ -84,7 +86,13 @@ def verify(
 
     edits = chosen_recipe(recipe, steps, variables)
     with open_for_reading(image, member=session.member, sha256=sha256) as opened:
-        edited = wanted_image(opened, edits, unwraps=unwraps, ignore_secure_boot=ignore_secure_boot)
+        edited = wanted_image(
+            opened,
+            edits,
+            unwraps=unwraps,
+            ignore_secure_boot=ignore_secure_boot,
+            repair=not session.edit.no_repair,
+        )
         plan = plan_write(edited.source, writes_all=compares_all)
         source = edited.source
         with stop_at_next_block(session) as stop, open_for_comparison(target) as medium:
@@ -108,9 +116,11 @@ def verify(
             "equal": True,
             "unsteady_reads": medium.rereads.differing,
             "failed_reads": medium.rereads.failed,
+            "repairs": repairs_result(edited.repairs),
             "recipe": recipe_result(edits, edited.changes),
         },
         [
+            *repair_lines(edited.repairs),
             *recipe_lines(edits, edited.changes),
             f"{target}: equal to {image}{by_recipe}, {format_size(size)} compared",
         ],

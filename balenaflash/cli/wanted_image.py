@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from balenaflash.boot.files import FileChange
     from balenaflash.image.commit.commit import ReadableImage
+    from balenaflash.image.fat.check import Fault
     from balenaflash.image.source import Source
     from balenaflash.recipe.reading import Recipe
 
@@ -18,6 +19,9 @@ class WantedImage:
     changes: "tuple[FileChange, ...]"
     """Of the boot partition, by the recipe."""
 
+    repairs: "tuple[Fault, ...]"
+    """What was wrong with the boot partition, and was repaired before its edits."""
+
     warnings: tuple[str, ...]
     lines: list[str]
     """What people get of the flasher that was unwrapped."""
@@ -27,7 +31,12 @@ class WantedImage:
 
 
 def wanted_image(
-    opened: "ReadableImage", recipe: "Recipe | None", *, unwraps: bool, ignore_secure_boot: bool
+    opened: "ReadableImage",
+    recipe: "Recipe | None",
+    *,
+    unwraps: bool,
+    ignore_secure_boot: bool,
+    repair: bool,
 ) -> WantedImage:
     """The image that ``opened`` carries or is, with the edits of ``recipe`` laid in.
 
@@ -40,19 +49,24 @@ def wanted_image(
         from balenaflash.cli.unwrap_answer import flasher_lines, flasher_result
         from balenaflash.unwrapping import lay_over_unwrapped
 
-        inner = lay_over_unwrapped(opened, edits, ignore_secure_boot=ignore_secure_boot)
+        inner = lay_over_unwrapped(
+            opened, edits, ignore_secure_boot=ignore_secure_boot, repair=repair
+        )
         edited, plan = inner.edited, inner.plan
         return WantedImage(
             edited.source,
             edited.changes,
+            edited.repairs,
             edited.warnings,
             flasher_lines(plan),
             flasher_result(plan),
         )
     if not edits:
         # All that edits is loaded only where something is to be edited.
-        return WantedImage(opened.source, (), opened.warnings, [], None)
+        return WantedImage(opened.source, (), (), opened.warnings, [], None)
     from balenaflash.editing import lay_over
 
-    laid_over = lay_over(opened, edits)
-    return WantedImage(laid_over.source, laid_over.changes, laid_over.warnings, [], None)
+    laid_over = lay_over(opened, edits, repair=repair)
+    return WantedImage(
+        laid_over.source, laid_over.changes, laid_over.repairs, laid_over.warnings, [], None
+    )

@@ -19,6 +19,7 @@ from balenaflash.cli.recipe_options import (
 from balenaflash.cli.session import (
     Session,
     dry_run_option,
+    no_repair_option,
     progress_option,
     with_session,
 )
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
 @member_option
 @sha256_option
 @recipe_options
+@no_repair_option
 @dry_run_option
 @progress_option
 @with_session
@@ -107,6 +109,7 @@ def write(
       balenaflash write balena.img /dev/sdX --recipe bench.toml --var bench=7
       balenaflash write balena.img /dev/sdX --step 'config-set = "hostname=bench-7"'
     """
+    from balenaflash.cli.edit_answer import repair_lines, repairs_result
     from balenaflash.cli.progress_display import progress_for
     from balenaflash.cli.write_answer import done_lines, plan_lines, write_result
     from balenaflash.cli.write_question import show_and_confirm
@@ -122,7 +125,13 @@ def write(
     edits = chosen_recipe(recipe, steps, variables)
     options = FlashOptions(read_back=not no_verify, skip_equal=skip_equal)
     with open_for_reading(image, member=session.member, sha256=sha256) as opened:
-        edited = wanted_image(opened, edits, unwraps=unwraps, ignore_secure_boot=ignore_secure_boot)
+        edited = wanted_image(
+            opened,
+            edits,
+            unwraps=unwraps,
+            ignore_secure_boot=ignore_secure_boot,
+            repair=not session.edit.no_repair,
+        )
         # A file is a copy, equal in every byte; of a disk nobody reads what is free.
         is_copy = not any(map(is_device, targets))
         plan = plan_write(edited.source, writes_all=writes_all or is_copy)
@@ -135,7 +144,11 @@ def write(
         )
         if disks.fix_gpt:
             destinations = plan_gpt_moves(destinations, edited.source, plan)
-        laid_in = [*edited.lines, *recipe_lines(edits, edited.changes)]
+        laid_in = [
+            *edited.lines,
+            *repair_lines(edited.repairs),
+            *recipe_lines(edits, edited.changes),
+        ]
         if dry_run:
             outcomes: Sequence[Outcome | None] = [None] * len(destinations)
             tallies = tally(edited.source, plan, progress_for(session))
@@ -159,6 +172,7 @@ def write(
             lines = [*laid_in, *done_lines(destinations, done, endings)]
     result = write_result(plan, destinations, outcomes, endings, tallies)
     result["flasher"] = edited.flasher
+    result["repairs"] = repairs_result(edited.repairs)
     result["recipe"] = recipe_result(edits, edited.changes)
     warnings = tuple(dict.fromkeys((*edited.warnings, *plan.warnings, *opened.reading_warnings)))
     return Answer(result, lines, warnings, failures=_failures(outcomes))

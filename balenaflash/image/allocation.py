@@ -6,17 +6,15 @@ without a filesystem or with one that is not understood (swap, squashfs, LUKS, .
 filesystem, and what lies behind a filesystem's end. An image within a file is a file.
 """
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
-from itertools import groupby
 from typing import Protocol, Self
 
 from balenaflash.errors import ImageError
 from balenaflash.extent import MIB, Extent
 from balenaflash.image.ext4.volume import Ext4Volume
-from balenaflash.image.fat.check import find_faults
-from balenaflash.image.fat.layout import FIRST_CLUSTER, FatLayout, read_layout
-from balenaflash.image.fat.table import FREE, FatTable
+from balenaflash.image.fat.check import Check
+from balenaflash.image.fat.layout import FatLayout, read_layout
+from balenaflash.image.fat.table import FatTable
 from balenaflash.image.fat.window import Window
 from balenaflash.image.filesystems import probe
 from balenaflash.image.source import Source
@@ -45,10 +43,10 @@ class FatFreeSpace:
     """
 
     def __init__(self, extent: Extent, layout: FatLayout, table: FatTable) -> None:
-        self._start = extent.start
+        self._data_start = extent.start + layout.data_offset
         self._layout = layout
-        self._table = table
-        self._free: tuple[tuple[int, int], ...] | None = None
+        # A byte a cluster: when a stream has gone on, the table is not read again.
+        self._in_use = b"".join(bytes(map(bool, page)) for _, page in table.pages())
 
     @classmethod
     def open(cls, source: Source, extent: Extent) -> Self:
@@ -60,45 +58,29 @@ class FatFreeSpace:
         """
         window = Window(source, extent)
         layout = read_layout(window)
-        faults = find_faults(window, layout)
+        table = FatTable(window, layout)
+        faults = Check(window, layout, table).faults
         if faults:
             raise ImageError(
                 f"{source.name}: the FAT volume at byte {extent.start}: {faults[0].message}",
                 code="fat-invalid",
             )
-        first = layout.tables[0]
-        return cls(extent, layout, FatTable.decode(layout, window.read_at(first.start, first.size)))
+        return cls(extent, layout, table)
 
     def free_extents(self, within: Extent | None = None) -> Iterator[Extent]:
         """As `FreeSpace`; nothing is read."""
-        if self._free is None:
-            self._free = tuple(self._runs())
-        first_run = 0
+        size = self._layout.cluster_size
+        first, end = 0, len(self._in_use)
         if within is not None:
-            first_run = bisect_right(self._free, within.start, key=self._end_of)
-        for run in self._free[first_run:]:
-            extent = Extent(self._start_of(run[0]), self._end_of(run))
-            if within is not None and extent.start >= within.end:
-                return
+            first = max(first, (within.start - self._data_start) // size)
+            end = min(end, -((self._data_start - within.end) // size))
+        while first < end and (start := self._in_use.find(b"\0", first, end)) >= 0:
+            used = self._in_use.find(b"\1", start, end)
+            first = end if used < 0 else used
+            extent = Extent(self._data_start + start * size, self._data_start + first * size)
             cut = extent if within is None else intersection(extent, within)
             if cut is not None:
                 yield cut
-
-    def _start_of(self, cluster: int) -> int:
-        return self._start + self._layout.cluster_offset(cluster)
-
-    def _end_of(self, run: tuple[int, int]) -> int:
-        first, count = run
-        return self._start_of(first) + count * self._layout.cluster_size
-
-    def _runs(self) -> Iterator[tuple[int, int]]:
-        """First cluster and length of each run of free clusters."""
-        cluster = FIRST_CLUSTER
-        for is_free, run in groupby(self._table.entries[FIRST_CLUSTER:], FREE.__eq__):
-            count = sum(1 for _ in run)
-            if is_free:
-                yield cluster, count
-            cluster += count
 
 
 def _open_ext4(source: Source, extent: Extent) -> Ext4Volume:

@@ -1,12 +1,13 @@
 """Files and directories of a FAT volume, changed."""
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING
 
-from balenaflash.errors import EditError
+from balenaflash.errors import CodedText, EditError
+from balenaflash.image.fat.check import Fault, Gravity
 from balenaflash.image.fat.directory import (
     ARCHIVE,
     DIRECTORY,
@@ -22,9 +23,6 @@ from balenaflash.image.fat.names import MAX_PATH, check_name, short_name, split_
 from balenaflash.image.fat.time import encode_time, time_of_edit
 from balenaflash.image.fat.tree import FatTree, Storage
 
-if TYPE_CHECKING:
-    from balenaflash.image.fat.check import Fault
-
 _MAX_FILE = 0xFFFF_FFFF  # bytes: the width of DIR_FileSize (fatgen103)
 _CASE_BITS = 0x18  # of DIR_NTRes; the other bits are not ours
 
@@ -33,12 +31,20 @@ class FatEditor(FatTree):
     """Editing: an operation that raises has changed nothing.
 
     On a volume whose structure was broken before, every operation raises ``EditError`` with the
-    code ``volume-unsound``: what it writes could land in another file.
+    code ``volume-unsound``: what it writes could land in another file. What can be repaired
+    without a loss is repaired before the first operation, or with ``may_repair`` unset refused
+    with the code ``volume-needs-repair``.
     """
 
     def __init__(self, storage: Storage) -> None:
         super().__init__(storage)
-        self._faults_before: tuple[Fault, ...] | None = None
+        self._known: frozenset[str] | None = None
+        """Messages of the faults that an edit cannot make worse; ``None`` before the check."""
+
+        self.may_repair = True
+        self.repairs: tuple[Fault, ...] = ()
+        """What was wrong before the first operation, and was repaired."""
+
         self.fixed_time: datetime | None = None
         """Given to all that is made or changed, so that the same edits make the same bytes at any
         time; ``None`` for each thing's own time."""
@@ -150,18 +156,51 @@ class FatEditor(FatTree):
             self._save(source, old)
             self._add(target, new_name, record.fields, new)
 
-    def problems(self) -> tuple[str, ...]:
+    def faults(self) -> tuple[Fault, ...]:
         """What is wrong with the structure of the volume as it is now; empty for a sound one.
 
-        What forbids an edit comes first. That the volume was not unmounted cleanly
-        (``is_dirty``) is not among it: that is a guess of the last driver, this is a check.
+        What forbids an edit comes first.
         """
-        return tuple(fault.message for fault in self._storage.faults())
+        return self._storage.check().faults
+
+    def problems(self) -> tuple[str, ...]:
+        """``faults`` in words."""
+        return tuple(CodedText(fault.message, code=fault.code) for fault in self.faults())
+
+    def repair(self) -> None:
+        """Repair what can be repaired without a loss, as the first operation would.
+
+        Raises:
+            EditError: the volume is unsound, or must not be repaired.
+        """
+        if self._known is not None:
+            return
+        check = self._storage.check()
+        for fault in check.select(Gravity.UNSOUND):
+            raise self._refusal(fault, "is damaged and is not edited", "volume-unsound", "")
+        found = check.select(Gravity.REPAIRABLE)
+        if found and not self.may_repair:
+            raise self._refusal(found[0], "needs a repair", "volume-needs-repair", "--repair ")
+        if found:
+            self._directories.clear()
+            with self._storage.transaction():
+                check.mend()
+            self.repairs = found
+        self._known = frozenset(fault.message for fault in check.select(Gravity.HARMLESS))
+
+    def _refusal(self, fault: Fault, state: str, code: str, option: str) -> EditError:
+        name = shlex.quote(self._storage.image_name)
+        return EditError(
+            f"{self._storage.name}: the volume {state}: {fault.message}",
+            code=code,
+            hint=f"For all that is wrong{', and its repair' if option else ''}: "
+            f"balenaflash boot check {option}{name}",
+        )
 
     def _require_no_new_faults(self) -> None:
         """Raise ``EditError`` if the edits have broken something; the last line of defence."""
-        known = {fault.message for fault in self._faults_before or ()}
-        new = [fault for fault in self._storage.faults() if fault.message not in known]
+        known = self._known or frozenset()
+        new = [fault for fault in self.faults() if fault.message not in known]
         if new:
             raise EditError(
                 f"{self._storage.name}: the edit would leave the volume broken: {new[0].message}",
@@ -172,7 +211,7 @@ class FatEditor(FatTree):
     @contextmanager
     def _edit(self) -> Iterator[None]:
         """Let the block change the volume or, if it raises, have changed nothing."""
-        self._require_sound()
+        self.repair()
         done = False
         try:
             with self._storage.transaction():
@@ -181,18 +220,6 @@ class FatEditor(FatTree):
         finally:
             if not done:
                 self._directories.clear()
-
-    def _require_sound(self) -> None:
-        if self._faults_before is None:
-            self._faults_before = self._storage.faults()
-        fault = next((fault for fault in self._faults_before if fault.forbids_edit), None)
-        if fault is not None:
-            raise EditError(
-                f"{self._storage.name}: the volume is damaged and is not edited: {fault.message}",
-                code="volume-unsound",
-                hint="Take a fresh image, or repair a copy with fsck.vfat; older tools, "
-                "`balena config inject` among them, leave some volumes so.",
-            )
 
     def _store(self, fields: Fields, data: bytes, path: str) -> Fields:
         """Make ``data`` the content of a file; its fields with the new cluster and size."""

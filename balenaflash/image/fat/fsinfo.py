@@ -7,8 +7,8 @@ Only the first copy is kept up to date, as it asks.
 import struct
 
 from balenaflash.extent import SECTOR_SIZE
-from balenaflash.image.fat.layout import FIRST_CLUSTER, FatLayout
-from balenaflash.image.fat.table import FREE, FatTable
+from balenaflash.image.fat.layout import FatLayout
+from balenaflash.image.fat.table import FatTable
 from balenaflash.image.fat.window import Window
 
 _SIGNATURES = ((0, b"RRaA"), (484, b"rrAa"), (508, b"\0\0\x55\xaa"))
@@ -17,17 +17,20 @@ _NUMBERS = struct.Struct("<LL")  # free clusters, and where to begin looking
 _UNKNOWN = 0xFFFF_FFFF
 
 
-def find_fault(window: Window, layout: FatLayout, table: FatTable) -> str | None:
-    """What is wrong with the sector, if there is one; ``None`` for nothing."""
+def is_signed(window: Window, layout: FatLayout) -> bool:
+    """Whether the sector is one that drivers believe; true of a volume that has none."""
+    return layout.fsinfo_offset is None or _is_signed(
+        window.read_at(layout.fsinfo_offset, SECTOR_SIZE)
+    )
+
+
+def stored_count(window: Window, layout: FatLayout) -> int | None:
+    """How many clusters the sector says are free; ``None`` if it says nothing."""
     if layout.fsinfo_offset is None:
         return None
     sector = window.read_at(layout.fsinfo_offset, SECTOR_SIZE)
-    if not _is_signed(sector):
-        return "the FSInfo sector has no signature"
-    stored, real = _NUMBERS.unpack_from(sector, _NUMBERS_AT)[0], table.free_count()
-    if stored in {_UNKNOWN, real}:
-        return None
-    return f"FSInfo counts {stored} free clusters, there are {real}"
+    stored: int = _NUMBERS.unpack_from(sector, _NUMBERS_AT)[0]
+    return None if stored == _UNKNOWN else stored
 
 
 def refresh(window: Window, layout: FatLayout, table: FatTable) -> None:
@@ -36,7 +39,7 @@ def refresh(window: Window, layout: FatLayout, table: FatTable) -> None:
     if offset is None or not _is_signed(window.read_at(offset, SECTOR_SIZE)):
         return
     free = table.free_count()
-    first_free = table.entries.index(FREE, FIRST_CLUSTER) if free else _UNKNOWN
+    first_free = next(table.free_runs()).first if free else _UNKNOWN
     window.write_at(offset + _NUMBERS_AT, _NUMBERS.pack(free, first_free))
 
 

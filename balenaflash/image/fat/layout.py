@@ -32,14 +32,18 @@ _MAX_TABLE = 64 * MIB
 
 _COMMON = struct.Struct("<11xHBHBHHBH8xL")  # BPB from byte 0, the same in every FAT
 _FAT32 = struct.Struct("<LHHLHH")  # BPB of FAT32, from byte 36
-_EXTENDED = struct.Struct("<xBBL11s")  # state, signature, volume id, label; see below
+_EXTENDED = struct.Struct("<2xBL11s")  # signature, volume id, label; before it the state
 _EXTENDED_AT = {FatType.FAT12: 36, FatType.FAT16: 36, FatType.FAT32: 64}
 _HAS_ID = (
     0x28,
     0x29,
 )  # signatures: with a volume id, the latter with a label, too (linux/fat/inode.c)
 _MAX_TABLES = 4
-_DIRTY = 0x01  # bit of the state byte: not unmounted (linux/msdos_fs.h, FAT_STATE_DIRTY)
+NOT_UNMOUNTED = 0x01
+"""Bit of the boot sector's state byte (linux/msdos_fs.h, ``FAT_STATE_DIRTY``)."""
+
+_NOT_MIRRORED = 0x80  # bit of BPB_ExtFlags: one table is in use, the others are not kept equal
+_ACTIVE_TABLE = 0x0F  # bits of BPB_ExtFlags: which one, from 0 (fatgen103)
 _NO_LABEL = b"NO NAME    "
 _NO_SECTOR = (0, 0xFFFF)  # either means that there is no such sector
 
@@ -55,6 +59,9 @@ class FatLayout:
 
     tables: tuple[Extent, ...]
     """Each copy of the file allocation table, whole sectors."""
+
+    active_table: Extent
+    """The copy that counts: the first, but where FAT32 names another one."""
 
     root: Extent | None
     """The root directory of FAT12 and FAT16."""
@@ -76,8 +83,8 @@ class FatLayout:
     label: str | None
     """From the boot sector; the one in the root directory is the one that counts."""
 
-    is_dirty: bool
-    """Whether the last system that mounted the volume did not unmount it."""
+    state_offset: int
+    """The state byte of the boot sector, which has the bit ``NOT_UNMOUNTED``."""
 
     @property
     def end_cluster(self) -> int:
@@ -149,22 +156,23 @@ def _read_layout(window: Window) -> FatLayout:
     sectors = _parse_sectors(boot)
     _refuse(_faults_of_fields(boot, sectors))
     _refuse(_faults_of_sizes(sectors, window.size))
-    root_cluster, fsinfo, backup = 0, None, None
+    root_cluster, fsinfo, backup, active = 0, None, None, 0
     if sectors.fat_type is FatType.FAT32:
-        root_cluster, fsinfo, backup = _parse_fat32(boot, sectors)
-    state, signature, volume_id, label = _EXTENDED.unpack_from(boot, _EXTENDED_AT[sectors.fat_type])
+        root_cluster, fsinfo, backup, active = _parse_fat32(boot, sectors)
+    signature, volume_id, label = _EXTENDED.unpack_from(boot, _EXTENDED_AT[sectors.fat_type])
     first_table = sectors.reserved * sectors.size
     table_size = sectors.per_table * sectors.size
     root_start = first_table + sectors.table_count * table_size
     root = Extent(root_start, root_start + sectors.root_entries * SLOT_SIZE)
+    tables = tuple(
+        Extent(start, start + table_size) for start in range(first_table, root_start, table_size)
+    )
     return FatLayout(
         fat_type=sectors.fat_type,
         cluster_size=sectors.per_cluster * sectors.size,
         cluster_count=sectors.clusters,
-        tables=tuple(
-            Extent(start, start + table_size)
-            for start in range(first_table, root_start, table_size)
-        ),
+        tables=tables,
+        active_table=tables[active],
         root=root if root.size else None,
         root_cluster=root_cluster,
         data_offset=sectors.first_data * sectors.size,
@@ -173,7 +181,7 @@ def _read_layout(window: Window) -> FatLayout:
         media=sectors.media,
         volume_id=volume_id if signature in _HAS_ID else 0,
         label=decode_label(label) if signature == _HAS_ID[1] else None,
-        is_dirty=bool(state & _DIRTY),
+        state_offset=_EXTENDED_AT[sectors.fat_type] + 1,
     )
 
 
@@ -242,8 +250,8 @@ def _faults_of_sizes(sectors: _Sectors, available: int) -> Iterator[str]:
         yield f"a file allocation table of {format_size(table_size)}"
 
 
-def _parse_fat32(boot: bytes, sectors: _Sectors) -> tuple[int, int | None, int | None]:
-    """Root cluster, and offsets of the FSInfo and of the backup boot sector."""
+def _parse_fat32(boot: bytes, sectors: _Sectors) -> tuple[int, int | None, int | None, int]:
+    """Root cluster, offsets of the FSInfo and of the backup boot sector, number of the table."""
     _, flags, version, root_cluster, fsinfo, backup = _FAT32.unpack_from(boot, 36)
     _refuse(_faults_of_fat32(flags, version, root_cluster, sectors))
     offsets = []
@@ -251,14 +259,15 @@ def _parse_fat32(boot: bytes, sectors: _Sectors) -> tuple[int, int | None, int |
         if number not in _NO_SECTOR and number >= sectors.reserved:
             raise _InvalidError(f"{name} in sector {number}, outside the reserved ones")
         offsets.append(None if number in _NO_SECTOR else number * sectors.size)
-    return root_cluster, offsets[0], offsets[1]
+    active = flags & _ACTIVE_TABLE if flags & _NOT_MIRRORED else 0
+    return root_cluster, offsets[0], offsets[1], active
 
 
 def _faults_of_fat32(
     flags: int, version: int, root_cluster: int, sectors: _Sectors
 ) -> Iterator[str]:
-    if flags & 0x80:  # BPB_ExtFlags, bit 7: one table is active, the others are not kept equal
-        yield "its tables are not mirrored, which is not supported"
+    if flags & _NOT_MIRRORED and flags & _ACTIVE_TABLE >= sectors.table_count:
+        yield f"table {flags & _ACTIVE_TABLE} in use, of {sectors.table_count}"
     if version:
         yield f"FAT32 version {version >> 8}.{version & 0xFF}, which is not supported"
     if not FIRST_CLUSTER <= root_cluster < FIRST_CLUSTER + sectors.clusters:

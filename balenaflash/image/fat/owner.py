@@ -27,9 +27,7 @@ def claim_fat(source: Source, extent: Extent, claims: Claims) -> None:
     _claim_layout(layout, extent, claims)
     if claims.is_settled:
         return
-    stored = layout.tables[0]
-    table = FatTable.decode(layout, window.read_at(stored.start, stored.size))
-    _claim_unused(table, extent, claims)
+    _claim_unused(FatTable(window, layout), extent, claims)
     if not claims.is_settled:
         _claim_entries(source, layout, extent, claims)
 
@@ -61,9 +59,9 @@ def _claim_unused(table: FatTable, extent: Extent, claims: Claims) -> None:
         cluster = FIRST_CLUSTER + inside // layout.cluster_size
         start = extent.start + layout.cluster_offset(cluster)
         place = Extent(start, start + layout.cluster_size)
-        if table.entries[cluster] == FREE:
+        if table[cluster] == FREE:
             claims.claim(place, "free space")
-        elif table.entries[cluster] == table.bad:
+        elif table[cluster] == table.bad:
             claims.claim(place, "a cluster that is marked as bad")
 
 

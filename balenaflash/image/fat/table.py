@@ -1,13 +1,20 @@
-"""The file allocation table: which clusters are free, and which follows which."""
+"""The file allocation table: which clusters are free, and which follows which.
+
+The table of a large volume with small clusters has 64 MiB. So it is read page by page, and a
+page that was changed is written to the window, into every copy of the table, when it makes room
+for another one or when ``flush`` asks for it.
+"""
 
 import sys
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Self
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from balenaflash.errors import EditError, ImageError
 from balenaflash.extent import format_size
 from balenaflash.image.fat.layout import FIRST_CLUSTER, FatLayout, FatType
+from balenaflash.image.fat.window import Window
 
 FREE = 0
 _NUMBER = {FatType.FAT12: 0xFFF, FatType.FAT16: 0xFFFF, FatType.FAT32: 0x0FFF_FFFF}
@@ -15,18 +22,34 @@ _NUMBER = {FatType.FAT12: 0xFFF, FatType.FAT16: 0xFFFF, FatType.FAT32: 0x0FFF_FF
 
 _RESERVED = 0xF000_0000
 
+_PAGE = 8192
+"""Entries of a page. FAT12 has fewer in all, so that its bytes of two entries are never cut."""
+
+_MAX_PAGES = 128
+"""Pages held: 4 MiB of FAT32."""
+
+
+@dataclass(frozen=True, slots=True)
+class FreeRun:
+    """Neighbouring clusters that are free."""
+
+    first: int
+    count: int
+
 
 class FatTable:
     """The entries of the table, to read and to change.
 
-    ``entries[n]`` is the entry of cluster ``n``. There are ``layout.end_cluster`` of them,
-    however many more the last sector of the table has room for.
+    ``table[n]`` is the entry of cluster ``n``. There are ``layout.end_cluster`` of them, however
+    many more the last sector of the table has room for.
     """
 
-    def __init__(self, layout: FatLayout, entries: "array[int]", stored: bytes) -> None:
+    def __init__(self, window: Window, layout: FatLayout) -> None:
         self.layout = layout
-        self.entries = entries
-        self._stored = stored
+        self._window = window
+        self._pages: OrderedDict[int, array[int]] = OrderedDict()
+        self._changed: set[int] = set()
+        self._free: int | None = None
         self.last = _NUMBER[layout.fat_type]
         """The entry this editor ends a chain with."""
 
@@ -36,70 +59,115 @@ class FatTable:
         self.bad = self.last - 8
         """The entry of a cluster that must not be used."""
 
-    @classmethod
-    def decode(cls, layout: FatLayout, stored: bytes) -> Self:
-        """The table in ``stored``, the bytes of all its sectors."""
-        if layout.fat_type is FatType.FAT12:
-            return cls(layout, _decode12(stored, layout.end_cluster), stored)
-        entries = _unpack(layout, stored)
-        if _has_reserved_bits(layout, stored):
-            entries = array("I", (entry & ~_RESERVED for entry in entries))
-        return cls(layout, entries, stored)
+    def __getitem__(self, cluster: int) -> int:
+        page = self._pages.get(cluster // _PAGE)
+        return (self._load(cluster // _PAGE) if page is None else page)[cluster % _PAGE]
 
-    def encode(self) -> bytes:
-        """All sectors of the table; reserved bits and surplus entries as they were decoded."""
-        if self.layout.fat_type is FatType.FAT12:
-            return _encode12(self.entries, self._stored)
-        head = _pack(self.entries)
-        if _has_reserved_bits(self.layout, self._stored):
-            pairs = zip(self.entries, _unpack(self.layout, self._stored), strict=True)
-            head = _pack(array("I", (new | old & _RESERVED for new, old in pairs)))
-        return head + self._stored[len(head) :]
+    def __setitem__(self, cluster: int, entry: int) -> None:
+        number, index = divmod(cluster, _PAGE)
+        page = self._load(number)
+        if self._free is not None and cluster >= FIRST_CLUSTER:
+            self._free += (entry == FREE) - (page[index] == FREE)
+        page[index] = entry
+        self._changed.add(number)
 
-    def copy(self) -> Self:
-        """A table of its own with the same entries."""
-        return type(self)(self.layout, self.entries[:], self._stored)
+    def flush(self) -> None:
+        """Write what was changed to every copy of the table."""
+        for number in sorted(self._changed):
+            self._store(number)
+        self._changed.clear()
+
+    def forget(self) -> None:
+        """Drop what was not flushed, and read again what is in the window."""
+        self._pages.clear()
+        self._changed.clear()
+        self._free = None
 
     def free_count(self) -> int:
         """Number of free clusters."""
-        return self.entries.count(FREE) - self.entries[:FIRST_CLUSTER].count(FREE)
+        if self._free is None:
+            self._free = sum(page.count(FREE) for _, page in self.pages())
+        return self._free
 
-    def follow(self, first: int, owner: str) -> list[int]:
+    def pages(
+        self, first: int = FIRST_CLUSTER, end: int | None = None
+    ) -> Iterator[tuple[int, "array[int]"]]:
+        """The entries ``[first, end)`` in pieces: number of the first cluster, and a copy."""
+        end = self.layout.end_cluster if end is None else end
+        while first < end:
+            number, index = divmod(first, _PAGE)
+            piece = self._load(number)[index : index + end - first]
+            yield first, piece
+            first += len(piece)
+
+    def free_runs(self, first: int = FIRST_CLUSTER, end: int | None = None) -> Iterator[FreeRun]:
+        """The runs of free clusters in ``[first, end)``, in order."""
+        run = FreeRun(first, 0)
+        for base, page in self.pages(first, end):
+            in_use, at = bytes(map(bool, page)), 0
+            while at < len(page) and (start := in_use.find(b"\0", at)) >= 0:
+                used = in_use.find(b"\1", start)
+                at = len(page) if used < 0 else used
+                if base + start != run.first + run.count:
+                    if run.count:
+                        yield run
+                    run = FreeRun(base + start, 0)
+                run = FreeRun(run.first, run.count + at - start)
+        if run.count:
+            yield run
+
+    def follow(self, first: int, owner: str) -> Iterator[int]:
         """The chain that begins with cluster ``first``, which belongs to ``owner``.
 
         Raises:
             ImageError: it leaves the volume, meets a free or bad cluster, or loops.
         """
-        chain: list[int] = []
-        cluster = first
-        while cluster < self.least_last or not chain:
-            fault = self._fault_of(cluster, len(chain))
+        cluster, length = first, 0
+        while cluster < self.least_last or not length:
+            fault = self._fault_of(cluster, length)
             if fault is not None:
                 raise ImageError(
                     f"{owner}: its cluster chain from {first} on {fault}", code="fat-invalid"
                 )
-            chain.append(cluster)
-            cluster = self.entries[cluster]
-        return chain
+            yield cluster
+            length += 1
+            cluster = self[cluster]
 
-    def resize(self, chain: Sequence[int], count: int, owner: str) -> list[int]:
-        """``chain`` made ``count`` clusters long, its end marked.
+    def resize(self, first: int, count: int, owner: str) -> int:
+        """Make the chain from ``first``, 0 for none yet, ``count`` clusters long; its first one.
 
         The clusters it has are kept, so that few sectors change when a file is rewritten;
         what is added lies in one piece, right behind, where there is room.
 
         Raises:
             EditError: fewer clusters are free than are missing; nothing was changed.
+            ImageError: the chain is broken, as ``follow``.
         """
-        added = self._find_free(count - len(chain), chain, owner)
-        resized = [*chain[:count], *added]
-        for cluster in chain[count:]:
-            self.entries[cluster] = FREE
-        for cluster, following in zip(resized, [*resized[1:], self.last], strict=False):
+        length = kept = end = 0
+        for cluster in self.follow(first, owner) if first else ():
+            length, end = length + 1, cluster
+            if length == count:
+                kept = cluster
+        if length >= count:
+            self._free_behind(kept, first)
+            return first if kept else 0
+        added = self._find_free(count - length, end, owner)
+        for cluster, following in zip(added, [*added[1:], self.last], strict=True):
+            self[cluster] = following
+        if end:
+            self[end] = added[0]
+        return first or added[0]
+
+    def _free_behind(self, kept: int, first: int) -> None:
+        """Free what of a sound chain comes after ``kept``; all from ``first`` on if that is 0."""
+        cluster = self[kept] if kept else first
+        if kept and cluster < self.least_last:
             # An end mark of another value is kept: nothing needs to be written for it.
-            if following != self.last or self.entries[cluster] < self.least_last:
-                self.entries[cluster] = following
-        return resized
+            self[kept] = self.last
+        while FREE < cluster < self.least_last:
+            following = self[cluster]
+            self[cluster] = FREE
+            cluster = following
 
     def _fault_of(self, cluster: int, length: int) -> str | None:
         if not FIRST_CLUSTER <= cluster < self.layout.end_cluster:
@@ -108,19 +176,26 @@ class FatTable:
             return "runs into a bad cluster" if cluster == self.bad else f"leads to {cluster}"
         return "loops" if length >= self.layout.cluster_count else None
 
-    def _find_free(self, count: int, chain: Sequence[int], owner: str) -> Iterable[int]:
-        if count <= 0:
-            return ()
+    def _find_free(self, count: int, end: int, owner: str) -> Sequence[int]:
+        """``count`` free clusters, behind the cluster ``end`` if that is not 0 and there is room.
+
+        Else in the first run that is long enough, else wherever any are.
+        """
         self._require_free(count, owner)
-        if chain and self._run_length(chain[-1] + 1, count) == count:
-            return range(chain[-1] + 1, chain[-1] + 1 + count)
+        if end:
+            behind = next(self.free_runs(end + 1, min(end + 1 + count, len(self))), None)
+            if behind == FreeRun(end + 1, count):
+                return range(end + 1, end + 1 + count)
         scattered: list[int] = []
-        for start in self._run_starts():
-            length = self._run_length(start, count)
-            if length == count:
-                return range(start, start + count)
-            scattered.extend(range(start, start + length))
-        return scattered[:count]
+        for run in self.free_runs():
+            if run.count >= count:
+                return range(run.first, run.first + count)
+            needed = min(run.count, count - len(scattered))
+            scattered.extend(range(run.first, run.first + needed))
+        return scattered
+
+    def __len__(self) -> int:
+        return self.layout.end_cluster
 
     def _require_free(self, count: int, owner: str) -> None:
         free = self.free_count()
@@ -132,35 +207,60 @@ class FatTable:
                 hint="Remove files that are not needed first.",
             )
 
-    def _run_starts(self) -> Iterator[int]:
-        """First clusters of the runs of free ones, in order."""
-        cluster = FIRST_CLUSTER
-        while True:
-            try:
-                cluster = self.entries.index(FREE, cluster)
-            except ValueError:
-                return
-            yield cluster
-            cluster += self._run_length(cluster, self.layout.cluster_count)
+    def _load(self, number: int) -> "array[int]":
+        page = self._pages.get(number)
+        if page is not None:
+            return page
+        if len(self._pages) >= _MAX_PAGES:
+            oldest, _ = next(iter(self._pages.items()))
+            if oldest in self._changed:
+                self._store(oldest)
+                self._changed.remove(oldest)
+            del self._pages[oldest]
+        page = self._decode(number, self._stored(number))
+        self._pages[number] = page
+        return page
 
-    def _run_length(self, start: int, limit: int) -> int:
-        """How many clusters from ``start`` on are free, counted up to ``limit``."""
-        end = min(start + limit, self.layout.end_cluster)
-        cluster = start
-        while cluster < end and self.entries[cluster] == FREE:
-            cluster += 1
-        return cluster - start
+    def _count(self, number: int) -> int:
+        """Entries of a page, fewer in the last one."""
+        return min(_PAGE, len(self) - number * _PAGE)
+
+    def _stored(self, number: int) -> bytes:
+        bits = self.layout.fat_type
+        start = number * _PAGE * bits // 8
+        size = -(-self._count(number) * bits // 8)
+        return self._window.read_at(self.layout.active_table.start + start, size)
+
+    def _decode(self, number: int, stored: bytes) -> "array[int]":
+        if self.layout.fat_type is FatType.FAT12:
+            return _decode12(stored, self._count(number))
+        entries = _unpack(self.layout.fat_type, stored)
+        if self.layout.fat_type is FatType.FAT32 and _has_reserved_bits(stored):
+            entries = array("I", (entry & ~_RESERVED for entry in entries))
+        return entries
+
+    def _store(self, number: int) -> None:
+        """Write a page to every copy; reserved bits as the one in use has them."""
+        page, stored = self._pages[number], self._stored(number)
+        if self.layout.fat_type is FatType.FAT12:
+            data = _encode12(page, stored)
+        elif self.layout.fat_type is FatType.FAT32 and _has_reserved_bits(stored):
+            pairs = zip(page, _unpack(FatType.FAT32, stored), strict=True)
+            data = _pack(array("I", (new | old & _RESERVED for new, old in pairs)))
+        else:
+            data = _pack(page)
+        start = number * _PAGE * self.layout.fat_type // 8
+        for copy in self.layout.tables:
+            self._window.write_at(copy.start + start, data)
 
 
-def _has_reserved_bits(layout: FatLayout, stored: bytes) -> bool:
+def _has_reserved_bits(stored: bytes) -> bool:
     """Whether any of FAT32's upper four bits is set, which is the case in no volume seen yet."""
-    top_bytes = stored[3 : layout.end_cluster * 4 : 4]
-    return layout.fat_type is FatType.FAT32 and max(top_bytes) > _NUMBER[FatType.FAT32] >> 24
+    return max(stored[3::4]) > _NUMBER[FatType.FAT32] >> 24
 
 
-def _unpack(layout: FatLayout, stored: bytes) -> "array[int]":
-    entries = array("H" if layout.fat_type is FatType.FAT16 else "I")
-    entries.frombytes(stored[: layout.end_cluster * entries.itemsize])
+def _unpack(fat_type: FatType, stored: bytes) -> "array[int]":
+    entries = array("H" if fat_type is FatType.FAT16 else "I", stored)
     if sys.byteorder == "big":
         entries.byteswap()
     return entries

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from balenaflash.errors import EditError, ImageError
 from balenaflash.extent import Extent
-from balenaflash.image.fat.check import Fault
+from balenaflash.image.fat.check import Check
 from balenaflash.image.fat.directory import (
     MAX_DIRECTORIES,
     MAX_DIRECTORY,
@@ -48,11 +48,18 @@ class Storage(Protocol):
         """What to call the volume in messages."""
 
     @property
+    def image_name(self) -> str:
+        """What to call the image it is in."""
+
+    @property
     def layout(self) -> FatLayout:
         """Where things lie in the volume."""
 
-    def extents(self, first: int, owner: str) -> list[Extent]:
-        """Where the chain from cluster ``first`` lies, in order; errors as ``FatTable.follow``."""
+    def extents(self, first: int, owner: str, size: int | None = None) -> list[Extent]:
+        """Where the chain from cluster ``first`` lies, in order; errors as ``FatTable.follow``.
+
+        With ``size`` it is followed only as far as so many bytes need, as Linux reads a file.
+        """
 
     def read(self, extents: Sequence[Extent]) -> bytes:
         """The content of ``extents``, one after the other."""
@@ -69,8 +76,8 @@ class Storage(Protocol):
     def encode(self, fields: Fields, long_name: str | None) -> bytes:
         """The slots of an entry."""
 
-    def faults(self) -> tuple[Fault, ...]:
-        """What is wrong with the volume as it is now; errors as ``find_faults``."""
+    def check(self) -> Check:
+        """What is wrong with the volume as it is now; errors as ``Check``."""
 
     def transaction(self) -> AbstractContextManager[None]:
         """Undo every change of the block if the block is left by an exception."""
@@ -156,7 +163,8 @@ class FatTree:
         size = record.fields.size
         if size == 0:
             return b""
-        extents = self._storage.extents(record.fields.cluster, f"{self._storage.name}: {path}")
+        owner = f"{self._storage.name}: {path}"
+        extents = self._storage.extents(record.fields.cluster, owner, size)
         if sum(extent.size for extent in extents) < size:
             raise self._broken(f"{path} has fewer clusters than its {size} bytes need")
         return self._storage.read(extents)[:size]

@@ -1,10 +1,10 @@
 """A FAT volume of an image, edited in memory, over pyfatfs; the only place that imports it.
 
-pyfatfs 1.1.0 reads the boot sector, knows where a cluster lies, writes the tables and encodes
-entries. Whatever of it damages volumes or believes what a hostile one says is replaced in
-``_Core`` below, each method with its reason; names, directories and the choice of clusters are
-in modules of their own, which hold no pyfatfs. The faults were found by random edits compared
-with fsck.vfat and mtools, and each has a test in ``tests/test_fat_pyfatfs_faults.py``.
+pyfatfs 1.1.0 reads the boot sector, knows where a cluster lies and encodes entries. Whatever of
+it damages volumes or believes what a hostile one says is replaced in ``_Core`` below, each method
+with its reason; names, directories, the table and the choice of clusters are in modules of their
+own, which hold no pyfatfs. The faults were found by random edits compared with fsck.vfat and
+mtools, and each has a test in ``tests/test_fat_pyfatfs_faults.py``.
 
 Upstream (nathanhi/pyfatfs) has had neither a release nor a commit since March 2024, and knows of
 one of them: short names without a ``~N`` tail, its issue 45. So the version is pinned, and a
@@ -15,6 +15,7 @@ import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Self
 
 from pyfatfs._exceptions import NotAFatEntryException, PyFATException
@@ -25,7 +26,7 @@ from pyfatfs.PyFat import PyFat
 from balenaflash.errors import ImageError
 from balenaflash.extent import Extent
 from balenaflash.image.fat import fsinfo
-from balenaflash.image.fat.check import Fault, find_faults
+from balenaflash.image.fat.check import Check
 from balenaflash.image.fat.directory import Fields
 from balenaflash.image.fat.edit import FatEditor
 from balenaflash.image.fat.layout import FatLayout, read_layout
@@ -76,11 +77,6 @@ class FatVolume(FatEditor):
     def volume_id(self) -> int:
         """The serial number, shown as ``%04X-%04X`` of its halves; 0 if it has none."""
         return self._core.layout.volume_id
-
-    @property
-    def is_dirty(self) -> bool:
-        """Whether the last system that mounted it did not unmount it; edits leave that as it is."""
-        return self._core.layout.is_dirty
 
     @property
     def cluster_size(self) -> int:
@@ -134,6 +130,7 @@ class _Core(PyFat):
         super().__init__()
         self.window = window
         self.layout = layout
+        self.image_name = window.name
         self.name = f"{window.name}: the FAT volume at byte {window.extent.start}"
         self._edited = False
         with _pyfatfs_errors(self.name):
@@ -149,22 +146,14 @@ class _Core(PyFat):
         self.fat_type = self.layout.fat_type
 
     def _parse_fat(self) -> None:
-        """Read the first table alone, and as many entries as there are clusters.
+        """Leave the tables to ``FatTable``.
 
         pyfatfs takes the entries that fill up the last sector for clusters too: on a full volume
-        it writes behind the partition, into the next one. It also decodes entry by entry, which
-        takes a third of a second for 100 MiB of FAT32.
+        it writes behind the partition, into the next one. It also holds all of them in a list,
+        clears the upper four bits of FAT32's, and leaves out the last one of some FAT12 tables.
         """
         self.bytes_per_cluster = self.layout.cluster_size
-        table = self.layout.tables[0]
-        self._set_table(FatTable.decode(self.layout, self.window.read_at(table.start, table.size)))
-
-    def __bytes__(self) -> bytes:
-        """Keep the upper four bits of FAT32's entries, and what lies behind the last cluster.
-
-        pyfatfs clears the former, and leaves out the last entry of some FAT12 tables.
-        """
-        return self.table.encode()
+        self.table = FatTable(self.window, self.layout)
 
     def parse_root_dir(self) -> None:
         """Leave directories to ``Directory``.
@@ -174,26 +163,29 @@ class _Core(PyFat):
         """
 
     def _is_dirty(self) -> bool:
-        """Say no, for ``set_fp`` only warns; ``FatVolume.is_dirty`` tells it."""
+        """Say no, for ``set_fp`` only warns; ``Check`` looks at it."""
         return False
 
     def _mark_dirty(self) -> None:
         """Write nothing on opening."""
 
     def _mark_clean(self) -> None:
-        """Leave the flag as it was found."""
+        """Leave the flag to ``Check``."""
 
     def close(self) -> None:
         """Hold nothing that must be closed; ``__del__`` calls this, and would write."""
 
     def get_cluster_chain(self, first_cluster: int) -> Iterator[int]:
         """Follow a chain to its end; pyfatfs follows a loop for ever."""
-        return iter(self.table.follow(first_cluster, self.name))
+        return self.table.follow(first_cluster, self.name)
 
-    def extents(self, first: int, owner: str) -> list[Extent]:
+    def extents(self, first: int, owner: str, size: int | None = None) -> list[Extent]:
         """Where a chain lies, neighbouring clusters in one piece."""
         extents: list[Extent] = []
-        for cluster in self.table.follow(first, owner):
+        clusters = self.table.follow(first, owner)
+        if size is not None:
+            clusters = islice(clusters, self.calc_num_clusters(size))
+        for cluster in clusters:
             start = self.get_data_cluster_address(cluster)
             end = start + self.bytes_per_cluster
             if extents and extents[-1].end == start:
@@ -227,9 +219,7 @@ class _Core(PyFat):
         and with it the table's own mark, and the last free cluster is never found.
         """
         self._edited = True
-        chain = self.table.follow(first, owner) if first else []
-        chain = self.table.resize(chain, self.calc_num_clusters(size), owner)
-        return chain[0] if chain else 0
+        return self.table.resize(first, self.calc_num_clusters(size), owner)
 
     def encode(self, fields: Fields, long_name: str | None) -> bytes:
         """The slots of an entry: those of its long name, then the one with the 8.3 name.
@@ -256,35 +246,32 @@ class _Core(PyFat):
             )
             return bytes(entry)
 
-    def faults(self) -> tuple[Fault, ...]:
+    def check(self) -> Check:
         """What is wrong with the volume as it is now."""
         self.flush()
-        return find_faults(self.window, self.layout)
+        return Check(self.window, self.layout, self.table)
 
     def flush(self) -> None:
-        """Write the tables and the number of free clusters, if anything was changed."""
+        """Write the number of free clusters, if anything was changed."""
         if not self._edited:
             return
-        self.flush_fat()
+        self.table.flush()
         fsinfo.refresh(self.window, self.layout, self.table)
         self._edited = False
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Undo every change of the block if the block is left by an exception."""
-        table, edited, done = self.table.copy(), self._edited, False
+        edited, done = self._edited, False
         try:
             with self.window.transaction():
                 yield
+                self.table.flush()
             done = True
         finally:
             if not done:
-                self._set_table(table)
+                self.table.forget()
                 self._edited = edited
-
-    def _set_table(self, table: FatTable) -> None:
-        self.table = table
-        self.fat = table.entries  # what the inherited methods know it as
 
 
 def _long_entry(name: str, short_name: EightDotThree) -> FATLongDirectoryEntry:

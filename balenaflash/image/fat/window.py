@@ -34,6 +34,11 @@ class Window:
         """Number of bytes."""
         return self.extent.size
 
+    @property
+    def changed_size(self) -> int:
+        """Bytes held because something in them was changed, whole pages."""
+        return len(self._pages) * _PAGE
+
     def read_at(self, offset: int, length: int) -> bytes:
         """The bytes ``[offset, offset + length)`` as they are now.
 
