@@ -1,6 +1,7 @@
 """``udev install``, ``check`` and ``uninstall``."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import click
 from balenaflash.cli.answer import Answer
 from balenaflash.cli.confirmation import confirm
 from balenaflash.cli.session import YES_HELP, Session, dry_run_option, with_session
-from balenaflash.errors import TargetRefusedError
+from balenaflash.errors import ConfigError, TargetRefusedError
 
 if TYPE_CHECKING:
     from balenaflash.udev_setup import Action
@@ -24,23 +25,36 @@ _root_option = click.option(
 _yes_option = click.option("-y", "--yes", is_flag=True, help=YES_HELP)
 
 
+_NAME_A_PORT = "Name one: balenaflash devices name PORT NAME"
+
+
 @click.command()
+@click.option(
+    "--slots-only", is_flag=True, help="Give access only to disks in the ports named as slots."
+)
 @_root_option
 @_yes_option
 @dry_run_option
 @with_session
-def install(session: Session, *, root: Path, yes: bool, dry_run: bool) -> Answer:
+def install(session: Session, *, slots_only: bool, root: Path, yes: bool, dry_run: bool) -> Answer:
     """Install the rules, or bring them up to date; shows first what it will do.
+
+    Where the running system is on a USB disk or an SD card, they would give that disk away, too:
+    they are refused then. With --slots-only just the ports named by `devices name` are opened.
 
     \b
     Examples:
       balenaflash udev install --dry-run
       sudo balenaflash udev install --yes
+      sudo balenaflash udev install --slots-only
     """
     from balenaflash.target.slots import read_slots
-    from balenaflash.udev_setup import installation
+    from balenaflash.udev_setup import Scope, installation
 
-    actions = installation(root, read_slots())
+    slots = read_slots()
+    if slots_only and not slots:
+        raise ConfigError("no USB port is named", code="slots-none", hint=_NAME_A_PORT)
+    actions = installation(root, slots, Scope.SLOTS if slots_only else Scope.ALL)
     return _do(session, actions, "All is installed.", yes=yes, dry_run=dry_run)
 
 
@@ -56,9 +70,11 @@ def uninstall(session: Session, *, root: Path, yes: bool, dry_run: bool) -> Answ
     Examples:
       sudo balenaflash udev uninstall
     """
-    from balenaflash.udev_setup import removal
+    from balenaflash.udev_setup import find_packaged, removal
 
-    return _do(session, removal(root), "Nothing is installed.", yes=yes, dry_run=dry_run)
+    answer = _do(session, removal(root), "Nothing is installed.", yes=yes, dry_run=dry_run)
+    warnings = [f"{path}: stays; remove the package it is of." for path in find_packaged(root)]
+    return replace(answer, warnings=warnings)
 
 
 @click.command()
@@ -73,13 +89,15 @@ def check(_session: Session) -> Answer:
       balenaflash udev check
     """
     from balenaflash.target.slots import read_slots
-    from balenaflash.udev_setup import find_problems, rules_files
+    from balenaflash.udev_setup import find_problems, find_scope, read_files
 
     slots = read_slots()
     problems = list(find_problems(slots))
     if problems:
         raise TargetRefusedError(problems)
-    paths = [str(each.path) for each in rules_files(Path("/"), slots) if each.content is not None]
+    root = Path("/")
+    files = read_files(root, slots, find_scope(root))
+    paths = [str(each.path) for each in files if each.content is not None]
     return Answer({"files": paths}, [f"{path}: installed and current" for path in paths])
 
 

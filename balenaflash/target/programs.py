@@ -7,6 +7,9 @@ from collections.abc import Sequence
 UDISKSCTL = "udisksctl"
 """The command line of udisks2: what the user of the seat may do to disks without being root."""
 
+_SYSTEM_DIRECTORIES = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+"""Where programs of the administrator are; not in the PATH that `su` leaves."""
+
 _TIME_LIMIT = 60
 """Seconds: what was not written yet goes to a slow medium first."""
 
@@ -16,7 +19,7 @@ def run_program(command: Sequence[str]) -> str | None:
     try:
         run = subprocess.run(
             command,
-            env={**os.environ, "LC_ALL": "C.UTF-8"},
+            env={**os.environ, "LC_ALL": "C.UTF-8", "PATH": _path()},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             encoding="utf-8",
@@ -31,3 +34,7 @@ def run_program(command: Sequence[str]) -> str | None:
     if run.returncode == 0:
         return None
     return (run.stderr.strip().splitlines() or [f"{command[0]} failed"])[-1]
+
+
+def _path() -> str:
+    return os.pathsep.join([os.environ.get("PATH", os.defpath), *_SYSTEM_DIRECTORIES])
