@@ -12,7 +12,6 @@ from balenaflash.errors import ImageError
 from balenaflash.image.commit.commit import CommitReport, commit
 from balenaflash.image.opening import open_for_reading
 from balenaflash.image.patch import Patch
-from balenaflash.image.source import Source
 from balenaflash.image.table.partitions import read_table
 from balenaflash.safety import (
     NO_PERMISSIONS,
@@ -41,18 +40,24 @@ class Card:
 class EditableCard:
     """A card open for a change, which nobody else uses or opens meanwhile."""
 
-    source: Source
+    source: CardSource
     """What it holds, read past the cache; of no use after a commit."""
 
-    warnings: tuple[str, ...]
-    """What the user should know about opening it, a sentence each."""
+    opening_warnings: tuple[str, ...]
+    """Warnings about an earlier edit, a sentence each."""
 
     disk: Disk
     store: CardStore
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Warnings about opening and reading it, a sentence each."""
+        return (*self.opening_warnings, *self.store.rereads.warnings(self.source.name))
+
     def commit(self, patches: Sequence[Patch]) -> CommitReport:
         """Write what ``patches`` change, as `balenaflash.image.commit.commit.commit`."""
-        return commit(self.source, self.store, record_of(self.disk), patches)
+        prove = self.source.require_only(patches)
+        return commit(self.source, self.store, record_of(self.disk), patches, prove)
 
 
 def find_card(node: Path, permissions: Permissions = NO_PERMISSIONS) -> Card:

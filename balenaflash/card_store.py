@@ -1,12 +1,21 @@
-"""A disk as what a commit rewrites, and as an image to read: past the cache, in whole sectors."""
+"""A disk as what a commit rewrites, and as an image to read: past the cache, in whole sectors.
+
+Each read is made twice and compared: an edit writes back much of what it read, and finds in the
+rest where to write. One bit wrong in one read would be on the disk for good.
+"""
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+
+import xxhash
 
 from balenaflash.errors import ImageError, WriteError
 from balenaflash.extent import KIB, MIB, Extent
+from balenaflash.image.commit.rewrite import ReadBackDiffersError
 from balenaflash.image.commit.store import StoreFailedError
+from balenaflash.image.patch import Patch, lay_over
 from balenaflash.image.source import RandomAccess
+from balenaflash.rereading import Rereads
 from balenaflash.target.medium import Medium
 
 _BUFFER_SIZE = MIB
@@ -22,6 +31,16 @@ class CardStore:
         self._buffer = memoryview(mmap.mmap(-1, _BUFFER_SIZE))  # aligned as O_DIRECT wants it
 
     @property
+    def alignment(self) -> int:
+        """The logical sector of the disk in bytes."""
+        return self._medium.alignment
+
+    @property
+    def rereads(self) -> Rereads:
+        """Reads that had to be repeated."""
+        return self._medium.rereads
+
+    @property
     def name(self) -> str:
         """Its node."""
         return self._medium.name
@@ -35,17 +54,15 @@ class CardStore:
         """The bytes ``[offset, offset + length)``, from the medium."""
         content = bytearray()
         for sectors, wanted in self._pieces(offset, length):
-            buffer = self._fill(sectors)
-            content += buffer[wanted.start - sectors.start : wanted.end - sectors.start]
+            found = self._read_twice(sectors)
+            content += found[wanted.start - sectors.start : wanted.end - sectors.start]
         return bytes(content)
 
     def write(self, offset: int, content: memoryview) -> None:
-        """Replace the bytes from ``offset`` on; the rest of their sectors is written as it is."""
+        """Replace the bytes from ``offset`` on, whole sectors."""
         for sectors, wanted in self._pieces(offset, len(content)):
-            whole = sectors == wanted
-            buffer = self._buffer[: sectors.size] if whole else self._fill(sectors)
-            new = content[wanted.start - offset : wanted.end - offset]
-            buffer[wanted.start - sectors.start : wanted.end - sectors.start] = new
+            buffer = self._buffer[: sectors.size]
+            buffer[:] = content[wanted.start - offset : wanted.end - offset]
             try:
                 self._medium.write(sectors.start, buffer)
             except WriteError as error:
@@ -71,13 +88,21 @@ class CardStore:
             yield Extent(start, stop), Extent(max(start, offset), min(stop, end))
             start = stop
 
-    def _fill(self, sectors: Extent) -> memoryview:
-        buffer = self._buffer[: sectors.size]
+    def _read_twice(self, sectors: Extent) -> bytes:
         try:
-            self._medium.readinto(sectors.start, buffer)
+            found = self.rereads.read_twice(lambda: self._read_once(sectors))
         except WriteError as error:
             raise self._failure(error) from error
-        return buffer
+        if found is None:
+            raise StoreFailedError(
+                f"reads otherwise each time at byte {sectors.start} and after it"
+            )
+        return found
+
+    def _read_once(self, sectors: Extent) -> bytes:
+        buffer = self._buffer[: sectors.size]
+        self._medium.readinto(sectors.start, buffer)
+        return bytes(buffer)
 
     def _failure(self, error: WriteError) -> StoreFailedError:
         return StoreFailedError(str(error).removeprefix(f"{self.name}: "))
@@ -89,6 +114,8 @@ class CardSource(RandomAccess):
     def __init__(self, store: CardStore) -> None:
         self._store = store
         self._blocks: dict[int, bytes] = {}
+        self._digests: dict[int, bytes] = {}
+        """Of each block that was ever read."""
 
     @property
     def name(self) -> str:
@@ -122,10 +149,46 @@ class CardSource(RandomAccess):
         if block is None:
             start = number * _BLOCK_SIZE
             try:
-                block = self._store.read(start, min(_BLOCK_SIZE, self.size - start))
+                block = self._store.read(start, self._length(number))
             except StoreFailedError as error:
                 raise ImageError(f"{self.name}: {error.reason}", code="image-unreadable") from error
             if len(self._blocks) >= _MAX_BLOCKS:
                 self._blocks.clear()
             self._blocks[number] = block
+            self._digests[number] = xxhash.xxh3_128_digest(block)
         return block
+
+    def require_only(self, patches: Sequence[Patch]) -> Callable[[], None]:
+        """What is to be called after ``patches`` were written: it reads all that was read before.
+
+        A write may land anywhere on a disk that is not what it claims to be, and by what was read
+        the patches were made: the partition table, the boot sector, the allocation tables and
+        directories.
+
+        What is returned raises:
+            ReadBackDiffersError: something else than the patches has changed.
+            StoreFailedError: it cannot be read.
+        """
+        expected = dict(self._digests)
+        touched = {
+            number
+            for patch in patches
+            for number in range(
+                patch.offset // _BLOCK_SIZE, (patch.extent.end - 1) // _BLOCK_SIZE + 1
+            )
+        }
+        for number in touched & expected.keys():
+            block = bytearray(self._block(number))
+            lay_over(patches, number * _BLOCK_SIZE, memoryview(block))
+            expected[number] = xxhash.xxh3_128_digest(block)
+
+        def require() -> None:
+            for number, digest in sorted(expected.items()):
+                block = self._store.read(number * _BLOCK_SIZE, self._length(number))
+                if xxhash.xxh3_128_digest(block) != digest:
+                    raise ReadBackDiffersError(number * _BLOCK_SIZE)
+
+        return require
+
+    def _length(self, number: int) -> int:
+        return min(_BLOCK_SIZE, self.size - number * _BLOCK_SIZE)

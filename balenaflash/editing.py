@@ -166,6 +166,8 @@ def edit_opened(
             *edited.warnings,
             *_invalidated(edited, boot, path),
             *about_maps,
+            # Those about reading have come since.
+            *(each for each in image.warnings if each not in boot.opening_warnings),
         ),
     )
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,11 @@ from cut_off_card_edit import EDITS, EPOCH, edit_in_a_process
 from fakes import MemoryMedium
 from fat_volumes import read_tree
 from faultdev import (
+    Beyond,
+    Fault,
     FaultDevice,
     MakeFaultDevice,
+    bit_flip,
     dropped_write,
     flush_error,
     read_error,
@@ -30,6 +34,8 @@ from hypothesis import strategies as st
 from imagecopies import MakeImage
 from loopdev import AttachLoop, attached
 
+from balenaflash.boot.config_edit import EditConfig
+from balenaflash.boot.config_steps import SetKey
 from balenaflash.boot.files import PutFile
 from balenaflash.card import edit_card, find_card
 from balenaflash.card_store import CardSource, CardStore
@@ -42,6 +48,7 @@ from balenaflash.errors import (
     WriteError,
 )
 from balenaflash.extent import KIB, MIB
+from balenaflash.image.commit.rewrite import ReadBackDiffersError, Run, write_runs
 
 HALF = 4
 """Steps after which an edit has written to the card, and not everything."""
@@ -108,7 +115,7 @@ class TestStore:
         store = CardStore(medium)
         for offset, content in writes:
             fitting = content[: len(expected) - offset]
-            store.write(offset, memoryview(fitting))
+            write_runs(store, [Run(offset, memoryview(fitting))])
             expected[offset : offset + len(fitting)] = fitting
             assert store.read(offset, len(fitting)) == fitting
         assert medium.content == expected
@@ -119,10 +126,37 @@ class TestStore:
         medium.flush()
         medium.begin_read_back()
         content = hashlib.shake_128(b"x").digest(3 * MIB)
-        CardStore(medium).write(513, memoryview(content))
+        write_runs(CardStore(medium), [Run(513, memoryview(content))])
         assert CardStore(medium).read_back(513, len(content)) == content
         assert medium.content[:513] == b"\xff" * 513
         assert medium.content[513 + len(content) :] == b"\xff" * (MIB - 513)
+
+    @given(places=st.sets(st.integers(0, 64 * KIB // 512 - 1), min_size=1))
+    @settings(deadline=None, max_examples=50)
+    def test_parts_of_one_sector_are_written_in_one_piece_and_compared_whole(
+        self, places: set[int]
+    ) -> None:
+        medium = MemoryMedium(64 * KIB, alignment=4096)
+        medium.flush()
+        medium.begin_read_back()
+        expected = bytearray(medium.content)
+        for place in places:
+            expected[place * 512 : (place + 1) * 512] = bytes(512)
+        runs = [Run(place * 512, memoryview(bytes(512))) for place in sorted(places)]
+        write_runs(CardStore(medium), runs)
+        assert medium.content == expected
+        assert {start for start, _end in medium.writes} == {n * 512 // 4096 * 4096 for n in places}
+        rest = set(range(0, 64 * KIB, 512)) - {place * 512 for place in places}
+        beside = [at for at in rest if any(start <= at < end for start, end in medium.writes)]
+        if beside:
+
+            def spoil(offset: int, data: bytes, content: bytearray) -> None:
+                content[offset : offset + len(data)] = data
+                content[beside[0]] = 0x17
+
+            medium.write_through = spoil
+            with pytest.raises(ReadBackDiffersError):
+                write_runs(CardStore(medium), runs)
 
     def test_bytes_past_the_end_are_an_image_cut_short(self) -> None:
         with pytest.raises(ImageError, match="ends at byte 4096") as caught:
@@ -391,6 +425,102 @@ def test_what_cannot_be_undone_now_is_undone_by_the_next_edit(
     assert records(state) == []
     with open_boot_volume(device.node) as boot:
         assert boot.warnings == ()
+
+
+def flipped_once(offset: int) -> Fault:
+    return replace(bit_flip(offset, on_read=True), count=1)
+
+
+def place_of_new_content(built: BuiltImage) -> int:
+    """Where the first of the edits puts what is in its file."""
+    copy = built.path.with_name("place.img")
+    shutil.copyfile(built.path, copy)
+    edit(copy, EDITS)
+    assert isinstance(EDITS[0], PutFile)
+    return copy.read_bytes().index(EDITS[0].content)
+
+
+def bytes_that_decide(built: BuiltImage) -> dict[str, int]:
+    """Offsets of bytes that an edit writes back, or by which it finds where to write."""
+    start, data = built.boot_extent.start, built.path.read_bytes()
+    # Bytes 14 and 22 of a FAT16 boot sector: reserved sectors and sectors of a table.
+    reserved, size = (int.from_bytes(data[start + at :][:2], "little") for at in (14, 22))
+    return {
+        "an entry of the partition table": 1024 + 32,
+        "the boot sector": start + 14,
+        "the first allocation table": start + reserved * 512 + 41,
+        "the second allocation table": start + (reserved + size) * 512 + 41,
+        "the root directory": start + (reserved + 2 * size) * 512 + 27,
+        "content that is kept": data.index(built.boot_files["/config.json"], start) + 5,
+    }
+
+
+def test_a_bit_wrong_in_one_read_is_never_written_back(
+    built: BuiltImage, fault_device: MakeFaultDevice, state: Path, tmp_path: Path
+) -> None:
+    edits = [EditConfig((SetKey(("hostname",), "bench-7"),))]
+    expected = tmp_path / "expected.img"
+    shutil.copyfile(built.path, expected)
+    edit(expected, edits)
+    device = fault_device(size=built.path.stat().st_size)
+    told = 0
+    for name, offset in bytes_that_decide(built).items():
+        device.fill(built.path.read_bytes())
+        card = find_card(device.node)
+        device.set(faults=[flipped_once(offset)])
+        report = edit_card(card, edits)
+        told += any("reader or the cable is not reliable" in each for each in report.warnings)
+        device.set()
+        assert device.raw(0, device.size) == expected.read_bytes(), name
+    assert told == len(bytes_that_decide(built))
+    assert records(state) == []
+
+
+def test_a_read_back_that_is_wrong_once_undoes_nothing(
+    built: BuiltImage, fault_device: MakeFaultDevice, state: Path, tmp_path: Path
+) -> None:
+    expected = edited_copy(built, tmp_path)
+    device = fault_device(size=built.path.stat().st_size)
+    device.fill(built.path.read_bytes())
+    card = find_card(device.node)
+    # The content of the new file is read when it has been written, and not before.
+    device.set(faults=[flipped_once(place_of_new_content(built) + 70_000)])
+    edit_card(card, EDITS)
+    assert hashlib.sha256(device.raw(0, device.size)).hexdigest() == expected
+    assert records(state) == []
+
+
+def test_what_reads_otherwise_each_time_is_not_edited(
+    built: BuiltImage, fault_device: MakeFaultDevice, state: Path
+) -> None:
+    before = built.path.read_bytes()
+    device = fault_device(size=len(before))
+    device.fill(before)
+    card = find_card(device.node)
+    place = bytes_that_decide(built)["the root directory"]
+    # Wrong in one bit in the first read, in two in the second, and right in the third.
+    faults = [flipped_once(place), replace(bit_flip(place, mask=2, on_read=True), count=2)]
+    device.set(faults=faults)
+    with pytest.raises(ImageError, match="reads otherwise each time"):
+        edit_card(card, EDITS)
+    assert device.raw(0, device.size) == before
+    assert records(state) == []
+
+
+def test_an_edit_that_lands_in_the_partition_table_too_is_found(
+    built: BuiltImage, fault_device: MakeFaultDevice, state: Path
+) -> None:
+    before = built.path.read_bytes()
+    place = place_of_new_content(built)
+    device = fault_device(size=len(before))
+    device.fill(before)
+    card = find_card(device.node)
+    # A counterfeit: where the new file is put is really where the table has its entries.
+    device.set(real_size=place - 1024, beyond=Beyond.WRAP)
+    with pytest.raises(VerificationError, match="it is as it was before"):
+        edit_card(card, EDITS)
+    assert device.raw(0, place - 1024) == before[: place - 1024]
+    assert records(state) == []
 
 
 def test_a_write_that_is_lost_is_found_by_reading_back(

@@ -5,7 +5,7 @@ medium; then the changed sectors are written, flushed and read back; then the re
 Whoever opens the image next and finds a record deals with it first (`balenaflash.image.opening`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -104,12 +104,16 @@ class EditableImage(ReadableImage):
 
 
 def commit(
-    source: Source, store: Store, file: RecordFile, patches: Sequence[Patch]
+    source: Source,
+    store: Store,
+    file: RecordFile,
+    patches: Sequence[Patch],
+    prove: Callable[[], None] = lambda: None,
 ) -> CommitReport:
     """Write what ``patches`` change, read it back, and make it last.
 
     ``source`` is what ``store`` holds; nobody else writes to it. ``file`` is where the undo record
-    is kept meanwhile.
+    is kept meanwhile. ``prove`` is called when all was read back, and raises as `write_runs`.
 
     Raises:
         EditError: the undo record cannot be made; nothing was touched.
@@ -127,6 +131,7 @@ def commit(
     write_record(file, store.size, len(runs), replacements)
     try:
         write_runs(store, runs)
+        prove()
     except KeyboardInterrupt:
         _undo(store, file)
         raise

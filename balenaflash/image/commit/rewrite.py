@@ -89,13 +89,37 @@ def write_runs(store: Store, runs: Iterable[Run]) -> None:
         StoreFailedError: some of the runs may be written.
         ReadBackDiffersError: the medium accepted them, and holds something else.
     """
-    runs = tuple(runs)
+    runs = tuple(_widened(store, runs))
     for run in runs:
         store.write(run.offset, run.new)
     store.flush()
     for run in runs:
         if store.read_back(run.offset, len(run.new)) != run.new:
             raise ReadBackDiffersError(run.offset)
+
+
+def _widened(store: Store, runs: Iterable[Run]) -> Iterator[Run]:
+    """``runs`` with the rest of the store's own sectors, which is written as it is.
+
+    Whatever is written is compared afterwards, so this is, too.
+    """
+    unit = store.alignment
+    start, content = 0, bytearray()
+    for run in runs:
+        first = run.offset - run.offset % unit
+        last = -(-run.extent.end // unit) * unit
+        if first >= start + len(content):
+            if content:
+                yield Run(start, memoryview(bytes(content)))
+            start, content = first, bytearray()
+            if Extent(first, last) == run.extent:
+                yield run
+                continue
+        done = start + len(content)
+        content += store.read(done, last - done) if last > done else b""
+        content[run.offset - start : run.extent.end - start] = run.new
+    if content:
+        yield Run(start, memoryview(bytes(content)))
 
 
 def restore(store: Store, record: UndoRecord) -> None:

@@ -23,6 +23,10 @@ class Store(Protocol):
     def size(self) -> int:
         """Bytes from start to end."""
 
+    @property
+    def alignment(self) -> int:
+        """Offset and length of what is written are multiples of this, in bytes."""
+
     def read(self, offset: int, length: int) -> bytes:
         """The bytes ``[offset, offset + length)``, or fewer where a file ends.
 
@@ -58,6 +62,11 @@ class FileStore:
     def size(self) -> int:
         """Bytes from start to end."""
         return os.fstat(self._descriptor).st_size
+
+    @property
+    def alignment(self) -> int:
+        """1: a file is written at any offset."""
+        return 1
 
     def read(self, offset: int, length: int) -> bytes:
         """The bytes ``[offset, offset + length)``, or fewer where the file ends."""
