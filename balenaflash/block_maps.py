@@ -21,6 +21,7 @@ from balenaflash.image.contents import Kind
 from balenaflash.image.opening import open_for_reading
 from balenaflash.image.source import Source
 from balenaflash.image.table.partitions import read_table
+from balenaflash.image_use import require_unused
 from balenaflash.progress import Progress
 
 _NAME_MAX = 255  # bytes, linux/limits.h
@@ -76,8 +77,10 @@ def create(
     # Now, for reading the image takes time; and again when it has passed.
     _require_place(place, image, overwrite=overwrite)
     with open_for_reading(image) as opened:
+        require_unused(image)
         table = read_table(opened.source)
         created = create_bmap(opened.source, table, progress)
+        opened.source.finish()
         warnings = (*opened.warnings, *table.warnings)
     _require_place(place, image, overwrite=overwrite)
     _write(place, serialise(created.bmap), overwrite=overwrite)
@@ -107,6 +110,7 @@ def check(image: ImageLocation, bmap_path: Path | None, *, progress: Progress) -
     with open_for_reading(image) as opened:
         left_out = _left_out(opened.source, bmap)
         comparison = compare_with_bmap(opened.source, bmap, progress)
+        opened.source.finish()
         warnings = opened.warnings
     if left_out:
         warnings += (_word_of_left_out(path, left_out),)

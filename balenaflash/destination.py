@@ -8,9 +8,10 @@ from pathlib import Path
 from balenaflash.card_records import drop_record
 from balenaflash.disk_end import plan_gpt_move
 from balenaflash.errors import Problem, TargetRefusedError
-from balenaflash.image.container.location import ImageLocation, StandardInput
+from balenaflash.image.container.location import ImageLocation
 from balenaflash.image.patch import Patch
 from balenaflash.image.source import Source
+from balenaflash.image_use import find_image_path
 from balenaflash.planning import WritePlan
 from balenaflash.safety import Assessment, Permissions, assess, require_writable
 from balenaflash.target.disk import open_disk
@@ -19,7 +20,6 @@ from balenaflash.target.medium import Medium
 from balenaflash.target.naming import TargetName, find_named
 
 _DEVICES = Path("/dev")
-_STANDARD_INPUT = Path("/proc/self/fd/0")
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - a tmpfs for files, shm_overview(7)
 
 
@@ -88,7 +88,7 @@ def find_destinations(
             found.append(
                 _find(
                     target,
-                    image=_find_image_path(image),
+                    image=find_image_path(image),
                     plan=plan,
                     permissions=permissions,
                     overwrite=overwrite,
@@ -100,16 +100,6 @@ def find_destinations(
     if problems:
         raise TargetRefusedError(problems)
     return tuple(found)
-
-
-def _find_image_path(image: ImageLocation) -> Path | None:
-    """The file or device that the image is read from, be it as standard input; else ``None``."""
-    if isinstance(image, Path):
-        return image
-    if isinstance(image, StandardInput):
-        path = _STANDARD_INPUT.resolve()
-        return path if path.is_file() or path.is_block_device() else None
-    return None
 
 
 def plan_gpt_moves(

@@ -27,6 +27,7 @@ from balenaflash.image.opening import open_for_editing, open_for_reading
 from balenaflash.image.patch import Overlay, Patch
 from balenaflash.image.source import Source
 from balenaflash.image.table.partitions import read_table
+from balenaflash.image_use import require_unused
 
 
 class Edit(Protocol):
@@ -99,7 +100,7 @@ def preview(
     """
     with open_for_reading(location, member=member) as image:
         path = location if isinstance(location, Path) else None
-        return _preview(
+        report = _preview(
             image,
             path,
             edits,
@@ -107,6 +108,8 @@ def preview(
             repair=repair,
             show_secrets=show_secrets,
         )
+        image.require_unchanged()
+        return report
 
 
 def edit(
@@ -125,6 +128,7 @@ def edit(
         WriteError: writing failed; the message says what state the image is in.
     """
     with open_for_editing(path) as image:
+        require_unused(path)
         return edit_opened(image, path, edits, keep_fingerprint=keep_fingerprint, repair=repair)
 
 
@@ -259,6 +263,7 @@ def open_boot_volume(location: ImageLocation, *, member: str | None = None) -> I
         boot = _open_boot(image)
         about_card = warn_of_cut_off(location) if isinstance(location, Path) else ()
         yield replace(boot, opening_warnings=(*boot.opening_warnings, *about_card))
+        image.require_unchanged()
 
 
 def _open_boot(image: ReadableImage | Editable) -> BootVolume:

@@ -106,6 +106,11 @@ class Scope:
     certificate: CertificateFile | None = None
     """To check against instead of the image's own."""
 
+    @property
+    def reads_all(self) -> bool:
+        """Whether something is to be known that the image tells at its end only."""
+        return self.sha256 is not None
+
 
 QUICK = Scope()
 
@@ -134,6 +139,9 @@ def inspect(location: ImageLocation, scope: Scope = QUICK) -> ImageReport:
             *about_certificate,
             *about_carried,
         )
+        if scope.reads_all:
+            source.finish()
+        image.require_unchanged()
         return ImageReport(
             location=location,
             container=image.container,

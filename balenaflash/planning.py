@@ -110,9 +110,8 @@ def plan_write(source: Source, *, writes_all: bool = False) -> WritePlan:
     table = read_table(source)
     boot = find_boot_partition(source, table)
     plan = WritePlan(source.size, table, warnings=(*table.warnings, *boot.warnings))
-    if not source.seekable:
-        # Written last, when a stream that can be read only once has passed.
-        source.read(plan.head.start, plan.head.size)
+    # Written last, when a stream that can be read only once has passed, and as it was looked at.
+    source.read(plan.head.start, plan.head.size)
     if writes_all:
         return plan
     if not source.seekable:

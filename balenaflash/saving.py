@@ -92,6 +92,7 @@ def _write_raw(
             digests.append(sha256(chunk).digest())
             file.write(extent.start, chunk)
             progress.advance(extent.size)
+    source.finish()
     return digests
 
 
@@ -113,6 +114,7 @@ def _write_compressed(
             file.write(position, memoryview(data))
             position += len(data)
             progress.advance(extent.size)
+        source.finish()
         data = compressor.finish()
         file.write(position, memoryview(data))
     return digests, position + len(data)

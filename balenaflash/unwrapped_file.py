@@ -12,6 +12,7 @@ from balenaflash.image.container.compress import find_container
 from balenaflash.image.container.location import ImageLocation
 from balenaflash.image.fat.check import Fault
 from balenaflash.image.opening import open_for_reading
+from balenaflash.image_use import require_unused
 from balenaflash.progress import Progress
 from balenaflash.saving import SavedImage, save_image
 from balenaflash.stopping import Stop
@@ -69,6 +70,7 @@ def unwrap_to_file(
     """
     bmap = _find_place(flasher, out, overwrite=overwrite)
     with open_for_reading(flasher, member=member, sha256=sha256) as opened:
+        require_unused(flasher)
         unwrapped = lay_over_unwrapped(
             opened, edits, ignore_secure_boot=ignore_secure_boot, repair=repair
         )

@@ -6,7 +6,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from balenaflash.errors import ImageError
 from balenaflash.extent import MIB
+from balenaflash.image.container.hashed import HashedOrigin
 from balenaflash.image.container.pipe import PipeOrigin
 
 
@@ -51,7 +52,8 @@ def test_the_bytes_come_whole_however_they_were_written(
     pieces: list[bytes], steps: list[int]
 ) -> None:
     content = b"".join(pieces)
-    with fed(pieces) as descriptor, PipeOrigin(descriptor) as origin:
+    with fed(pieces) as descriptor:
+        origin = PipeOrigin(descriptor)
         offset = 0
         for step in steps:
             assert origin.read_at(offset, step) == content[offset : offset + step]
@@ -62,7 +64,8 @@ def test_the_bytes_come_whole_however_they_were_written(
 
 def test_a_slow_writer_is_waited_for() -> None:
     pieces = [b"abc", b"defgh", b"i"]
-    with fed(pieces, pause=0.05) as descriptor, PipeOrigin(descriptor) as origin:
+    with fed(pieces, pause=0.05) as descriptor:
+        origin = PipeOrigin(descriptor)
         assert not origin.seekable
         sizes = [origin.size]
         assert origin.read_at(0, 7) == b"abcdefg"
@@ -75,7 +78,8 @@ def test_a_slow_writer_is_waited_for() -> None:
 
 def test_the_first_64_kib_can_be_read_again() -> None:
     content = random.Random(1).randbytes(200_000)  # noqa: S311 -- content, not a key
-    with fed([content]) as descriptor, PipeOrigin(descriptor) as origin:
+    with fed([content]) as descriptor:
+        origin = PipeOrigin(descriptor)
         assert origin.read_at(0, 8) == content[:8]
         assert origin.read_at(0, 65536) == content[:65536]
         assert origin.read_at(65530, 6) == content[65530:65536]
@@ -91,20 +95,28 @@ def test_the_first_64_kib_can_be_read_again() -> None:
 def test_the_digest_is_that_of_everything_also_of_what_nobody_read() -> None:
     content = random.Random(2).randbytes(20 * MIB + 1)  # noqa: S311 -- content, not a key
     expected = subprocess.run(["sha256sum"], input=content, capture_output=True, check=True)
-    with fed([content]) as descriptor, PipeOrigin(descriptor, hashing=True) as origin:
+    with fed([content]) as descriptor:
+        origin = HashedOrigin(PipeOrigin(descriptor))
         assert origin.read_at(0, 70000) == content[:70000]
         assert origin.read_at(0, 512) == content[:512]
-        assert origin.digest() == expected.stdout.split()[0].decode()
-        assert origin.digest() == hashlib.sha256(content).hexdigest()
+        assert origin.digest().hex() == expected.stdout.split()[0].decode()
+        assert origin.digest() == hashlib.sha256(content).digest()
 
 
 def test_a_reader_that_stops_early_leaves_nothing_behind() -> None:
-    with fed([bytes(8 * MIB)]) as descriptor, PipeOrigin(descriptor, hashing=True) as origin:
+    threads = threading.active_count()
+    with (
+        fed([bytes(8 * MIB)]) as descriptor,
+        closing(HashedOrigin(PipeOrigin(descriptor))) as origin,
+    ):
         assert origin.read_at(0, MIB) == bytes(MIB)
+        origin.close()
+    assert threading.active_count() == threads
 
 
 def test_a_pipe_that_does_not_block_is_waited_for() -> None:
-    with fed([b"abc", b"def"], pause=0.1) as descriptor, PipeOrigin(descriptor) as origin:
+    with fed([b"abc", b"def"], pause=0.1) as descriptor:
+        origin = PipeOrigin(descriptor)
         os.set_blocking(descriptor, False)
         assert origin.read_at(0, 10) == b"abcdef"
 
@@ -115,8 +127,8 @@ def test_a_file_at_standard_input_is_read_from_where_it_stands(tmp_path: Path) -
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.lseek(descriptor, 4, os.SEEK_SET)
-        with PipeOrigin(descriptor) as origin:
-            assert origin.read_at(0, 100) == b"456789"
+        origin = PipeOrigin(descriptor)
+        assert origin.read_at(0, 100) == b"456789"
     finally:
         os.close(descriptor)
 

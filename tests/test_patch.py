@@ -280,7 +280,11 @@ class TestFailureWhileWriting:
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND)
         try:
             source = FileSource(path, descriptor, Container.RAW, SIZE)
-            image = EditableImage(source, Container.RAW, None, None, path, descriptor)
+
+            def unchanged() -> None:
+                """Nobody else writes to it."""
+
+            image = EditableImage(source, Container.RAW, None, None, unchanged, path, descriptor)
             with pytest.raises(VerificationError, match="at byte 512"):
                 image.commit([Patch(512, bytes(512))])
         finally:

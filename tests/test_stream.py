@@ -11,14 +11,13 @@ from hypothesis import strategies as st
 
 from balenaflash.errors import ImageError
 from balenaflash.extent import GIB, MIB
-from balenaflash.image.checked import CheckedSource
+from balenaflash.image.checks import CheckedDecoder, Sha256Check
 from balenaflash.image.stream import StreamSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 CONTENT = random.Random(5).randbytes(200_000) + bytes(150_000) + b"end"  # noqa: S311 - no key
-SHA256 = "e" * 64  # not that of the content
 
 
 class FakeDecoder:
@@ -196,12 +195,19 @@ def test_what_lies_behind_the_end_is_refused() -> None:
 
 
 def test_a_fork_of_an_image_whose_sum_is_known_is_checked_as_well() -> None:
-    checked = CheckedSource(Opened().source, SHA256)
-    fork = checked.fork()
+    def open_decoder(at: int) -> CheckedDecoder:
+        assert at == 0
+        return CheckedDecoder("fake", FakeDecoder(CONTENT, 0, None), [check], lambda: b"other")
+
+    check = Sha256Check(bytes.fromhex("e" * 64))  # not that of the content
+    source = StreamSource(
+        "fake", open_decoder, size=None, jump=None, is_repeatable=True, is_forkable=True
+    )
+    fork = source.fork()
     assert fork is not None
-    for source in (checked, fork):
+    for each in (source, fork):
         with pytest.raises(ImageError, match="its SHA-256 is") as failure:
-            source.measure()
+            each.measure()
         assert failure.value.code == "sha256-differs"
 
 

@@ -45,8 +45,7 @@ def piped(path: Path) -> Iterator[Origin]:
     thread = threading.Thread(target=feed)
     thread.start()
     try:
-        with PipeOrigin(reading) as origin:
-            yield origin
+        yield PipeOrigin(reading)
     finally:
         os.close(reading)
         thread.join()

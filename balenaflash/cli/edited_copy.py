@@ -29,9 +29,11 @@ def answer_copy(
     )
     from balenaflash.editing import lay_over
     from balenaflash.image.opening import open_for_reading
+    from balenaflash.image_use import require_unused
 
     options = session.edit
     with open_for_reading(image, member=session.member) as opened:
+        require_unused(image)
         edited = lay_over(
             opened,
             edits,

@@ -81,11 +81,13 @@ def verify(
     from balenaflash.destination import open_for_comparison
     from balenaflash.disk_end import lay_move_over, plan_gpt_move, require_moved
     from balenaflash.image.opening import open_for_reading
+    from balenaflash.image_use import require_unused
     from balenaflash.planning import plan_write
     from balenaflash.verification import verify as compare
 
     edits = chosen_recipe(recipe, steps, variables)
     with open_for_reading(image, member=session.member, sha256=sha256) as opened:
+        require_unused(image)
         edited = wanted_image(
             opened,
             edits,

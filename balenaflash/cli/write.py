@@ -117,6 +117,7 @@ def write(
     from balenaflash.destination import find_destinations, is_device, plan_gpt_moves
     from balenaflash.flashing import FlashOptions
     from balenaflash.image.opening import open_for_reading
+    from balenaflash.image_use import require_unused
     from balenaflash.planning import plan_write
     from balenaflash.tally import Tally, tally
 
@@ -125,6 +126,7 @@ def write(
     edits = chosen_recipe(recipe, steps, variables)
     options = FlashOptions(read_back=not no_verify, skip_equal=skip_equal)
     with open_for_reading(image, member=session.member, sha256=sha256) as opened:
+        require_unused(image)
         edited = wanted_image(
             opened,
             edits,

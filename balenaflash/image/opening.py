@@ -5,25 +5,28 @@ A file is opened so that nobody edits it meanwhile, and never half-edited.
 
 import errno
 import fcntl
-import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 from balenaflash.errors import EditError, ImageError
-from balenaflash.image.checked import CheckedSource, wrong_sum
+from balenaflash.image.checks import Check, CheckedDecoder, Sha256Check
 from balenaflash.image.commit.commit import EditableImage, ReadableImage
 from balenaflash.image.commit.recovery import Recovery, settle
 from balenaflash.image.commit.store import FileStore
 from balenaflash.image.commit.undo import record_beside, undo_path
-from balenaflash.image.container.decoder import Compressed
+from balenaflash.image.container.decoder import Compressed, Decoder
+from balenaflash.image.container.hashed import HashedOrigin
 from balenaflash.image.container.kinds import Container
 from balenaflash.image.container.location import ImageLocation, StandardInput, Url
 from balenaflash.image.container.origin import FileOrigin, Origin
 from balenaflash.image.container.plain import OriginSource, PlainDecoder
 from balenaflash.image.container.recognise import recognise
+from balenaflash.image.sealed import SealedOrigin, SealedSource
 from balenaflash.image.source import FileSource, Source, open_source
+from balenaflash.image.steady import FileState, SteadySource
 from balenaflash.image.stream import StreamSource
 
 _STANDARD_INPUT = 0
@@ -54,7 +57,9 @@ def open_for_editing(path: Path) -> Iterator[EditableImage]:
         recovery = settle(record_beside(path, descriptor), FileStore(descriptor))
         size = os.fstat(descriptor).st_size
         source = FileSource(path, descriptor, Container.RAW, size)
-        yield EditableImage(source, Container.RAW, None, recovery, path, descriptor)
+        state = FileState.read(descriptor)
+        unchanged = partial(state.require_same, descriptor, source.name)
+        yield EditableImage(source, Container.RAW, None, recovery, unchanged, path, descriptor)
     finally:
         os.close(descriptor)
 
@@ -66,7 +71,8 @@ def open_for_reading(
     """The image at ``location``, which no edit changes until the block ends.
 
     ``member`` names it in a container that has several. ``sha256``, in lower case, is the sum of
-    what lies at ``location`` or of the image itself.
+    what lies at ``location`` or of the image itself. That of a file is computed here, and every
+    byte that is read later is one of those. All others are compared when the end is read.
 
     An earlier edit of a file that was cut off is dealt with first, which needs the permission to
     write. Any number may read at a time. A block device is not locked.
@@ -76,21 +82,24 @@ def open_for_reading(
         EditError: another process is editing it; or as `recover`.
         WriteError: as `recover`.
     """
+    checks = () if sha256 is None else (Sha256Check(bytes.fromhex(sha256)),)
     match location:
         case StandardInput():
             from balenaflash.image.container.pipe import PipeOrigin  # noqa: PLC0415 - as below
 
-            with PipeOrigin(_STANDARD_INPUT) as pipe:
-                yield from _open_origin(pipe, member, sha256)
+            pipe = PipeOrigin(_STANDARD_INPUT)
+            state = FileState.read(_STANDARD_INPUT)
+            at_end = partial(state.require_same, _STANDARD_INPUT, pipe.name)
+            yield from _open_origin(pipe, member, checks, at_end)
         case Url():
             # TLS takes as long to import as all the rest.
             from balenaflash.image.container.http import HttpOrigin  # noqa: PLC0415
 
             with HttpOrigin(location) as http:
-                yield from _open_origin(http, member, sha256)
+                yield from _open_origin(http, member, checks, _nothing)
         case Path():
             with _open_file(location) as (source, recovery):
-                yield from _open_stored(source, recovery, member, sha256)
+                yield from _open_stored(source, recovery, member, checks)
 
 
 def recover(path: Path) -> Recovery | None:
@@ -128,54 +137,120 @@ def _open_file(path: Path) -> Iterator[tuple[FileSource, Recovery | None]]:
 
 
 def _open_stored(
-    stored: FileSource, recovery: Recovery | None, member: str | None, sha256: str | None
+    stored: FileSource, recovery: Recovery | None, member: str | None, checks: Sequence[Check]
 ) -> Iterator[ReadableImage]:
     """The image in the file or block device ``stored``."""
-    found = _sum_of(stored) if sha256 is not None else None
-    origin = FileOrigin(stored.name, stored.descriptor, stored.size, stored.rereads)
+    state = FileState.read(stored.descriptor)
+    at_end = partial(state.require_same, stored.descriptor, stored.name)
+    # What is only looked at may be a card, or a disk, that is mounted.
+    unchanged = at_end if stored.container is Container.RAW else _nothing
+    sealed = SealedSource(stored) if checks else None
+    origin: Origin = (
+        FileOrigin(stored.name, stored.descriptor, stored.size, stored.rereads)
+        if sealed is None
+        else SealedOrigin(sealed)
+    )
     compressed = _recognise(origin, member)
     if compressed is None:
-        if sha256 is not None and found is not None and found != sha256:
-            raise wrong_sum(stored.name, found, sha256)
-        yield ReadableImage(stored, stored.container, None, recovery, rereads=stored.rereads)
-        return
-    stream = _stream(stored.name, compressed, is_repeatable=True, is_forkable=True)
-    try:
-        # The sum may be that of the file as it was downloaded, or of the image in it.
-        is_to_check = sha256 is not None and found != sha256
-        source = CheckedSource(stream, sha256) if sha256 and is_to_check else stream
+        if sealed is not None:
+            for check in checks:
+                check.require(stored.name, sealed.sha256, sealed.sha256)
+        source = sealed or SteadySource(stored, state)
         yield ReadableImage(
-            source, compressed.container, compressed.member, recovery, rereads=stored.rereads
+            source, stored.container, None, recovery, unchanged, rereads=stored.rereads
         )
-    finally:
-        stream.close()
-
-
-def _open_origin(origin: Origin, member: str | None, sha256: str | None) -> Iterator[ReadableImage]:
-    """The image that comes from elsewhere."""
-    compressed = _recognise(origin, member)
-    container = Container.RAW if compressed is None else compressed.container
-    source: Source
-    if compressed is None and origin.seekable:
-        source = OriginSource(origin)
-        yield ReadableImage(_checked(source, sha256), container, None, None)
         return
-    if compressed is None:
+    open_decoder: Callable[[int], Decoder] = compressed.open_decoder
+    if sealed is not None:
+        sha256 = sealed.sha256
+        checks = [check for check in checks if not check.is_met_by_stored(sha256)]
+        open_decoder = _checking(stored.name, open_decoder, checks, lambda: sha256)
+    stream = StreamSource(
+        stored.name,
+        open_decoder,
+        size=compressed.size,
+        jump=_JUMP if compressed.seekable and not checks else None,
+        seekable=_is_seekable(compressed) and not checks,
+        is_repeatable=True,
+        is_forkable=True,
+        at_end=at_end,
+    )
+    with closing(stream):
+        yield ReadableImage(
+            stream,
+            compressed.container,
+            compressed.member,
+            recovery,
+            unchanged,
+            rereads=stored.rereads,
+        )
+
+
+def _open_origin(
+    origin: Origin, member: str | None, checks: Sequence[Check], at_end: Callable[[], None]
+) -> Iterator[ReadableImage]:
+    """The image that comes from elsewhere."""
+    if not checks:
+        yield from _open_unchecked(origin, member, at_end)
+        return
+    with closing(HashedOrigin(origin)) as hashed:
+        compressed = _recognise(hashed, member)
+        opener = _plain(hashed) if compressed is None else compressed.open_decoder
         stream = StreamSource(
             origin.name,
-            lambda at: PlainDecoder(origin, at),
-            size=origin.size,
+            _checking(origin.name, opener, checks, hashed.digest),
+            size=origin.size if compressed is None else compressed.size,
             jump=None,
             is_repeatable=False,
             is_forkable=False,
+            at_end=at_end,
         )
-    else:
-        stream = _stream(origin.name, compressed, is_repeatable=origin.seekable, is_forkable=False)
-    try:
-        member_name = None if compressed is None else compressed.member
-        yield ReadableImage(_checked(stream, sha256), container, member_name, None)
-    finally:
-        stream.close()
+        with closing(stream):
+            yield _readable(stream, compressed)
+
+
+def _open_unchecked(
+    origin: Origin, member: str | None, at_end: Callable[[], None]
+) -> Iterator[ReadableImage]:
+    compressed = _recognise(origin, member)
+    if compressed is None and origin.seekable:
+        yield _readable(OriginSource(origin), None)
+        return
+    is_jumping = compressed is not None and compressed.seekable
+    stream = StreamSource(
+        origin.name,
+        _plain(origin) if compressed is None else compressed.open_decoder,
+        size=origin.size if compressed is None else compressed.size,
+        jump=_JUMP if is_jumping else None,
+        seekable=compressed is not None and _is_seekable(compressed),
+        is_repeatable=compressed is not None and origin.seekable,
+        is_forkable=False,
+        at_end=at_end,
+    )
+    with closing(stream):
+        yield _readable(stream, compressed)
+
+
+def _readable(source: Source, compressed: Compressed | None) -> ReadableImage:
+    if compressed is None:
+        return ReadableImage(source, Container.RAW, None, None, _nothing)
+    return ReadableImage(source, compressed.container, compressed.member, None, _nothing)
+
+
+def _plain(origin: Origin) -> Callable[[int], Decoder]:
+    return lambda at: PlainDecoder(origin, at)
+
+
+def _checking(
+    name: str,
+    open_decoder: Callable[[int], Decoder],
+    checks: Sequence[Check],
+    stored: Callable[[], bytes],
+) -> Callable[[int], Decoder]:
+    """``open_decoder`` for an image to be checked at its end, which is then read from its start."""
+    if not checks:
+        return open_decoder
+    return lambda at: CheckedDecoder(name, open_decoder(at), checks, stored)
 
 
 def _recognise(origin: Origin, member: str | None) -> Compressed | None:
@@ -189,34 +264,16 @@ def _recognise(origin: Origin, member: str | None) -> Compressed | None:
     return compressed
 
 
-def _checked(source: Source, sha256: str | None) -> Source:
-    return source if sha256 is None else CheckedSource(source, sha256)
+def _nothing() -> None:
+    """A web server is asked for the same version of an image each time."""
 
 
-def _stream(
-    name: str, compressed: Compressed, *, is_repeatable: bool, is_forkable: bool
-) -> StreamSource:
-    return StreamSource(
-        name,
-        compressed.open_decoder,
-        size=compressed.size,
-        jump=_JUMP if compressed.seekable else None,
-        # What is only stored in a zip; of xz whole blocks have to be decoded.
-        seekable=compressed.seekable and compressed.container is Container.ZIP,
-        is_repeatable=is_repeatable,
-        is_forkable=is_forkable,
-    )
+def _is_seekable(compressed: Compressed) -> bool:
+    """Whether any place is read without others: of what is only stored in a zip.
 
-
-def _sum_of(source: FileSource) -> str:
-    """SHA-256 of what is stored, in hexadecimal."""
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(1 << 20))
-    for offset in range(0, source.size, len(buffer)):
-        piece = buffer[: source.size - offset]
-        source.readinto(offset, piece)
-        digest.update(piece)
-    return digest.hexdigest()
+    Of xz whole blocks have to be decoded.
+    """
+    return compressed.seekable and compressed.container is Container.ZIP
 
 
 def _refuse_compressed(path: Path, source: FileSource) -> None:

@@ -144,7 +144,7 @@ class FileSource(RandomAccess):
     def read(self, offset: int, length: int) -> bytes:
         """The bytes ``[offset, offset + length)``, all of them."""
         if offset < 0 or length < 0 or offset + length > self._size:
-            raise self._cut_short(offset + length)
+            raise self._cut_short(offset + length, self._size)
         buffer = bytearray(length)
         self.readinto(offset, memoryview(buffer))
         return bytes(buffer)
@@ -161,13 +161,13 @@ class FileSource(RandomAccess):
                     f"{self.name}: cannot be read at byte {offset + done}: {error.strerror}",
                     code="image-unreadable",
                 ) from error
-            if count == 0:
-                raise self._cut_short(offset + len(buffer))
+            if count == 0:  # it was cut off since it was opened
+                raise self._cut_short(offset + len(buffer), offset + done)
             done += count
 
-    def _cut_short(self, end: int) -> ImageError:
+    def _cut_short(self, needed: int, end: int) -> ImageError:
         return ImageError(
-            f"{self.name}: ends at byte {self._size}, but bytes up to {end} are needed",
+            f"{self.name}: ends at byte {end}, but bytes up to {needed} are needed",
             code="image-truncated",
             hint="The file is probably an incomplete download or copy.",
         )

@@ -49,6 +49,7 @@ class StreamSource:
         seekable: bool = False,
         is_repeatable: bool,
         is_forkable: bool,
+        at_end: Callable[[], None] = lambda: None,
     ) -> None:
         """``open_decoder`` gives a decoder that starts at an offset of the image.
 
@@ -57,7 +58,8 @@ class StreamSource:
 
         ``jump`` is the distance in bytes from which on that is cheaper than decoding what lies
         between; ``None`` where a decoder can only start at 0. ``seekable`` says that it costs
-        nothing at all.
+        nothing at all. ``at_end`` is called when the end was reached and is asked for; it raises
+        ``ImageError`` where what was read is no longer true.
         """
         self._name = name
         self._open_decoder = open_decoder
@@ -67,6 +69,7 @@ class StreamSource:
         self._seekable = seekable
         self._is_repeatable = is_repeatable
         self._is_forkable = is_forkable
+        self._at_end = at_end
         self._forks: list[StreamSource] = []
         self._decoder: Decoder | None = None
         self._position = 0
@@ -121,6 +124,7 @@ class StreamSource:
             seekable=self._seekable,
             is_repeatable=True,
             is_forkable=True,
+            at_end=self._at_end,
         )
         self._forks.append(fork)
         return fork
@@ -171,6 +175,7 @@ class StreamSource:
                     f"{self._name}: holds more than {format_size(limit)}", code="image-too-large"
                 )
             self._decode(scratch, keep=keep)
+        self._at_end()
         return self._end
 
     def _fill(self, offset: int, buffer: memoryview, *, keep: bool) -> None:

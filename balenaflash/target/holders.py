@@ -84,6 +84,22 @@ def _list_others(kernel: Kernel) -> list[Path]:
     return [each for each in _list_processes(kernel) if int(each.name) != os.getpid()]
 
 
+def find_file_writers(path: Path, kernel: Kernel = RUNNING_KERNEL) -> Iterator[Holder]:
+    """Other processes that have the file at ``path`` open for writing, as `find_disk_writers`."""
+    status, name = path.stat(), str(path.resolve())
+    for process in _list_others(kernel):
+        for link in _list(process / "fd"):
+            # Looked at more closely only then: another file may be on a network that is down.
+            if _read_link(link) != name or not _is_for_writing(process / "fdinfo" / link.name):
+                continue
+            try:
+                is_same = os.path.samestat(link.stat(), status)
+            except OSError:
+                continue  # closed meanwhile
+            if is_same:
+                yield Holder(_describe_process(process), f"has {path} open")
+
+
 def _find_processes_below(point: str, kernel: Kernel) -> Iterator[Holder]:
     own_namespace = _read_link(kernel.proc / "self/ns/mnt")
     for process in _list_processes(kernel):

@@ -67,6 +67,12 @@ class ReadableImage:
     recovery: Recovery | None
     """What became of an earlier edit that had been cut off; ``None`` if there was none."""
 
+    require_unchanged: Callable[[], None] = field(repr=False)
+    """Raises ``ImageError`` if its file was changed since it was opened; cheap.
+
+    Whoever reads to the end has it from ``source``, of a block device as well.
+    """
+
     rereads: Rereads = field(default_factory=Rereads, kw_only=True)
     """Reads of what it is stored on that had to be repeated."""
 
@@ -98,7 +104,11 @@ class EditableImage(ReadableImage):
         """Write what ``patches`` change, as `commit`.
 
         Of the file, only these bytes and its time of change differ afterwards.
+
+        Raises:
+            ImageError: another program has changed it since it was opened. Nothing was written.
         """
+        self.require_unchanged()
         file = record_beside(self.path, self.descriptor)
         return commit(self.source, FileStore(self.descriptor), file, patches)
 

@@ -4,20 +4,16 @@ import fcntl
 import os
 import select
 import stat
-from types import TracebackType
-from typing import Self
 
 from balenaflash.errors import ImageError
 from balenaflash.extent import MIB
 from balenaflash.image.container.forward import ForwardReader
-from balenaflash.image.container.running_digest import RunningDigest
 
 
 class PipeOrigin:
     """The bytes that come out of an open descriptor, in their order.
 
-    The descriptor stays open: it belongs to the caller. ``hashing`` computes the SHA-256 of
-    everything that passes, in a thread beside.
+    The descriptor stays open: it belongs to the caller.
 
     Raises:
         ImageError: the descriptor is closed, a terminal or a directory.
@@ -25,14 +21,13 @@ class PipeOrigin:
 
     seekable = False
 
-    def __init__(self, descriptor: int, name: str = "-", *, hashing: bool = False) -> None:
+    def __init__(self, descriptor: int, name: str = "-") -> None:
         self.name = name
         self._descriptor = descriptor
         _prepare(descriptor, name)
         self._passed = 0
         self._ended = False
         self._forward = ForwardReader(self._take)
-        self._digest = RunningDigest() if hashing else None
 
     @property
     def size(self) -> int | None:
@@ -51,35 +46,6 @@ class PipeOrigin:
     def open_file(self) -> None:
         """They are in no file."""
 
-    def digest(self) -> str:
-        """SHA-256 of all bytes from start to end, in hexadecimal; reads what is left first.
-
-        Raises:
-            ImageError: reading failed.
-            ValueError: hashing was not asked for.
-        """
-        if self._digest is None:
-            raise ValueError("opened without hashing")
-        while self._take(MIB):
-            pass
-        return self._digest.hexdigest()
-
-    def close(self) -> None:
-        """End the thread that hashes."""
-        if self._digest is not None:
-            self._digest.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def _take(self, limit: int) -> bytes:
         if self._ended:
             return b""
@@ -89,8 +55,6 @@ class PipeOrigin:
             raise _unreadable(self.name, f"at byte {self._passed}: {error.strerror}") from error
         self._passed += len(block)
         self._ended = not block
-        if block and self._digest is not None:
-            self._digest.update(block)
         return block
 
 
