@@ -14,6 +14,7 @@ from imagecopies import MakeImage
 from tablefiles import read_at, write_at
 
 from balenaflash.extent import Extent
+from balenaflash.image.fat.volume import FatVolume
 from balenaflash.image.filesystems import Filesystem, probe
 from balenaflash.image.source import open_source
 
@@ -124,6 +125,59 @@ def test_the_label_of_the_root_directory_counts(fat: str, tmp_path: Path) -> Non
     found = probe_file(path)
     assert found is not None
     assert found.label == "DIRECTORY"
+
+
+ODD_FATS: dict[str, list[tuple[str | None, bytes]]] = {
+    # what is written where, as (offset in the boot sector, bytes) or (None, slot of the root)
+    "no signature": [("signature", b"\0")],
+    "signature of an id alone": [("signature", b"\x28")],
+    "code in place of the fields": [("signature", b"\0\x12\x34\x56\x78CODE BYTES ")],
+    "an id of zeros": [("id", bytes(4))],
+    "a label in the boot sector alone": [("label", b"resin-boot "), (None, bytes(32))],
+    "no label anywhere": [("label", b"NO NAME    "), (None, bytes(32))],
+    "NO NAME in the directory": [(None, b"NO NAME    \x08" + bytes(20))],
+    "0x05 for 0xE5": [(None, b"\x05TE\x80        "[:11] + b"\x08" + bytes(20))],
+    "a deleted label": [(None, b"\xe5TE        \x08" + bytes(20))],
+    "a label with a cluster": [(None, b"CLUSTERED  \x08" + bytes(14) + b"\5\0" + bytes(4))],
+    "a directory with a label's bit": [(None, b"DIRECTORY  \x18" + bytes(20))],
+    "a part of a long name": [(None, b"AL\0O\0N\0G\0\0\0\x0f" + bytes(20))],
+    "a letter of code page 850": [(None, b"\xb5\x9dBOOT     \x08" + bytes(20))],
+    "spaces in front": [(None, b"  SPACED   \x08" + bytes(20))],
+    "a dot in it": [(None, b"A.B C.D    \x08" + bytes(20))],
+    "bytes of zero": [(None, b"ZERO\0\0\0\0\0\0\0\x08" + bytes(20))],
+    "small letters": [(None, b"resin-boot \x08" + bytes(20))],
+}
+
+
+@pytest.mark.needs("dosfstools")
+@pytest.mark.parametrize("fat", ["16", "32"])
+@pytest.mark.parametrize("odd", ODD_FATS)
+def test_the_label_and_id_of_an_odd_fat_are_what_blkid_says(
+    odd: str, fat: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "fat.img"
+    run("mkfs.vfat", "-F", fat, "-n", "DIRECTORY", "-C", path, "40960")
+    fields = 38 if fat == "16" else 66
+    places = {"signature": fields, "id": fields + 1, "label": fields + 5}
+    # Of the root directory the first slot is the label (fatgen103 has where it begins).
+    (reserved,) = struct.unpack("<H", read_at(path, 14, 2))
+    size = struct.unpack("<I", read_at(path, 36, 4))[0] if fat == "32" else 0
+    size = size or struct.unpack("<H", read_at(path, 22, 2))[0]
+    root = (reserved + 2 * size) * 512
+    assert read_at(path, root, 11) == b"DIRECTORY  "
+    for place, content in ODD_FATS[odd]:
+        write_at(path, root if place is None else places[place], content)
+    found = probe_file(path)
+    assert found is not None
+    command = ["blkid", "-p", "-o", "value", "-s", "LABEL", str(path)]
+    label = subprocess.run(command, capture_output=True, check=False).stdout.rstrip(b"\n")
+    assert (found.label or "") == label.decode("cp850")
+    said = run("blkid", "-p", "-o", "value", "-s", "UUID", "-s", "TYPE", path).split()
+    assert sorted(said) == sorted(filter(None, ["vfat", found.uuid]))
+    with open_source(path) as source:
+        volume = FatVolume.open(source, Extent(0, path.stat().st_size))
+        assert volume.label == found.label
+        assert (volume.volume_id != 0) == (found.uuid is not None)
 
 
 @pytest.mark.needs("dosfstools", "mtools")

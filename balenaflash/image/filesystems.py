@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from balenaflash.extent import KIB, Extent
+from balenaflash.image.fat.directory import find_label
+from balenaflash.image.fat.layout import ID_SIGNATURES
+from balenaflash.image.fat.names import decode_label
 from balenaflash.image.source import Source
 
 
@@ -57,9 +60,6 @@ _JUMP_NEAR, _JUMP_SHORT, _NO_OPERATION = 0xE9, 0xEB, 0x90  # x86, at offset 0 an
 _MEDIA = frozenset({0xF0, *range(0xF8, 0x100)})
 _MAX_ROOT_SIZE = 64 * KIB  # bytes of a root directory searched for the volume label
 _DIRECTORY_ENTRY = 32
-_ATTRIBUTE_LABEL, _ATTRIBUTE_LONG_NAME = 0x08, 0x0F
-_DELETED = 0xE5  # first byte of an entry
-_NO_LABEL = b"NO NAME    "
 _FIRST_CLUSTER = 2  # numbers 0 and 1 are taken by the FAT's own marks
 _CLUSTER_MASK = 0x0FFFFFFF  # the upper four bits of a FAT32 entry are reserved
 
@@ -91,12 +91,15 @@ def _fat(area: _Area) -> Filesystem | None:
     layout = _fat_layout(area.read(0, 512))
     if layout is None:
         return None
-    fields = 67 if layout.is_fat32 else 39  # offset of volume id and label behind it
-    serial = int.from_bytes(layout.sector[fields : fields + 4], "little")
-    # The root directory's label is the one that tools show and change; the boot
-    # sector's copy may be stale.
-    label = _root_label(area, layout) or layout.sector[fields + 4 : fields + 15]
-    return Filesystem("vfat", _fat_text(label), f"{serial >> 16:04X}-{serial & 0xFFFF:04X}")
+    fields = 66 if layout.is_fat32 else 38  # offset of the signature of what follows
+    identifier = None
+    if layout.is_fat32 or layout.sector[fields] in ID_SIGNATURES:
+        serial = int.from_bytes(layout.sector[fields + 1 : fields + 5], "little")
+        identifier = f"{serial >> 16:04X}-{serial & 0xFFFF:04X}" if serial else None
+    # Only the root directory's label is found by label; the boot sector's copy may be of another
+    # time. (udev's links are by blkid.)
+    label = find_label(_root_directory(area, layout))
+    return Filesystem("vfat", None if label is None else decode_label(label), identifier)
 
 
 def _fat_layout(sector: bytes) -> _FatLayout | None:
@@ -135,20 +138,6 @@ def _fat_layout(sector: bytes) -> _FatLayout | None:
     )
 
 
-def _root_label(area: _Area, layout: _FatLayout) -> bytes | None:
-    directory = _root_directory(area, layout)
-    for offset in range(0, len(directory), _DIRECTORY_ENTRY):
-        entry = directory[offset : offset + _DIRECTORY_ENTRY]
-        if entry[0] == 0:
-            break
-        attributes = entry[11]
-        deleted = entry[0] == _DELETED
-        long_name = attributes & _ATTRIBUTE_LONG_NAME == _ATTRIBUTE_LONG_NAME
-        if attributes & _ATTRIBUTE_LABEL and not long_name and not deleted:
-            return entry[:11]
-    return None
-
-
 def _root_directory(area: _Area, layout: _FatLayout) -> bytes:
     """The root directory, or as much of it as is searched."""
     if not layout.is_fat32:
@@ -161,12 +150,6 @@ def _root_directory(area: _Area, layout: _FatLayout) -> bytes:
         (entry,) = struct.unpack("<I", area.read(layout.fat_offset + cluster * 4, 4))
         cluster = entry & _CLUSTER_MASK
     return directory
-
-
-def _fat_text(label: bytes) -> str | None:
-    if label == _NO_LABEL:
-        return None
-    return label.decode("cp850").rstrip(" ") or None  # mkfs.vfat's default code page
 
 
 _EXT_SUPERBLOCK = 1024

@@ -137,6 +137,21 @@ def scan(data: bytes | bytearray, *, wide: bool) -> Scan:
     return Scan(tuple(records), orphans + len(parts), stray)
 
 
+def find_label(data: bytes | bytearray) -> bytes | None:
+    """The eleven bytes of the volume label in a root directory, by the rules of blkid.
+
+    It is a slot that is no directory and has no cluster (libblkid, vfat.c, ``search_fat_label``).
+    """
+    for slot in _slots(data):
+        if slot[0] == _END:
+            break
+        is_label = slot[11] & (VOLUME_LABEL | DIRECTORY) == VOLUME_LABEL
+        has_cluster = any(slot[20:22]) or any(slot[26:28])
+        if slot[0] != _FREE and is_label and not has_cluster and not _is_long_name(slot):
+            return slot[:11]
+    return None
+
+
 class Directory:
     """A directory in memory, with its entries by name."""
 
@@ -158,9 +173,8 @@ class Directory:
         return [record for record in ordered if _is_named(record)]
 
     def label(self) -> bytes | None:
-        """The eleven bytes of the first volume label."""
-        labels = (record.fields for record in self._records.values() if record.fields.is_label)
-        return next((fields.short_name for fields in labels), None)
+        """The eleven bytes of the volume label, of a root directory."""
+        return find_label(self.data)
 
     def find(self, name: str) -> Record | None:
         """The entry of that name in any case, long or 8.3."""

@@ -7,7 +7,6 @@ from enum import IntEnum
 
 from balenaflash.errors import ImageError
 from balenaflash.extent import MIB, SECTOR_SIZE, Extent, format_size
-from balenaflash.image.fat.names import decode_short
 from balenaflash.image.fat.window import Window
 
 SLOT_SIZE = 32  # bytes of a directory slot (fatgen103, "FAT Directory Structure")
@@ -32,19 +31,20 @@ _MAX_TABLE = 64 * MIB
 
 _COMMON = struct.Struct("<11xHBHBHHBH8xL")  # BPB from byte 0, the same in every FAT
 _FAT32 = struct.Struct("<LHHLHH")  # BPB of FAT32, from byte 36
-_EXTENDED = struct.Struct("<2xBL11s")  # signature, volume id, label; before it the state
+_EXTENDED = struct.Struct("<2xBL")  # signature and volume id; before them the state
 _EXTENDED_AT = {FatType.FAT12: 36, FatType.FAT16: 36, FatType.FAT32: 64}
-_HAS_ID = (
-    0x28,
-    0x29,
-)  # signatures: with a volume id, the latter with a label, too (linux/fat/inode.c)
+ID_SIGNATURES = (0x28, 0x29)
+"""Bytes before a volume id; after any other FAT12 and FAT16 have code there.
+
+FAT32 has its id in any case, by blkid (libblkid, vfat.c, ``probe_vfat``).
+"""
+
 _MAX_TABLES = 4
 NOT_UNMOUNTED = 0x01
 """Bit of the boot sector's state byte (linux/msdos_fs.h, ``FAT_STATE_DIRTY``)."""
 
 _NOT_MIRRORED = 0x80  # bit of BPB_ExtFlags: one table is in use, the others are not kept equal
 _ACTIVE_TABLE = 0x0F  # bits of BPB_ExtFlags: which one, from 0 (fatgen103)
-_NO_LABEL = b"NO NAME    "
 _NO_SECTOR = (0, 0xFFFF)  # either means that there is no such sector
 
 
@@ -80,9 +80,6 @@ class FatLayout:
 
     media: int
     volume_id: int
-    label: str | None
-    """From the boot sector; the one in the root directory is the one that counts."""
-
     state_offset: int
     """The state byte of the boot sector, which has the bit ``NOT_UNMOUNTED``."""
 
@@ -159,7 +156,7 @@ def _read_layout(window: Window) -> FatLayout:
     root_cluster, fsinfo, backup, active = 0, None, None, 0
     if sectors.fat_type is FatType.FAT32:
         root_cluster, fsinfo, backup, active = _parse_fat32(boot, sectors)
-    signature, volume_id, label = _EXTENDED.unpack_from(boot, _EXTENDED_AT[sectors.fat_type])
+    signature, volume_id = _EXTENDED.unpack_from(boot, _EXTENDED_AT[sectors.fat_type])
     first_table = sectors.reserved * sectors.size
     table_size = sectors.per_table * sectors.size
     root_start = first_table + sectors.table_count * table_size
@@ -179,20 +176,9 @@ def _read_layout(window: Window) -> FatLayout:
         fsinfo_offset=fsinfo,
         backup_offset=backup,
         media=sectors.media,
-        volume_id=volume_id if signature in _HAS_ID else 0,
-        label=decode_label(label) if signature == _HAS_ID[1] else None,
+        volume_id=volume_id if signature in ID_SIGNATURES or sectors.is_fat32 else 0,
         state_offset=_EXTENDED_AT[sectors.fat_type] + 1,
     )
-
-
-def decode_label(stored: bytes) -> str | None:
-    """A volume label's eleven bytes as text; ``None`` for no label."""
-    if stored == _NO_LABEL or not stored.strip(b" \0"):
-        return None
-    # Labels have no dot: the extension simply goes on where the base ends.
-    base, rest = stored[:8], stored[8:]
-    text = decode_short(base + b"   ", 0).ljust(8)[:8] + decode_short(rest + b" " * 8, 0)
-    return text.rstrip(" \ufffd") or None
 
 
 def _parse_sectors(boot: bytes) -> _Sectors:

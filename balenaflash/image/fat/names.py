@@ -31,6 +31,7 @@ _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f/]")
 
 _SHORT_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!#$%&'()-@^_`{}~")
 _CODE_PAGE = "cp437"  # of 8.3 names: Linux's default, CONFIG_FAT_DEFAULT_CODEPAGE
+_LABEL_CODE_PAGE = "cp850"  # of labels: that of the tools which write them, mkfs.vfat and mlabel
 _E5_STAND_IN = 0x05  # first byte of an 8.3 name that begins with 0xE5, the mark of a free slot
 _LAST_TAIL = 999_999
 _BASE_SIZE, _EXTENSION_SIZE = 8, 3
@@ -112,6 +113,13 @@ def decode_short(stored: bytes, case_bits: int) -> str:
         _UNSAFE.sub("\ufffd", part.replace(".", "\ufffd")) for part in (base, extension)
     )
     return f"{base}.{extension}" if extension else base or "\ufffd"
+
+
+def decode_label(stored: bytes) -> str | None:
+    """A volume label's eleven bytes as text; ``None`` for spaces only."""
+    if stored[0] == _E5_STAND_IN:
+        stored = b"\xe5" + stored[1:]
+    return stored.partition(b"\0")[0].decode(_LABEL_CODE_PAGE).rstrip(" ") or None
 
 
 def short_name(name: str, taken: Container[str]) -> ShortName:

@@ -16,8 +16,8 @@ from balenaflash.image.fat.directory import (
     Fields,
     Record,
 )
-from balenaflash.image.fat.layout import FatLayout, FatType, decode_label
-from balenaflash.image.fat.names import MAX_PATH, split_path
+from balenaflash.image.fat.layout import FatLayout, FatType
+from balenaflash.image.fat.names import MAX_PATH, decode_label, split_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +92,9 @@ class FatTree:
 
     @property
     def label(self) -> str | None:
-        """The volume's label: that of the root directory, else that of the boot sector."""
+        """The volume's label, that of the root directory."""
         stored = self._directory(0, "/").label()
-        return self._storage.layout.label if stored is None else decode_label(stored)
+        return None if stored is None else decode_label(stored)
 
     def find(self, path: str) -> FatEntry | None:
         """The file or directory at ``path``, each name in any case, long or 8.3.
