@@ -3,11 +3,16 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
+from balenaflash.errors import ImageError
 from balenaflash.extent import MIB, Extent, format_size
 from balenaflash.image.allocation import Allocation, FreeCursor
 from balenaflash.image.balenaos import find_boot_partition
 from balenaflash.image.chunks import CHUNK_SIZE, padded
 from balenaflash.image.contents import BLOCK_SIZE
+from balenaflash.image.fat.check import MARKED, is_marked
+from balenaflash.image.fat.layout import read_layout
+from balenaflash.image.fat.table import FatTable
+from balenaflash.image.fat.window import Window
 from balenaflash.image.source import Source
 from balenaflash.image.table.partitions import (
     Partition,
@@ -109,7 +114,8 @@ def plan_write(source: Source, *, writes_all: bool = False) -> WritePlan:
     """
     table = read_table(source)
     boot = find_boot_partition(source, table)
-    plan = WritePlan(source.size, table, warnings=(*table.warnings, *boot.warnings))
+    warnings = (*table.warnings, *boot.warnings, *_warn_of_mark(source, boot.partition.extent))
+    plan = WritePlan(source.size, table, warnings=warnings)
     # Written last, when a stream that can be read only once has passed, and as it was looked at.
     source.read(plan.head.start, plan.head.size)
     if writes_all:
@@ -117,6 +123,15 @@ def plan_write(source: Source, *, writes_all: bool = False) -> WritePlan:
     if not source.seekable:
         return replace(plan, free=None)
     return replace(plan, free=tuple(_behind(plan.head, Allocation(source, table).free_extents())))
+
+
+def _warn_of_mark(source: Source, extent: Extent) -> tuple[str, ...]:
+    window = Window(source, extent)
+    try:
+        layout = read_layout(window)
+        return (MARKED,) if is_marked(window, layout, FatTable(window, layout)) else ()
+    except ImageError:
+        return ()  # it is written as it is; who reads files in it is told
 
 
 def whole_blocks(extent: Extent) -> Extent:

@@ -389,7 +389,7 @@ def test_boot_check_tells_sound_repairable_and_unsound_apart(
 
 
 def test_a_volume_that_was_not_unmounted_is_told_wherever_it_is_looked_at(
-    balenaflash: RunBalenaflash, image: MakeImage
+    balenaflash: RunBalenaflash, image: MakeImage, tmp_path: Path
 ) -> None:
     made = image(Layout.GPT_FAT16)
     not_clean_by_windows(Raw(made.path, made.boot_extent.start))
@@ -398,6 +398,11 @@ def test_a_volume_that_was_not_unmounted_is_told_wherever_it_is_looked_at(
         assert run.returncode == 0
         assert "fat-not-unmounted" in json.loads(run.stdout)["result"]["warning_codes"]
         assert "not unmounted cleanly" in run.stderr
+    copy = tmp_path / "copy.img"
+    run = balenaflash("write", "--json", made.path, copy)
+    assert run.returncode == 0
+    assert json.loads(run.stdout)["result"]["warning_codes"] == ["fat-not-unmounted"]
+    assert copy.read_bytes() == made.path.read_bytes()
 
 
 # ---- balena's own tools ----

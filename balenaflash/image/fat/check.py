@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from balenaflash.errors import EditError
+from balenaflash.errors import CodedText, EditError
 from balenaflash.extent import KIB, MIB, SECTOR_SIZE, Extent, format_size
 from balenaflash.image.fat import fsinfo
 from balenaflash.image.fat.directory import (
@@ -50,6 +50,10 @@ _CLEAN = {FatType.FAT12: 0, FatType.FAT16: 0x8000, FatType.FAT32: 0x0800_0000}
 
 _PIECE = 64 * KIB
 _CLUSTER_HIGH, _CLUSTER_LOW = 20, 26  # bytes of a slot with the halves of its cluster (fatgen103)
+
+
+MARKED = CodedText("the FAT volume is marked as not unmounted cleanly", code="fat-not-unmounted")
+"""What to tell of such a volume: the last system that wrote to it may not have ended."""
 
 
 class Gravity(StrEnum):
@@ -245,14 +249,8 @@ class Check:
                 f"{self._clusters(self._lost)} in use by no file (lost clusters)",
                 f"freed {self._clusters(self._lost)} of no file",
             )
-        clean = _CLEAN[self._layout.fat_type]
-        state = self._window.read_at(self._layout.state_offset, 1)[0]
-        if self._table[1] & clean != clean or state & NOT_UNMOUNTED:
-            self._repairable(
-                "fat-not-unmounted",
-                "the FAT volume is marked as not unmounted cleanly",
-                "removed the mark of an unclean unmount",
-            )
+        if is_marked(self._window, self._layout, self._table):
+            self._repairable(MARKED.code, str(MARKED), "removed the mark of an unclean unmount")
 
     def _check_reserved_sectors(self) -> None:
         layout, window = self._layout, self._window
@@ -468,6 +466,13 @@ class Check:
 
     def _note(self, message: str) -> None:
         self._found.append(Fault("fat-oddity", message, Gravity.HARMLESS))
+
+
+def is_marked(window: Window, layout: FatLayout, table: FatTable) -> bool:
+    """Whether the volume is marked as not unmounted, in the table or in the boot sector."""
+    clean = _CLEAN[layout.fat_type]
+    state = window.read_at(layout.state_offset, 1)[0]
+    return table[1] & clean != clean or bool(state & NOT_UNMOUNTED)
 
 
 def _count(number: int, noun: str, nouns: str) -> str:
