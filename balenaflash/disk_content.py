@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from balenaflash.errors import ImageError
 from balenaflash.extent import Extent
 from balenaflash.image.container.kinds import Container
-from balenaflash.image.filesystems import probe
+from balenaflash.image.filesystems import Filesystem, probe
 from balenaflash.image.source import FileSource, Source
+from balenaflash.image.superblocks import probe_foreign
 from balenaflash.image.table.model import PartitionKind
 from balenaflash.image.table.sectors import read_table_sectors
 from balenaflash.target.discovery import Disk
@@ -61,17 +62,21 @@ def _read(disk: Disk) -> tuple[DiskContent, ...]:
 
 
 def _probe(source: Source, disk: Disk) -> Iterator[DiskContent]:
+    whole = _find_filesystem(source, Extent(0, disk.size))
     try:
         partitions = read_table_sectors(source).table.partitions
     except ImageError:
-        # No table that this program understands.
-        whole = probe(source, Extent(0, disk.size))
-        if whole is not None:
-            yield DiskContent(disk.node.name, disk.size, whole.type, whole.label)
-        return
+        partitions = ()  # no table that this program understands
+    # Of a stick with an installer both: an ISO with a table laid over it.
+    if whole is not None and (not partitions or whole.type == "iso9660"):
+        yield DiskContent(disk.node.name, disk.size, whole.type, whole.label)
     for each in partitions:
         if each.kind is not PartitionKind.EXTENDED:
-            found = probe(source, each.extent)
+            found = _find_filesystem(source, each.extent)
             filesystem, label = (None, None) if found is None else (found.type, found.label)
             name = f"partition {each.number}"
             yield DiskContent(name, each.extent.size, filesystem, label or each.name)
+
+
+def _find_filesystem(source: Source, extent: Extent) -> Filesystem | None:
+    return probe(source, extent) or probe_foreign(source, extent)

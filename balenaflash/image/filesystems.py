@@ -33,13 +33,13 @@ def probe(source: Source, extent: Extent) -> Filesystem | None:
     Raises:
         ImageError: the image cannot be read.
     """
-    area = _Area(source, extent)
+    area = Area(source, extent)
     found = (recognize(area) for recognize in _RECOGNIZERS)
     return next((filesystem for filesystem in found if filesystem is not None), None)
 
 
-class _Area:
-    """The bytes of a partition; zeros behind its end."""
+class Area:
+    """The bytes of a partition, or of a whole disk; zeros behind its end."""
 
     def __init__(self, source: Source, extent: Extent) -> None:
         self._source = source
@@ -48,6 +48,7 @@ class _Area:
         self.size = max(0, end - extent.start)
 
     def read(self, offset: int, length: int) -> bytes:
+        """The bytes from ``offset`` on; always ``length`` of them."""
         available = max(0, min(length, self.size - offset))
         data = self._source.read(self._start + offset, available) if available else b""
         return data.ljust(length, b"\0")
@@ -87,7 +88,7 @@ class _FatLayout:
         return self.fat_offset + self.fat_count * self.fat_size
 
 
-def _fat(area: _Area) -> Filesystem | None:
+def _fat(area: Area) -> Filesystem | None:
     layout = _fat_layout(area.read(0, 512))
     if layout is None:
         return None
@@ -138,7 +139,7 @@ def _fat_layout(sector: bytes) -> _FatLayout | None:
     )
 
 
-def _root_directory(area: _Area, layout: _FatLayout) -> bytes:
+def _root_directory(area: Area, layout: _FatLayout) -> bytes:
     """The root directory, or as much of it as is searched."""
     if not layout.is_fat32:
         size = layout.root_entries * _DIRECTORY_ENTRY
@@ -161,7 +162,7 @@ _EXT3_READ_ONLY = 0x1 | 0x2 | 0x4  # sparse_super, large_file, btree_dir
 _EXT_JOURNAL_DEVICE = 0x8  # incompatible feature
 
 
-def _ext(area: _Area) -> Filesystem | None:
+def _ext(area: Area) -> Filesystem | None:
     """ext2, ext3 or ext4: the oldest whose features suffice (kernel, ext4.h and blkid)."""
     block = area.read(_EXT_SUPERBLOCK, KIB)
     magic, compatible, incompatible, read_only = (
@@ -182,7 +183,7 @@ def _ext(area: _Area) -> Filesystem | None:
     return Filesystem(version, _text(block[120:136]), _uuid(block[104:120]))
 
 
-def _swap(area: _Area) -> Filesystem | None:
+def _swap(area: Area) -> Filesystem | None:
     for page_size in (4 * KIB, 16 * KIB, 64 * KIB):
         if area.read(page_size - 10, 10) == b"SWAPSPACE2":
             header = area.read(KIB, 44)
@@ -190,13 +191,13 @@ def _swap(area: _Area) -> Filesystem | None:
     return None
 
 
-def _squashfs(area: _Area) -> Filesystem | None:
+def _squashfs(area: Area) -> Filesystem | None:
     block = area.read(0, 32)
     known = block[:4] == b"hsqs" and block[28:30] == b"\4\0"  # magic; major version, little-endian
     return Filesystem("squashfs", None, None) if known else None
 
 
-def _luks(area: _Area) -> Filesystem | None:
+def _luks(area: Area) -> Filesystem | None:
     """What a signed image's encrypted partitions look like (LUKS1 and LUKS2 headers)."""
     block = area.read(0, 256)
     start = block[:8]  # magic and big-endian version
@@ -214,7 +215,7 @@ def _uuid(data: bytes) -> str | None:
     return str(uuid.UUID(bytes=data)) if any(data) else None
 
 
-_RECOGNIZERS: tuple[Callable[[_Area], Filesystem | None], ...] = (
+_RECOGNIZERS: tuple[Callable[[Area], Filesystem | None], ...] = (
     _luks,
     _squashfs,
     _swap,
