@@ -1,6 +1,5 @@
 """What is called free is free by dumpe2fs, and by the tests' own reader of FAT."""
 
-import re
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from builders import BuiltImage, ExpectedPartition, Layout, run
+from ext4_trees import free_by_dumpe2fs
 from fakes import MemorySource
 from fat_reader import _Reader
 from hypothesis import given
@@ -28,20 +28,11 @@ def free_by_others(built: BuiltImage) -> list[Extent]:
     found: list[Extent] = []
     for partition in sorted(built.partitions, key=lambda each: each.extent):
         if partition.filesystem == "ext4":
-            found += free_by_dumpe2fs(built.path, partition)
+            extent = partition.extent
+            found += free_by_dumpe2fs(built.path, offset=extent.start, size=extent.size)
         elif partition.filesystem == "vfat":
             found += free_by_fat_reader(content, partition.extent)
     return merged(found)
-
-
-def free_by_dumpe2fs(path: Path, partition: ExpectedPartition) -> Iterator[Extent]:
-    start = partition.extent.start
-    said = run("dumpe2fs", f"{path}?offset={start}")
-    block_size = int(re.findall(r"^Block size: +(\d+)$", said, re.MULTILINE)[0])
-    for line in re.findall(r"^  Free blocks: (.+)$", said, re.MULTILINE):
-        for first, last in re.findall(r"(\d+)(?:-(\d+))?", line):
-            end = int(last or first) + 1
-            yield Extent(start + int(first) * block_size, start + end * block_size)
 
 
 def free_by_fat_reader(content: bytes, extent: Extent) -> Iterator[Extent]:

@@ -243,7 +243,7 @@ def test_a_config_that_is_not_valid_is_told_with_its_place(
     built: BuiltImage, balenaflash: RunBalenaflash, command: str
 ) -> None:
     place = f"{built.path}@@{built.boot_extent.start}"
-    run("mcopy", "-o", "-i", place, "-", "::/config.json", stdin='{\n  "a": 1,\n}\n')
+    run("mcopy", "-o", "-i", place, "-", "::/config.json", stdin='{\n  "a": 1\n2}\n')
     done = balenaflash("config", command, built.path)
     assert done.returncode == 3
     assert "/config.json: is not valid JSON at line 3, column 1" in done.stderr

@@ -101,7 +101,7 @@ def test_an_escape_of_half_a_character_is_kept() -> None:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b'{"a": 1,}', "line 1, column 9"),
+        (b'{"a": 1 2}', "line 1, column 9"),
         (b'{\n"a" 1}', "line 2, column 5"),
         (b"\xef\xbb\xbf{}", "byte order mark (line 1, column 1)"),
         (b'{\n"a": "\xff"}', "not UTF-8 at line 2, byte 7"),

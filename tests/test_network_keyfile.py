@@ -168,8 +168,7 @@ _WIFI = b"[connection]\nid=lab\nuuid=3f2b7d3e-9c83-4ac8-9d3b-5d9b8f2f9c11\ntype=
         (_WIFI + b"ssid=Lab\n[wifi-security]\nkey-mgmt=wpa-psk\npsk=12345678\n", True),
         (b"# comment\r\n" + _WIFI.replace(b"\n", b"\r\n") + b"  ssid = Lab\r\n", True),
         (_WIFI + b"ssid=Lab\n[wifi]\nmode=infrastructure\n", True),
-        (_WIFI + b"ssid=a\\;b\n", True),
-        (_WIFI + b"ssid=a\\xb\n", True),
+        (_WIFI + b"ssid=a\\\\;b\n", True),
         (_WIFI, False),
         (_WIFI + b"ssid=" + b"x" * 33 + b"\n", False),
         (_WIFI + b"ssid=Lab\n[wifi-security]\nkey-mgmt=wpa-psk\npsk=short\n", False),
@@ -196,12 +195,21 @@ def test_a_given_keyfile_is_accepted_where_networkmanager_accepts_it(
 
 
 @needs_libnm
-@given(raw=st.text(st.sampled_from("\\\\\\;;s1 2t0x9"), min_size=1, max_size=12))
-def test_any_ssid_is_read_as_networkmanager_reads_it(libnm: Libnm, raw: str) -> None:
-    keyfile = _WIFI + f"ssid={raw}\n".encode()
+@given(
+    pieces=st.lists(st.sampled_from(["\\\\", "\\s", "\\t", *";s1 2t0x9"]), min_size=1, max_size=12)
+)
+def test_any_ssid_is_read_as_networkmanager_reads_it(libnm: Libnm, pieces: list[str]) -> None:
+    keyfile = _WIFI + f"ssid={''.join(pieces)}\n".encode()
     ssid = parse_keyfile(keyfile, "lab").ssid()
     seen = libnm.read(keyfile)
     assert seen.get("ssid", "") == (ssid or b"").hex()
+
+
+@pytest.mark.parametrize("ssid", [b"a\\;b", b"a\\xb", b"0\\"])
+def test_an_ssid_that_newer_networkmanagers_do_not_find_is_refused(ssid: bytes) -> None:
+    # libnm 1.52 with GLib 2.84: "802-11-wireless.ssid: property is missing"; with 2.74 it is read.
+    with pytest.raises(EditError, match="unknown escape"):
+        check_keyfile(_WIFI + b"ssid=" + ssid + b"\n", "lab", "wifi")
 
 
 @needs_libnm

@@ -1,7 +1,6 @@
 """Whether a device holds an image, by the tools of its filesystems and by counting bytes."""
 
 import gzip
-import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from builders import BuiltImage, ExpectedPartition, run
+from ext4_trees import free_by_dumpe2fs
 from fat_reader import _Reader
 
 from balenaflash.extent import KIB, Extent
@@ -24,7 +24,8 @@ def free_extents(built: BuiltImage, image: Path) -> list[Extent]:
     found: list[Extent] = []
     for partition in sorted(built.partitions, key=lambda each: each.extent):
         if partition.filesystem == "ext4":
-            found += _free_in_ext4(image, partition)
+            extent = partition.extent
+            found += free_by_dumpe2fs(image, offset=extent.start, size=extent.size)
         elif partition.filesystem == "vfat":
             found += _free_in_fat(image, partition)
     return merged(found)
@@ -43,16 +44,6 @@ def whole_blocks(extents: list[Extent]) -> list[Extent]:
     """The blocks of 4 KiB wholly inside each; only such may be left as they are."""
     inner = [Extent(-(-each.start // BLOCK) * BLOCK, each.end // BLOCK * BLOCK) for each in extents]
     return [each for each in inner if each.size > 0]
-
-
-def _free_in_ext4(image: Path, partition: ExpectedPartition) -> Iterator[Extent]:
-    start = partition.extent.start
-    said = run("dumpe2fs", f"{image}?offset={start}")
-    block_size = int(re.findall(r"^Block size: +(\d+)$", said, re.MULTILINE)[0])
-    for line in re.findall(r"^  Free blocks: (.+)$", said, re.MULTILINE):
-        for first, last in re.findall(r"(\d+)(?:-(\d+))?", line):
-            end = int(last or first) + 1
-            yield Extent(start + int(first) * block_size, start + end * block_size)
 
 
 def _free_in_fat(image: Path, partition: ExpectedPartition) -> Iterator[Extent]:

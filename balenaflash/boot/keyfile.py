@@ -64,12 +64,12 @@ class Keyfile:
     def ssid(self) -> bytes | None:
         """The SSID of a Wi-Fi network; ``None`` where there is none.
 
-        An unknown escape stands for itself here: of GLib's error NetworkManager knows nothing.
+        Raises:
+            EditError: it has an escape that GLib does not know. NetworkManager 1.52 with GLib 2.84
+                then finds no SSID; with GLib 2.74 the escape stood for itself.
         """
-        for name in ("wifi", "802-11-wireless"):
-            if (raw := self.groups.get(name, {}).get("ssid")) is not None:
-                return parse_ssid(_ESCAPE.sub(_lenient_escape, raw))
-        return None
+        value = self.value("wifi", "ssid")
+        return None if value is None else parse_ssid(value)
 
 
 def parse_keyfile(data: bytes, name: str) -> Keyfile:
@@ -158,10 +158,6 @@ def _unescape(value: str, place: str, name: str) -> str:
         return _ESCAPES[match[1]]
 
     return _ESCAPE.sub(replacement, value)
-
-
-def _lenient_escape(match: re.Match[str]) -> str:
-    return _ESCAPES.get(match[1], match[0] if match[1] else "")
 
 
 def _invalid(name: str, fact: str) -> EditError:
