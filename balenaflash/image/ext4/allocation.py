@@ -12,6 +12,7 @@ from balenaflash.image.ext4.blocks import BlockReader
 from balenaflash.image.ext4.checksum import crc32c
 from balenaflash.image.ext4.features import BITMAPS_KNOWN
 from balenaflash.image.ext4.groups import Group, GroupTable
+from balenaflash.image.ext4.owned_blocks import OwnedBlocks, find_owned_blocks
 from balenaflash.image.ext4.superblock import Superblock
 
 _READ_AHEAD = 256
@@ -23,7 +24,8 @@ class BlockBitmaps:
 
     A block is called free only when all agrees: a filesystem that was unmounted without errors,
     whose features are known to leave one bit to one block, all group descriptors sound, and of
-    the group the checksum of the bitmap and the number of free blocks.
+    the group the checksum of the bitmap and the number of free blocks. Where nothing has such a
+    checksum, no inode may own a block that is called free.
     """
 
     def __init__(self, blocks: BlockReader, superblock: Superblock, groups: GroupTable) -> None:
@@ -32,6 +34,8 @@ class BlockBitmaps:
         self._groups = groups
         self._fixed: tuple[range, ...] | None = None
         self._read_ahead: dict[int, bytes] = {}
+        self._has_checksums = superblock.checksum_seed is not None
+        self._owned: OwnedBlocks | None = None
 
     def free_extents(self, within: Extent) -> Iterator[Extent]:
         """The bytes of the image inside ``within`` that nothing uses; in order, merged.
@@ -63,7 +67,13 @@ class BlockBitmaps:
             and not superblock.has_errors
             and not superblock.read_only_compatible & ~BITMAPS_KNOWN
             and self._fixed_blocks() is not None
+            and (self._has_checksums or self._find_owned() is not None)
         )
+
+    def _find_owned(self) -> OwnedBlocks | None:
+        if self._owned is None:
+            self._owned = find_owned_blocks(self._blocks, self._superblock, self._groups)
+        return self._owned
 
     def _free_runs(self, within: Extent) -> Iterator[range]:
         """Free blocks of all groups that reach into ``within``."""
@@ -82,6 +92,9 @@ class BlockBitmaps:
         if bitmap is None:
             return
         used = (bitmap | self._fixed_mask(blocks)) & ((1 << len(blocks)) - 1)
+        if self._owned is not None:
+            # A block that a file owns and the bitmap calls free makes the count another one.
+            used |= self._owned.mask(blocks)
         if len(blocks) - used.bit_count() != group.free_block_count:
             return
         # As text, for the search in it is linear; a shifted number would be copied each time.

@@ -1,5 +1,6 @@
 """The content of an inode, by whichever of three ways it is stored."""
 
+import stat
 from collections.abc import Iterator
 
 from balenaflash.image.ext4.blocks import BlockReader
@@ -38,6 +39,18 @@ def map_content(blocks: BlockReader, inode: Inode) -> FileMap:
     for logical, physical, count in _runs(blocks, inode):
         content.add(logical, physical, count)
     return content
+
+
+def has_blocks(inode: Inode, *, is_reserved: bool) -> bool:
+    """Whether ``i_block`` leads to blocks: not for content inside, a device, or a short link.
+
+    A reserved inode may lead to blocks whatever its mode says.
+    """
+    if inode.flags & INLINE_DATA:
+        return False
+    if stat.S_ISLNK(inode.mode):
+        return inode.size >= BLOCK_FIELD_SIZE or bool(inode.flags & EXTENTS)
+    return is_reserved or stat.S_ISREG(inode.mode) or stat.S_ISDIR(inode.mode)
 
 
 def _runs(blocks: BlockReader, inode: Inode) -> Iterator[tuple[int, int, int]]:

@@ -203,7 +203,16 @@ def _is_geometry_sound(superblock: Superblock) -> bool:
         and _is_size(superblock.inode_size, _OLD_INODE_SIZE, block_size)
         and superblock.first_inode >= _OLD_FIRST_INODE
         and _is_descriptor_size(superblock)
+        and _is_meta_group(superblock)
     )
+
+
+def _is_meta_group(superblock: Superblock) -> bool:
+    """Whether ``s_first_meta_bg`` is one of the blocks of descriptors, or the one behind them."""
+    if not superblock.incompatible & Incompatible.META_BG:
+        return True
+    per_block = superblock.block_size // superblock.descriptor_size
+    return superblock.first_meta_group <= -(-superblock.group_count // per_block)
 
 
 def _is_descriptor_size(superblock: Superblock) -> bool:
