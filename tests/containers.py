@@ -16,6 +16,7 @@ class MemoryOrigin:
 
     name = "test"
     seekable = True
+    is_local = True
 
     def __init__(self, content: bytes) -> None:
         self._content = content
@@ -32,6 +33,7 @@ class StreamOrigin(MemoryOrigin):
     """A container that comes as a stream: each byte once, in order, its size unknown."""
 
     seekable = False
+    is_local = False
 
     def __init__(self, content: bytes) -> None:
         super().__init__(content)

@@ -42,6 +42,15 @@ class Behaviour:
     shifted: int = 0
     """Bytes by which a range begins elsewhere than asked."""
 
+    drips: float = 0.0
+    """Seconds before each byte of the body, one by one."""
+
+    drips_header: bool = False
+    """Whether the header comes so, and has no end."""
+
+    ends_connection: bool = False
+    """Whether the connection is ended after the answer, without a word of that."""
+
     silent: bool = False
     """Whether the connection is taken and no answer comes."""
 
@@ -73,6 +82,7 @@ class ImageServer:
     scheme: str = "http"
     requests: list[Request] = field(default_factory=list)
     released: threading.Event = field(default_factory=threading.Event)
+    connections: int = 0
     sent: int = 0
     """Bytes of bodies handed to the kernel."""
 
@@ -89,21 +99,40 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     image_server: ImageServer
 
+    def setup(self) -> None:
+        super().setup()
+        self.image_server.connections += 1
+
     def do_GET(self) -> None:
         server = self.image_server
         number = len(server.requests)
         headers = {key.lower(): value for key, value in self.headers.items()}
         server.requests.append(Request(self.path, headers))
         behaviour = server.behaviours[min(number, len(server.behaviours) - 1)]
-        self.close_connection = True
         if behaviour.silent:
             server.released.wait(30)
+        elif behaviour.drips_header:
+            self._drip(behaviour, b"HTTP/1.1 200 OK\r\nX: " + bytes(1000))
         elif behaviour.garbage is not None:
             self.wfile.write(behaviour.garbage)
         elif behaviour.status:
             self._refuse(behaviour)
         else:
             self._serve(behaviour)
+        self.close_connection |= self._is_last(behaviour)
+
+    def _is_last(self, behaviour: Behaviour) -> bool:
+        """Whether nobody can tell where this answer ends, or it is to be the last."""
+        odd = (behaviour.silent, behaviour.garbage is not None, behaviour.lengthless)
+        stops = (behaviour.break_after, behaviour.stall_after)
+        is_cut = any(stop is not None for stop in stops)
+        return any(odd) or is_cut or behaviour.ends_connection
+
+    def _drip(self, behaviour: Behaviour, content: bytes | memoryview) -> None:
+        for byte in content:
+            if self.image_server.released.wait(behaviour.drips):
+                return
+            self._write(bytes([byte]))
 
     def _refuse(self, behaviour: Behaviour) -> None:
         self.send_response(behaviour.status, "\x1b[31mwords of the server")
@@ -163,6 +192,9 @@ class _Handler(BaseHTTPRequestHandler):
             stop for stop in (behaviour.break_after, behaviour.stall_after) if stop is not None
         ]
         body = body[: min(stops, default=len(body))]
+        if behaviour.drips:
+            self._drip(behaviour, body)
+            return
         for offset in range(0, len(body), 1 << 20):
             piece = body[offset : offset + (1 << 20)]
             self._write(b"%x\r\n" % len(piece) if behaviour.chunked else b"")

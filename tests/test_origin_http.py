@@ -1,3 +1,4 @@
+import itertools
 import random
 import threading
 import time
@@ -16,6 +17,10 @@ __all__ = ["direct_and_tidy"]
 
 CONTENT = random.Random(4).randbytes(5 * MIB + 123)  # noqa: S311 -- content, not a key
 """Bytes in which no two ranges are alike."""
+
+FIRST, SECOND, THIRD = f"0-{MIB - 1}", f"{MIB}-{3 * MIB - 1}", f"{3 * MIB}-{len(CONTENT) - 1}"
+WINDOWS = [f"bytes={window}" for window in (FIRST, SECOND, THIRD)]
+"""What is asked for of it by who reads it from start to end."""
 
 QUICK = (0.01, 0.01, 0.02, 0.02, 0.03)
 """Pauses before five more tries."""
@@ -38,11 +43,12 @@ def read_through(origin: HttpOrigin, *, step: int = 100_000) -> bytes:
 
 
 @pytest.mark.parametrize("step", [4096, 100_000, 3 * MIB, 100 * MIB])
-def test_reading_in_order_is_one_request(step: int) -> None:
+def test_reading_in_order_is_a_few_requests_over_one_connection(step: int) -> None:
     with serve(Behaviour(CONTENT)) as server, connect(server) as origin:
         assert (origin.size, origin.seekable) == (len(CONTENT), True)
         assert read_through(origin, step=step) == CONTENT
-        assert server.ranges == ["bytes=0-"]
+        assert server.ranges == WINDOWS
+        assert server.connections == 1
 
 
 def test_the_head_is_read_again_without_a_request() -> None:
@@ -50,8 +56,10 @@ def test_the_head_is_read_again_without_a_request() -> None:
         assert origin.read_at(0, 65536) == CONTENT[:65536]
         assert origin.read_at(0, 8) == CONTENT[:8]
         assert origin.read_at(257, 1000) == CONTENT[257:1257]
+        assert server.ranges == WINDOWS[:1]
         assert read_through(origin) == CONTENT
-        assert server.ranges == ["bytes=0-"]
+        assert server.ranges == WINDOWS
+        assert server.sent == len(CONTENT)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +82,8 @@ def test_what_cannot_be_sought_is_read_from_the_start(behaviour: Behaviour) -> N
         assert origin.read_at(4, 5) == CONTENT[4:9]
         assert CONTENT[:100_000] + origin.read_at(100_000, 100 * MIB) == CONTENT
         assert origin.read_at(len(CONTENT), 1) == b""
-        assert len(server.requests) == 1
+        # The first of two brought a part, to which others need not belong.
+        assert server.ranges == WINDOWS[:1] + [None] * behaviour.ranges
 
 
 @settings(
@@ -102,21 +111,22 @@ def test_a_look_elsewhere_does_not_end_the_reading_in_order() -> None:
         assert origin.read_at(4 * MIB, 46) == CONTENT[4 * MIB : 4 * MIB + 46]
         assert origin.read_at(4 * MIB + 46, 46) == CONTENT[4 * MIB + 46 : 4 * MIB + 92]
         assert origin.read_at(70_000, 5 * MIB) == CONTENT[70_000 : 70_000 + 5 * MIB]
-        first, last, middle = server.ranges
-        assert first == "bytes=0-"
-        assert last == f"bytes={len(CONTENT) - 22}-{len(CONTENT) - 1}"
-        assert middle == f"bytes={4 * MIB}-{4 * MIB + 262143}"
+        last = f"bytes={len(CONTENT) - 65536}-{len(CONTENT) - 1}"
+        middle = f"bytes={4 * MIB}-{4 * MIB + 65535}"
+        assert server.ranges == [WINDOWS[0], last, middle, *WINDOWS[1:]]
 
 
 def test_reading_on_elsewhere_becomes_one_stream() -> None:
     with serve(Behaviour(CONTENT)) as server, connect(server) as origin:
         for offset in range(2 * MIB, len(CONTENT), 4096):
             assert origin.read_at(offset, 4096) == CONTENT[offset : offset + 4096]
-        assert server.ranges == [
-            "bytes=0-",
-            f"bytes={2 * MIB}-{2 * MIB + 262143}",
-            f"bytes={2 * MIB + 262144}-{len(CONTENT) - 1}",
+        starts = [2 * MIB, 2 * MIB + 65536, 2 * MIB + 65536 + 262144]
+        assert server.ranges[0] == WINDOWS[0]
+        assert server.ranges[1:3] == [
+            f"bytes={start}-{end - 1}" for start, end in itertools.pairwise(starts)
         ]
+        assert len(server.ranges) <= 7
+        assert server.sent <= MIB + len(CONTENT) - 2 * MIB
 
 
 @pytest.mark.parametrize(
@@ -128,24 +138,24 @@ def test_a_broken_connection_is_resumed_where_it_broke(version: tuple[str, str])
     with serve(broken) as server, connect(server) as origin:
         assert read_through(origin) == CONTENT
         starts = range(0, len(CONTENT), 500_000)
-        ends = ["", *[str(len(CONTENT) - 1)] * (len(starts) - 1)]
         assert server.ranges == [
-            f"bytes={start}-{end}" for start, end in zip(starts, ends, strict=True)
+            f"bytes={start}-{min(start + MIB, len(CONTENT)) - 1}" for start in starts
         ]
+        assert server.sent == len(CONTENT)
         conditions = {request.headers.get("if-range") for request in server.requests[1:]}
         assert conditions == {version[1]}
 
 
 def test_a_stalled_connection_is_resumed() -> None:
-    behaviours = Behaviour(CONTENT, stall_after=2 * MIB), Behaviour(CONTENT)
+    behaviours = Behaviour(CONTENT, stall_after=200_000), Behaviour(CONTENT)
     with serve(*behaviours) as server, connect(server, timeout=0.3) as origin:
         assert read_through(origin) == CONTENT
-        assert server.ranges == ["bytes=0-", f"bytes={2 * MIB}-{len(CONTENT) - 1}"]
+        assert server.ranges[:2] == [WINDOWS[0], f"bytes=200000-{200_000 + MIB - 1}"]
 
 
 def test_a_server_that_is_gone_for_a_while_is_waited_for() -> None:
     behaviours = (
-        Behaviour(CONTENT, break_after=MIB),
+        Behaviour(CONTENT, break_after=500_000),
         Behaviour(status=503),
         Behaviour(garbage=b""),
         Behaviour(garbage=b"SSH-2.0-OpenSSH_9.2\r\n"),
@@ -153,13 +163,14 @@ def test_a_server_that_is_gone_for_a_while_is_waited_for() -> None:
     )
     with serve(*behaviours) as server, connect(server) as origin:
         assert read_through(origin) == CONTENT
-        assert server.ranges == ["bytes=0-", *[f"bytes={MIB}-{len(CONTENT) - 1}"] * 4]
+        again = [f"bytes=500000-{500_000 + MIB - 1}"] * 4
+        assert server.ranges[:5] == [WINDOWS[0], *again]
 
 
 def test_a_connection_that_brings_nothing_any_more_is_given_up_after_five_tries() -> None:
-    behaviours = Behaviour(CONTENT, break_after=3 * MIB), Behaviour(CONTENT, break_after=10)
+    behaviours = Behaviour(CONTENT, break_after=500_000), Behaviour(CONTENT, break_after=10)
     with serve(*behaviours) as server, connect(server) as origin:
-        with pytest.raises(ImageError, match=f"broke off at byte {3 * MIB + 50} of") as failure:
+        with pytest.raises(ImageError, match="broke off at byte 500050 of") as failure:
             read_through(origin)
         assert failure.value.code == "image-interrupted"
         assert len(server.requests) == 6
@@ -167,7 +178,7 @@ def test_a_connection_that_brings_nothing_any_more_is_given_up_after_five_tries(
 
 def test_a_server_that_gives_less_than_asked_is_asked_on_without_a_pause() -> None:
     capped = Behaviour(CONTENT, at_most=50_000)
-    with serve(Behaviour(CONTENT, break_after=MIB), capped) as server:
+    with serve(Behaviour(CONTENT, break_after=500_000), capped) as server:
         patient = HttpOrigin(parse_url(server.url), timeout=10, pauses=(0.0,))
         with patient as origin:
             assert read_through(origin) == CONTENT
@@ -195,7 +206,7 @@ def test_a_server_that_gives_more_than_asked_is_not_read_further() -> None:
     behaviours = Behaviour(CONTENT), Behaviour(CONTENT, ignores_end=True)
     with serve(*behaviours) as server, connect(server) as origin:
         assert origin.read_at(3 * MIB, 10) == CONTENT[3 * MIB : 3 * MIB + 10]
-        assert origin.read_at(3 * MIB + 262_140, 8) == CONTENT[3 * MIB + 262_140 :][:8]
+        assert origin.read_at(3 * MIB + 65_532, 8) == CONTENT[3 * MIB + 65_532 :][:8]
         # Had all been kept, the second read would not have asked.
         assert len(server.requests) == 3
 
@@ -258,3 +269,62 @@ def test_closing_ends_a_read_that_waits_in_another_thread() -> None:
         assert [failure.code for failure in failures] == ["image-interrupted"]
         with pytest.raises(ImageError):
             origin.read_at(3 * MIB, 1)
+
+
+def test_connections_are_used_again_for_looks_here_and_there() -> None:
+    with serve(Behaviour(CONTENT)) as server, connect(server) as origin:
+        for offset in (MIB + 5, 3 * MIB, 4 * MIB, len(CONTENT) - 1):
+            assert origin.read_at(offset, 100) == CONTENT[offset : offset + 100]
+        assert len(server.requests) == 5
+        # One brings the start, and is not disturbed by the looks.
+        assert server.connections <= 2
+
+
+def test_a_connection_that_the_server_has_ended_is_not_used_again() -> None:
+    with serve(Behaviour(CONTENT, ends_connection=True)) as server, connect(server) as origin:
+        assert read_through(origin) == CONTENT
+        assert server.ranges == WINDOWS
+
+
+def test_the_nearest_of_two_streams_goes_on_and_the_other_stays() -> None:
+    with serve(Behaviour(CONTENT)) as server, connect(server) as origin:
+        for start, length in [(0, 300_000), (1_500_000, 100), (1_565_536, 100)]:
+            assert origin.read_at(start, length) == CONTENT[start : start + length]
+        assert origin.read_at(300_000, 1_100_000) == CONTENT[300_000:1_400_000]
+        before = len(server.requests)
+        assert origin.read_at(1_565_636, 100) == CONTENT[1_565_636:1_565_736]
+        assert origin.read_at(1_400_000, 100) == CONTENT[1_400_000:1_400_100]
+        assert len(server.requests) == before
+
+
+def test_a_server_that_sends_a_byte_now_and_then_is_given_up() -> None:
+    dripping = Behaviour(CONTENT, ranges=False, drips=0.02)
+    with serve(dripping) as server:
+        before = time.monotonic()
+        with connect(server, timeout=0.5) as origin, pytest.raises(ImageError) as failure:
+            origin.read_at(0, 1000)
+        assert time.monotonic() - before < 10
+        assert "does not answer in time" in str(failure.value)
+
+
+def test_a_server_that_sends_a_header_for_ever_is_given_up() -> None:
+    with serve(Behaviour(CONTENT, drips=0.02, drips_header=True)) as server:
+        before = time.monotonic()
+        with pytest.raises(ImageError, match="does not answer in time"):
+            connect(server, timeout=0.3)
+        assert time.monotonic() - before < 10
+
+
+def test_each_new_try_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("balenaflash.waiting._listeners", [told.append])
+    busy = Behaviour(status=500)
+    broken = Behaviour(CONTENT, break_after=500_000)
+    with serve(busy, busy, broken, Behaviour(CONTENT)) as server, connect(server) as origin:
+        assert read_through(origin) == CONTENT
+    url = server.url
+    assert told == [
+        f"{url}: the server cannot answer now (500 Internal Server Error); trying again in 0.01 s",
+        f"{url}: the server cannot answer now (500 Internal Server Error); trying again in 0.01 s",
+        f"{url}: the connection was closed; trying again in 0.01 s",
+    ]

@@ -55,6 +55,16 @@ def progress_of_targets(session: Session, names: Sequence[str]) -> list[Progress
     return shown
 
 
+def show_line(line: str) -> None:
+    """Show ``line`` on stderr, above the bars where there are some."""
+    if "tqdm" in sys.modules:
+        from tqdm import tqdm
+
+        tqdm.write(line, file=sys.stderr)
+    else:
+        click.echo(line, err=True)
+
+
 def _terminal_size() -> tuple[int, int]:
     try:
         size = os.get_terminal_size(sys.stderr.fileno())

@@ -9,8 +9,9 @@ from typing import Concatenate, ParamSpec
 
 import click
 
-from balenaflash.cli.answer import Answer
+from balenaflash.cli.answer import Answer, printable
 from balenaflash.cli.target_argument import OUT
+from balenaflash.waiting import listen
 
 P = ParamSpec("P")
 
@@ -165,6 +166,13 @@ def edit_options(command: Callable[P, Answer]) -> Callable[P, Answer]:
     return _output_option(command)
 
 
+def _show_waiting(session: Session, text: str) -> None:
+    from balenaflash.cli.progress_display import show_line
+
+    if not session.quiet:
+        show_line(f"balenaflash: {printable(text)}")
+
+
 def with_session(
     function: Callable[Concatenate[Session, P], Answer],
 ) -> Callable[P, Answer]:
@@ -175,6 +183,7 @@ def with_session(
     def wrapped(context: click.Context, /, *args: P.args, **kwargs: P.kwargs) -> Answer:
         session = context.ensure_object(Session)
         session.command = context.command_path.partition(" ")[2]
+        listen(functools.partial(_show_waiting, session))
         return function(session, *args, **kwargs)
 
     command: Callable[P, Answer] = wrapped

@@ -22,7 +22,7 @@ from balenaflash.image.container.hashed import HashedOrigin
 from balenaflash.image.container.kinds import Container
 from balenaflash.image.container.location import ImageLocation, StandardInput, Url
 from balenaflash.image.container.origin import FileOrigin, Origin
-from balenaflash.image.container.plain import OriginSource, PlainDecoder
+from balenaflash.image.container.plain import PlainDecoder
 from balenaflash.image.container.recognise import recognise
 from balenaflash.image.sealed import SealedOrigin, SealedSource
 from balenaflash.image.source import FileSource, Source, open_source
@@ -213,17 +213,13 @@ def _open_unchecked(
     origin: Origin, member: str | None, at_end: Callable[[], None]
 ) -> Iterator[ReadableImage]:
     compressed = _recognise(origin, member)
-    if compressed is None and origin.seekable:
-        yield _readable(OriginSource(origin), None)
-        return
-    is_jumping = compressed is not None and compressed.seekable
+    is_jumping = origin.seekable if compressed is None else compressed.seekable
     stream = StreamSource(
         origin.name,
         _plain(origin) if compressed is None else compressed.open_decoder,
         size=origin.size if compressed is None else compressed.size,
         jump=_JUMP if is_jumping else None,
-        seekable=compressed is not None and _is_seekable(compressed),
-        is_repeatable=compressed is not None and origin.seekable,
+        is_repeatable=origin.seekable,
         is_forkable=False,
         at_end=at_end,
     )

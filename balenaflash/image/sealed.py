@@ -95,6 +95,7 @@ class SealedOrigin:
     """A container in a sealed file."""
 
     seekable = True
+    is_local = True
 
     def __init__(self, source: SealedSource) -> None:
         self._source = source

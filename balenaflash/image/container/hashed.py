@@ -13,6 +13,7 @@ class HashedOrigin:
     """
 
     seekable = False
+    is_local = False
 
     def __init__(self, origin: Origin) -> None:
         self._origin = origin

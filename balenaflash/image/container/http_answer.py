@@ -4,15 +4,20 @@ import os
 import re
 import socket
 import struct
+import time
 from dataclasses import dataclass
 from http.client import HTTPResponse
 from threading import Lock
 from typing import Self
 
 from balenaflash.errors import ImageError
+from balenaflash.image.container.http_connection import Reply
 
 _NUMBER = r"([0-9]{1,18})"
 _CONTENT_RANGE = re.compile(rf"bytes {_NUMBER}-{_NUMBER}/{_NUMBER}")  # RFC 9110, section 14.4
+
+_LEAST_RATE = 1024
+"""Bytes per second that a server has to send while it is waited for."""
 
 _RESET = struct.pack("@ii", 1, 0)
 """struct linger, linux/socket.h: on, with no time. The server learns at once that nobody reads."""
@@ -69,26 +74,41 @@ class ContentRange:
 class Body:
     """The bytes that an answer brings, read once in their order."""
 
-    def __init__(self, response: HTTPResponse, length: int | None) -> None:
-        self._response = response
+    def __init__(self, reply: Reply, length: int | None) -> None:
+        self._reply = reply
+        self._response = reply.response
         self._left = length
+        self._patience = _Patience(reply.timeout)
         # A second descriptor of the connection, to end a wait in `read` from another thread.
-        self._handle = socket.socket(fileno=os.dup(response.fileno()))
+        self._handle = socket.socket(fileno=os.dup(self._response.fileno()))
         # Its number must not become another file's between two steps of `interrupt`.
         self._handle_lock = Lock()
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all was read that the answer brings."""
+        return self._left == 0
+
     def read(self, limit: int) -> bytes:
-        """The next 1 to ``limit`` bytes; ``b""`` at the end, and where the server stopped."""
+        """The next 1 to ``limit`` bytes; ``b""`` at the end, and where the server stopped.
+
+        Raises:
+            TimeoutError: it sends next to nothing.
+        """
         if self._left is not None:
             # Content-Range counts, also where more follows it.
             limit = min(limit, self._left)
-        block = self._response.read1(limit) if limit else b""
+        with self._patience:
+            block = self._response.read1(limit) if limit else b""
+            self._patience.came(len(block))
         if self._left is not None:
             self._left -= len(block)
         return block
 
     def interrupt(self) -> None:
         """Make a `read` that waits, and all after it, end at once; from any thread."""
+        if self.is_complete:
+            return  # nothing waits, and the connection may be used again
         with self._handle_lock:
             try:
                 self._handle.shutdown(socket.SHUT_RD)
@@ -97,12 +117,47 @@ class Body:
                 return
 
     def close(self) -> None:
-        """End the connection at once: what is on its way is thrown away (socket(7), SO_LINGER)."""
+        """Leave the connection to the next request, or end it where the answer goes on.
+
+        What is on its way is thrown away then (socket(7), SO_LINGER). May be called again.
+        """
         with self._handle_lock:
-            if self._handle.fileno() != -1:
+            if self._handle.fileno() == -1:
+                return
+            is_kept = self.is_complete and self._reply.give_back()
+            if not is_kept:
                 self._handle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-                self._handle.close()
-        self._response.close()
+            self._handle.close()
+        if not is_kept:
+            self._reply.close()
+
+
+class _Patience:
+    """Ends the waiting for a server that sends a byte now and then.
+
+    Only the time counts in which it is waited for, so that who reads slowly is not punished.
+    """
+
+    def __init__(self, period: float) -> None:
+        self._period = period
+        self._waited = 0.0
+        self._came = 0
+        self._since = 0.0
+
+    def __enter__(self) -> None:
+        self._since = time.monotonic()
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self._waited += time.monotonic() - self._since
+        if self._waited >= self._period:
+            is_slow = self._came < _LEAST_RATE * self._waited
+            self._waited, self._came = 0.0, 0
+            if is_slow and error is None:
+                raise TimeoutError("next to nothing comes")
+
+    def came(self, size: int) -> None:
+        """Count ``size`` bytes."""
+        self._came += size
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,21 +178,28 @@ class Answer:
     has_ranges: bool
     """Whether the server says that it answers ranges."""
 
+    @property
+    def can_be_continued(self) -> bool:
+        """Whether other bytes of the same version can be asked for."""
+        return self.has_ranges and self.total is not None and self.version.condition is not None
 
-def read_partial(response: HTTPResponse) -> Answer | None:
+
+def read_partial(reply: Reply) -> Answer | None:
     """What a 206 brings; `None` where it does not say which bytes."""
+    response = reply.response
     place = ContentRange.of(response)
     if place is None or response.isclosed():  # closed at once: Content-Length: 0
         return None
-    body = Body(response, place.end - place.start)
+    body = Body(reply, place.end - place.start)
     return Answer(body, place.start, place.end, place.total, Version.of(response), has_ranges=True)
 
 
-def read_whole(response: HTTPResponse) -> Answer:
+def read_whole(reply: Reply) -> Answer:
     """What a 200 brings: everything, from the start."""
+    response = reply.response
     total = content_length(response)
     has_ranges = response.getheader("Accept-Ranges", "").strip().lower() == "bytes"
-    body = Body(response, total)
+    body = Body(reply, total)
     return Answer(body, 0, total, total, Version.of(response), has_ranges)
 
 

@@ -2,14 +2,12 @@
 
 import base64
 import re
-import ssl
 from collections.abc import Mapping
-from http.client import HTTPResponse
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
-from urllib.request import HTTPHandler, HTTPSHandler, OpenerDirector, ProxyHandler, Request
 
 import balenaflash
 from balenaflash.errors import ImageError
+from balenaflash.image.container.http_connection import Connections, Reply
 from balenaflash.image.container.location import Url, parse_url
 
 _MAX_REDIRECTS = 10
@@ -29,15 +27,9 @@ class Client:
     def __init__(self, url: Url, *, timeout: float) -> None:
         self._url = url
         self._located = url
-        self._timeout = timeout
-        self._opener = OpenerDirector()
-        # No handler for errors: an answer is returned whatever its status.
-        handlers = ProxyHandler(), HTTPHandler(), HTTPSHandler(context=_tls_context())
-        for handler in handlers:
-            self._opener.add_handler(handler)
-        self._opener.addheaders = []
+        self._connections = Connections(timeout=timeout)
 
-    def ask(self, headers: Mapping[str, str]) -> HTTPResponse:
+    def ask(self, headers: Mapping[str, str]) -> Reply:
         """The answer to a GET with ``headers``, of any status but a redirect's; the caller closes.
 
         Raises:
@@ -45,38 +37,42 @@ class Client:
             OSError: nobody answered.
             HTTPException: what answered does not speak HTTP.
         """
-        response = self._follow(self._located, headers)
-        if response.status in _EXPIRED and self._located is not self._url:
-            response.close()
-            response = self._follow(self._url, headers)
-        return response
+        reply = self._follow(self._located, headers)
+        if reply.response.status in _EXPIRED and self._located is not self._url:
+            reply.close()
+            reply = self._follow(self._url, headers)
+        return reply
 
-    def _follow(self, url: Url, headers: Mapping[str, str]) -> HTTPResponse:
+    def stop(self) -> None:
+        """Have a question that waits for its answer fail at once; from any thread."""
+        self._connections.stop()
+
+    def close(self) -> None:
+        """End the connections that are idle."""
+        self._connections.close()
+
+    def _follow(self, url: Url, headers: Mapping[str, str]) -> Reply:
         for _ in range(_MAX_REDIRECTS + 1):
-            response = self._open(url, headers)
-            if response.status not in _REDIRECTS:
+            reply = self._open(url, headers)
+            if reply.response.status not in _REDIRECTS:
                 self._located = url
-                return response
+                return reply
             # Its body is left unread: nothing bounds it.
-            response.close()
-            url = self._redirected(url, response.getheader("Location"))
+            reply.close()
+            url = self._redirected(url, reply.response.getheader("Location"))
         raise self._refused(f"the server redirects more than {_MAX_REDIRECTS} times")
 
-    def _open(self, url: Url, headers: Mapping[str, str]) -> HTTPResponse:
+    def _open(self, url: Url, headers: Mapping[str, str]) -> Reply:
         parts = urlsplit(url.address)
-        host = parts.netloc.rpartition("@")[2]
-        address = parts._replace(netloc=host).geturl()
-        # parse_url has let through http and https alone.
-        request = Request(address, headers=dict(headers))  # noqa: S310  # see above
-        request.add_header("User-Agent", f"balenaflash/{balenaflash.__version__}")
-        request.add_header("Accept-Encoding", "identity")
+        sent = {
+            **headers,
+            "User-Agent": f"balenaflash/{balenaflash.__version__}",
+            "Accept-Encoding": "identity",
+        }
         login = self._login_for(parts)
         if login is not None:
-            request.add_header("Authorization", login)
-        response = self._opener.open(request, timeout=self._timeout)
-        if not isinstance(response, HTTPResponse):
-            raise TypeError(f"{type(response)} for an http request")
-        return response
+            sent["Authorization"] = login
+        return self._connections.ask(parts._replace(netloc=_host(parts.netloc)), sent)
 
     def _login_for(self, parts: SplitResult) -> str | None:
         """The Authorization header (RFC 7617), for the scheme, host and port of the address."""
@@ -107,8 +103,3 @@ class Client:
 
 def _host(netloc: str) -> str:
     return netloc.rpartition("@")[2]
-
-
-def _tls_context() -> ssl.SSLContext:
-    """The system's authorities, host names checked; SSL_CERT_FILE and SSL_CERT_DIR hold."""
-    return ssl.create_default_context()

@@ -5,7 +5,6 @@ import ssl
 from http import HTTPStatus
 from http.client import HTTPException
 from typing import NoReturn
-from urllib.error import URLError
 
 from balenaflash.errors import ImageError
 
@@ -41,7 +40,7 @@ def raise_for_status(name: str, status: int) -> NoReturn:
 
 def unreachable(name: str, error: OSError | HTTPException) -> ImageError:
     """The error for an image whose server could not be asked at all."""
-    fact, hint = _fact(cause(error))
+    fact, hint = _fact(error)
     return ImageError(f"{name}: {fact}", code="image-unreachable", hint=hint)
 
 
@@ -50,24 +49,21 @@ def interrupted(
 ) -> ImageError:
     """The error for a transfer that ended at byte ``position`` and cannot go on."""
     length = "" if total is None else f" of {total}"
-    fact = "the connection was closed" if error is None else _fact(cause(error))[0]
     return ImageError(
-        f"{name}: the transfer broke off at byte {position}{length}: {fact}",
+        f"{name}: the transfer broke off at byte {position}{length}: {describe(error)}",
         code="image-interrupted",
         hint=hint,
     )
 
 
-def cause(error: Exception) -> Exception:
-    """What urllib wrapped in ``error``, or ``error`` itself."""
-    if isinstance(error, URLError) and isinstance(error.reason, Exception):
-        return error.reason
-    return error
+def describe(error: Exception | None) -> str:
+    """What went wrong, in a few words; without an error the server has ended the connection."""
+    return "the connection was closed" if error is None else _fact(error)[0]
 
 
 def is_lasting(error: Exception) -> bool:
     """Whether trying again is of no use, even if it went well before."""
-    return isinstance(cause(error), ssl.SSLCertVerificationError)
+    return isinstance(error, ssl.SSLCertVerificationError)
 
 
 _CHECK_ADDRESS = "Check the address."

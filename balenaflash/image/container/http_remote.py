@@ -1,10 +1,10 @@
 """One image on a web server: asked for the first time, and again from some byte on."""
 
 from collections.abc import Sequence
-from http.client import HTTPResponse
 from threading import Event
 
 from balenaflash.errors import ImageError
+from balenaflash.extent import MIB
 from balenaflash.image.container.http_answer import (
     Answer,
     Version,
@@ -14,14 +14,20 @@ from balenaflash.image.container.http_answer import (
     require_identity,
 )
 from balenaflash.image.container.http_client import Client
+from balenaflash.image.container.http_connection import Reply
 from balenaflash.image.container.http_failures import (
     BROKEN,
     BusyError,
+    describe,
     interrupted,
     raise_for_status,
     unreachable,
 )
 from balenaflash.image.container.location import Url
+from balenaflash.waiting import tell
+
+FIRST_WINDOW = MIB
+"""Bytes asked for at first: a look at an image needs no more."""
 
 _OK = 200
 _PARTIAL = 206
@@ -44,7 +50,7 @@ class Remote:
         self.has_ranges = False
 
     def open(self) -> Answer:
-        """The whole image from its start on.
+        """The image from its start on: all of it where the server gives no ranges.
 
         A server that is busy is asked again; one that cannot be reached is not.
 
@@ -58,8 +64,18 @@ class Remote:
             except BROKEN as error:
                 if not isinstance(error, BusyError) or tries == len(self.pauses):
                     raise unreachable(self.name, error) from error
+                tell_of_pause(self.name, error, self.pauses[tries])
             self.closed.wait(self.pauses[tries])
             tries += 1
+
+    def stop(self) -> None:
+        """Ask nothing more, and end what waits for an answer; from any thread."""
+        self.closed.set()
+        self._client.stop()
+
+    def close(self) -> None:
+        """End the connections that are idle."""
+        self._client.close()
 
     def ask_range(self, start: int, end: int | None) -> Answer:
         """The bytes from ``start`` on, up to ``end`` or less of them.
@@ -75,16 +91,21 @@ class Remote:
         headers = {"Range": f"bytes={start}-{last}"}
         if self._version.condition is not None:
             headers["If-Range"] = self._version.condition
-        response = self._client.ask(headers)
+        reply = self._client.ask(headers)
         try:
-            return self._expected(response, start)
+            return self._expected(reply, start)
         except BaseException:
-            response.close()
+            reply.close()
             raise
 
     def _first(self) -> Answer:
-        # A range from 0 tells whether the server answers ranges, and costs no request.
-        answer = self._begin({"Range": "bytes=0-"}) or self._begin({})
+        # A range tells whether the server answers ranges, and costs no request.
+        answer = self._begin({"Range": f"bytes=0-{FIRST_WINDOW - 1}"})
+        if answer is not None and answer.end != answer.total and not answer.can_be_continued:
+            # Other bytes may belong to another version.
+            answer.body.close()
+            answer = None
+        answer = answer or self._begin({})
         if answer is None:
             raise ImageError(
                 f"{self.name}: the server sends a part of the image that was not asked for",
@@ -93,24 +114,23 @@ class Remote:
             )
         self._version = answer.version
         self.total = answer.total
-        self.has_ranges = (
-            answer.has_ranges and answer.total is not None and answer.version.condition is not None
-        )
+        self.has_ranges = answer.can_be_continued
         return answer
 
     def _begin(self, headers: dict[str, str]) -> Answer | None:
-        """The whole image; `None` where the server misunderstood the range."""
-        response = self._client.ask(headers)
+        """The image from its start; `None` where the server misunderstood the range."""
+        reply = self._client.ask(headers)
         try:
-            answer = self._whole(response)
+            answer = self._from_start(reply)
         except BaseException:
-            response.close()
+            reply.close()
             raise
         if answer is None:
-            response.close()
+            reply.close()
         return answer
 
-    def _whole(self, response: HTTPResponse) -> Answer | None:
+    def _from_start(self, reply: Reply) -> Answer | None:
+        response = reply.response
         content_range = response.getheader("Content-Range", "").strip()
         if response.status == _NOT_SATISFIABLE and content_range != "bytes */0":
             return None
@@ -120,9 +140,11 @@ class Remote:
             raise_for_status(self.name, response.status)
         require_identity(self.name, response)
         if response.status == _OK:
-            return read_whole(response)
-        answer = read_partial(response)
-        if answer is None or (answer.start, answer.end) == (0, answer.total):
+            return read_whole(reply)
+        answer = read_partial(reply)
+        if answer is None or answer.total is None:
+            return answer
+        if (answer.start, answer.end) == (0, min(answer.total, FIRST_WINDOW)):
             return answer
         answer.body.close()
         return None
@@ -135,7 +157,8 @@ class Remote:
                 hint="The upload to the server has probably failed.",
             )
 
-    def _expected(self, response: HTTPResponse, start: int) -> Answer:
+    def _expected(self, reply: Reply, start: int) -> Answer:
+        response = reply.response
         if response.status not in {_OK, _PARTIAL, _NOT_SATISFIABLE}:
             raise_for_status(self.name, response.status)
         if response.status == _NOT_SATISFIABLE or self._version.differs(Version.of(response)):
@@ -143,7 +166,7 @@ class Remote:
         if response.status == _OK:
             raise self._without_ranges(start)
         require_identity(self.name, response)
-        answer = read_partial(response)
+        answer = read_partial(reply)
         if answer is None:
             raise self._without_ranges(start)
         if answer.total == self.total and answer.start == start:
@@ -164,3 +187,8 @@ class Remote:
             code="image-interrupted",
             hint="Start again, or download the image first.",
         )
+
+
+def tell_of_pause(name: str, error: Exception | None, pause: float) -> None:
+    """Tell why nothing comes for ``pause`` seconds."""
+    tell(f"{name}: {describe(error)}; trying again in {pause:g} s")

@@ -69,6 +69,7 @@ class _MemberOrigin:
 
     size = None
     seekable = False
+    is_local = False
 
     def __init__(self, name: str, decoder: Decoder) -> None:
         self.name = name

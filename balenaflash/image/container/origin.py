@@ -26,6 +26,10 @@ class Origin(Protocol):
         Where not, each offset asked for is the end of what was read before.
         """
 
+    @property
+    def is_local(self) -> bool:
+        """Whether a few bytes here and there cost next to nothing: a request each elsewhere."""
+
     def read_at(self, offset: int, length: int) -> bytes:
         """The bytes from ``offset`` on: ``length`` of them, fewer only where the end comes first.
 
@@ -66,6 +70,11 @@ class FileOrigin:
     @property
     def seekable(self) -> bool:
         """Always: any bytes may be asked for."""
+        return True
+
+    @property
+    def is_local(self) -> bool:
+        """Always."""
         return True
 
     def read_at(self, offset: int, length: int) -> bytes:
@@ -117,6 +126,11 @@ class Peeked:
     def seekable(self) -> bool:
         """The origin's."""
         return self._origin.seekable
+
+    @property
+    def is_local(self) -> bool:
+        """The origin's."""
+        return self._origin.is_local
 
     def peek(self, length: int) -> bytes:
         """The first ``length`` bytes, fewer where there are not that many; they are kept."""

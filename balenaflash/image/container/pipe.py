@@ -20,6 +20,7 @@ class PipeOrigin:
     """
 
     seekable = False
+    is_local = False
 
     def __init__(self, descriptor: int, name: str = "-") -> None:
         self.name = name

@@ -59,7 +59,9 @@ def recognise_zstd(origin: Peeked) -> CompressedStreams | None:
         start += 8 + int.from_bytes(origin.peek(start + 8)[start + 4 :], "little")
     if start > _MAX_SKIPPED or origin.peek(start + 4)[start:] != _MAGIC:
         return None
-    return CompressedStreams(origin, ZSTD, _read_size(origin) if origin.seekable else None)
+    # Over a network the headers of all blocks, one in 128 KiB, would be the whole file.
+    size = _read_size(origin) if origin.seekable and origin.is_local else None
+    return CompressedStreams(origin, ZSTD, size)
 
 
 def _read_size(origin: Origin) -> int | None:
