@@ -12,7 +12,7 @@ import balenaflash
 PACKAGE = Path(balenaflash.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-FLOOR = {"durable", "errors", "extent", "progress", "rereading"}
+FLOOR = {"durable", "errors", "extent", "progress", "rereading", "waiting"}
 """What every layer may use."""
 
 HOMES = {
