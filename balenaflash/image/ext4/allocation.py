@@ -92,9 +92,8 @@ class BlockBitmaps:
         if bitmap is None:
             return
         used = (bitmap | self._fixed_mask(blocks)) & ((1 << len(blocks)) - 1)
-        if self._owned is not None:
-            # A block that a file owns and the bitmap calls free makes the count another one.
-            used |= self._owned.mask(blocks)
+        if self._owned is not None and self._owned.mask(blocks) & ~used:
+            return  # a block that an inode owns is called free
         if len(blocks) - used.bit_count() != group.free_block_count:
             return
         # As text, for the search in it is linear; a shifted number would be copied each time.
