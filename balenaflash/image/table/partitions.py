@@ -8,12 +8,11 @@ paths cannot be stale; ``device_free_all`` is never called, for it frees what Py
 hold (pyparted 3.13.0).
 """
 
+import itertools
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from balenaflash.errors import ImageError
 from balenaflash.extent import Extent
@@ -73,6 +72,8 @@ LIBPARTED_ERRORS: tuple[type[Exception], ...] = (
 
 _MAX_NUMBER = 64  # of a partition on msdos in libparted (MAX_TOTAL_PART in dos.c)
 _SECTOR_SIZE_VARIABLE = "PARTED_SECTOR_SIZE"  # libparted/arch/linux.c, read when a file is opened
+_numbers = itertools.count()
+
 _GO_ON_BROKEN = _ped.EXCEPTION_RESOLVE_IGNORE | _ped.EXCEPTION_RESOLVE_CANCEL
 """The choices where libparted would go on with what it knows to be wrong, into its assertions."""
 
@@ -160,12 +161,11 @@ def _read_with_libparted(source: Source, reading: TableReading) -> _Seen:
         _messages_collected(messages),
         _stand_in(source, reading) as path,
     ):
-        disk = parted.newDisk(parted.getDevice(str(path)))
+        disk = parted.newDisk(parted.getDevice(path))
         partitions = [_copy(each, reading.table.sector_size) for each in disk.partitions]
         kind = str(disk.type)
-        name = str(path)
     partitions.sort(key=lambda partition: partition.number)
-    texts = tuple(" ".join(text.replace(name, source.name).split()) for text in messages)
+    texts = tuple(" ".join(text.replace(path, source.name).split()) for text in messages)
     return _Seen(kind, tuple(partitions), texts)
 
 
@@ -199,27 +199,26 @@ def _kind(bits: int) -> PartitionKind:
 
 
 @contextmanager
-def _stand_in(source: Source, reading: TableReading) -> Iterator[Path]:
-    """A path that libparted may open, write and put digits behind; gone afterwards.
+def _stand_in(source: Source, reading: TableReading) -> Iterator[str]:
+    """A path that libparted may open, write and put digits after; it lies in no folder.
 
-    The link in a private folder keeps those digits harmless: behind ``/proc/self/fd/3`` they
-    would name other open files of this process.
+    After a digit libparted puts a ``p`` first (3.5, libparted/arch/linux.c), so that what it tries
+    to open names no other open file of this process.
     """
     sector_size = reading.table.sector_size
-    with tempfile.TemporaryDirectory(prefix="balenaflash-") as folder:
-        descriptor = os.memfd_create("table", os.MFD_CLOEXEC)
-        try:
-            shown = tuple(_shown(reading))
-            ends = (offset + len(data) for offset, data in shown)
-            os.truncate(descriptor, max(source.size or reading.table.end, *ends))
-            for offset, data in shown:
-                os.pwrite(descriptor, data, offset)
-            path = Path(folder, "table")
-            path.symlink_to(f"/proc/self/fd/{descriptor}")
-            with _environment(_SECTOR_SIZE_VARIABLE, str(sector_size)):
-                yield path
-        finally:
-            os.close(descriptor)
+    descriptor = os.memfd_create("table", os.MFD_CLOEXEC)
+    try:
+        shown = tuple(_shown(reading))
+        ends = (offset + len(data) for offset, data in shown)
+        os.truncate(descriptor, max(source.size or reading.table.end, *ends))
+        for offset, data in shown:
+            os.pwrite(descriptor, data, offset)
+        # The same file by other steps each time.
+        steps = f"{next(_numbers):032b}".replace("0", "/").replace("1", "./")
+        with _environment(_SECTOR_SIZE_VARIABLE, str(sector_size)):
+            yield f"/proc/self/{steps}fd/{descriptor}"
+    finally:
+        os.close(descriptor)
 
 
 def _shown(reading: TableReading) -> Iterator[tuple[int, bytes]]:
@@ -280,5 +279,5 @@ def _errors_mapped(source: Source, messages: list[str]) -> Iterator[None]:
         raise ImageError(
             f"{source.name}: its partition table cannot be copied: {error.strerror}",
             code="table-unreadable",
-            hint="A writable folder for temporary files is needed; TMPDIR names it.",
+            hint="Memory for it, and /proc, are needed.",
         ) from error
