@@ -1,6 +1,8 @@
 """Signals: the first stops work at the next block, the second at once."""
 
+import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -11,16 +13,44 @@ from balenaflash.cli.standard_streams import write_error
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+_TOGETHER = 0.05
+"""Seconds within which signals are one: a supervisor may send two, to a process and its group."""
+
+
 @contextmanager
 def interruptible(session: Session) -> Iterator[None]:
-    """Turn SIGINT, SIGTERM and SIGHUP into KeyboardInterrupt, and note which it was."""
+    """Turn SIGINT, SIGTERM and SIGHUP into KeyboardInterrupt, and note which it was.
+
+    One more, while the first is being answered, ends the process at once.
+    """
+    first: float | None = None
 
     def interrupt(number: int, _frame: FrameType | None) -> None:
-        session.signal = number
-        raise KeyboardInterrupt
+        nonlocal first
+        if first is None:
+            session.signal = number
+            first = time.monotonic()
+            raise KeyboardInterrupt
+        if time.monotonic() - first > _TOGETHER:
+            die_by(number)
 
     with _handlers(interrupt):
         yield
+
+
+def unblock_signals() -> None:
+    """Let signals through that were kept waiting, and those to come.
+
+    Raises:
+        KeyboardInterrupt: one was waiting, within `interruptible`.
+    """
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+
+
+def die_by(number: int) -> None:
+    """End this process by the signal ``number``, as a parent expects of one that it stops."""
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 
 
 class StopRequest:
@@ -42,12 +72,17 @@ def stop_at_next_block(session: Session) -> Iterator[StopRequest]:
     it all the same, and what was written would not be known.
     """
     stop = StopRequest()
+    first = 0.0
 
     def request(number: int, _frame: FrameType | None) -> None:
+        nonlocal first
         session.signal = number
         if stop.requested:
-            raise KeyboardInterrupt
+            if time.monotonic() - first > _TOGETHER:
+                raise KeyboardInterrupt
+            return
         stop.requested = True
+        first = time.monotonic()
         # Not printed: the signal may arrive in the middle of a print.
         write_error(b"\nInterrupted: finishing the block; once more to leave now.\n")
 

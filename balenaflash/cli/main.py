@@ -1,6 +1,5 @@
 """The command group, and the one way out."""
 
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ import click
 
 import balenaflash
 from balenaflash.cli.answer import Answer, show_answer, show_problems
-from balenaflash.cli.interrupts import interruptible
+from balenaflash.cli.interrupts import die_by, interruptible, unblock_signals
 from balenaflash.cli.lazy import LazyGroup
 from balenaflash.cli.session import Session
 from balenaflash.cli.standard_streams import (
@@ -100,19 +99,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     # Known before click has parsed anything, so that wrong usage too is told as JSON.
     session = Session(json="--json" in arguments)
+    with interruptible(session):
+        try:
+            unblock_signals()
+            return _run(arguments, session)
+        except (click.Abort, KeyboardInterrupt):
+            status = 128 + (session.signal or signal.SIGINT)
+            return _show_problems((Problem("interrupted", "Interrupted."),), status, session)
+
+
+def _run(arguments: list[str], session: Session) -> int:
     status = 0
     try:
-        with interruptible(session):
-            answer = app.main(
-                args=arguments, prog_name="balenaflash", standalone_mode=False, obj=session
-            )
-            if isinstance(answer, Answer):
-                status = _show_answer(answer, session)
+        answer = app.main(
+            args=arguments, prog_name="balenaflash", standalone_mode=False, obj=session
+        )
+        if isinstance(answer, Answer):
+            status = _show_answer(answer, session)
     except click.exceptions.Exit as stop:
         return stop.exit_code
-    except click.Abort:
-        click.echo("Interrupted.", err=True)
-        return 128 + (session.signal or signal.SIGINT)
     except click.ClickException as error:
         return _show_usage_error(error, session)
     except BalenaflashError as error:
@@ -163,13 +168,14 @@ def _status_of(errors: Sequence[BalenaflashError], status: int, session: Session
 def entry() -> None:
     """Run as the ``balenaflash`` command: exit with the status, or die by the signal."""
     prepare_standard_streams()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # Python's own would end in a traceback before and after `main`.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         status = main()
     except Exception:
         click.echo("balenaflash: this is a bug; please report it with the lines below.", err=True)
         raise
     if status > 128:  # noqa: PLR2004 - shells report a death by signal N as 128 + N
-        number = signal.Signals(status - 128)
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
+        die_by(status - 128)
     sys.exit(status)
