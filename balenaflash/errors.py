@@ -10,6 +10,7 @@ BalenaflashError            1   (never raised itself; a plain exception is a bug
 ├── TargetRefusedError      4   nothing was written
 └── WriteError              5   the target may hold part of what was asked for
     ├── InterruptedWriteError   by signal
+    │   └── LeftError           by signal; the user did not wait
     ├── VerificationError   6   the read-back differs
     └── ImageFailedError    7   the image failed while it was written; the medium did not
 
@@ -159,6 +160,10 @@ class InterruptedWriteError(WriteError):
     """Writing was interrupted by a signal: the target's content is undefined."""
 
     default_code = "interrupted"
+
+
+class LeftError(InterruptedWriteError):
+    """The user did not wait until writing had stopped: what the target holds is not known."""
 
 
 class ImageFailedError(WriteError):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from balenaflash.chunk_queue import ChunkQueue
 from balenaflash.differences import Difference
-from balenaflash.errors import BalenaflashError
+from balenaflash.errors import BalenaflashError, LeftError
 from balenaflash.extent import Extent
 from balenaflash.feeding import Feeds
 from balenaflash.image.chunks import ChunkRecord
@@ -109,19 +109,25 @@ def flash(
     """Write, flush and, unless told not to, read back, compare and repair.
 
     The outcomes are in the order of ``targets``: a report, or the failure that ended the work on
-    that target alone. Whatever else ends it is raised: a bug, or a user who leaves at once.
+    that target alone. Where the user leaves at once, it is `LeftError` for each that is not done.
+    Whatever else ends it is raised: a bug.
     """
     limit = max(target.medium.capacity for target in targets)
     compares = options.read_back or options.skip_equal
-    with Feeds(source, plan, limit=limit, has_digests=compares) as feeds:
-        jobs = [
-            _Job(source, plan, target, options, stop, feeds, len(targets)) for target in targets
-        ]
-        feeds.start([job.queue for job in jobs])
-        for job in jobs:
-            job.start()
-        for job in jobs:
-            job.wait()
+    jobs: list[_Job] = []
+    try:
+        with Feeds(source, plan, limit=limit, has_digests=compares) as feeds:
+            jobs = [
+                _Job(source, plan, target, options, stop, feeds, len(targets)) for target in targets
+            ]
+            feeds.start([job.queue for job in jobs])
+            for job in jobs:
+                job.start()
+            for job in jobs:
+                job.wait()
+    except KeyboardInterrupt:
+        if not jobs or not all(job.was_started for job in jobs):
+            raise
     return tuple(job.outcome for job in jobs)
 
 
@@ -149,6 +155,10 @@ class _Job:
     def start(self) -> None:
         self._thread.start()
 
+    @property
+    def was_started(self) -> bool:
+        return self._thread.ident is not None
+
     def wait(self) -> None:
         """Wait for its end, awake enough for signals."""
         while self._thread.is_alive():
@@ -159,7 +169,11 @@ class _Job:
         if self._crash is not None:
             raise self._crash
         if self._outcome is None:
-            raise RuntimeError("the work on a target has not ended")
+            return LeftError(
+                f"{self.target.medium.name}: left before the work on it had ended; "
+                "what it holds is not known",
+                hint="Write it again from the start.",
+            )
         return self._outcome
 
     def _run(self) -> None:

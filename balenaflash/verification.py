@@ -76,7 +76,8 @@ def differs(
         f"{format_size(first.extent.size)} of sectors from byte {first.extent.start} on"
         f"{more}{told}",
         written=written,
-        hint="Write it again; if it differs again, the medium or its reader is failing.",
+        hint="Do not use it: it may start, with a wrong image. Write it again; if it differs "
+        "again, the medium or its reader is failing.",
     )
 
 

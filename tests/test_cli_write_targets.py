@@ -194,6 +194,18 @@ def start(gpt: BuiltImage, devices: Sequence[FaultDevice], *options: str) -> sub
     )
 
 
+def test_a_device_that_fails_at_its_first_write_is_not_said_to_hold_part_of_the_image(
+    gpt: BuiltImage, fault_device: MakeFaultDevice, balenaflash: RunBalenaflash
+) -> None:
+    device = fault_device(size=rounded(gpt.path.stat().st_size))
+    device.set(faults=[write_error(0, MIB)])
+    run = balenaflash("write", "--yes", gpt.path, device.node)
+    assert (run.returncode, run.stdout) == (5, "")
+    assert "; none of the image was written" in run.stderr
+    assert "0 B had been written" not in run.stderr
+    assert "holds part" not in run.stderr
+
+
 def wait_for(device: FaultDevice, written: int) -> None:
     deadline = time.monotonic() + 30
     while device.stats().bytes_written < written:
@@ -230,9 +242,42 @@ def test_a_second_interrupt_ends_it_at_once(gpt: BuiltImage, fault_device: MakeF
     _out, said = process.communicate(timeout=60)
     device.set()
     assert process.returncode == -signal.SIGINT
-    assert f"{device.node}: left in the middle of writing" in said
+    assert f"{device.node}: left before the work on it had ended" in said
     # All of the image would take half a minute; a request that the kernel has is waited for.
     assert time.monotonic() - started < 15
+
+
+def test_a_user_who_leaves_hears_which_cards_are_done(
+    gpt: BuiltImage, fault_device: MakeFaultDevice
+) -> None:
+    done, slow = (fault_device(size=rounded(gpt.path.stat().st_size)) for _ in range(2))
+    slow.set(write_bps=MIB // 4)
+    command = [sys.executable, "-m", "balenaflash", "write", "--yes", "--json"]
+    process = subprocess.Popen(
+        [*command, gpt.path, done.node, slow.node],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=clean_environment(),
+    )
+    # Its first MiB comes last, and the read-back takes no longer than this.
+    deadline = time.monotonic() + 60
+    while not any(done.raw(0, MIB)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    out, said = process.communicate(timeout=60)
+    slow.set()
+    assert process.returncode == -signal.SIGINT
+    envelope = json.loads(out)
+    assert envelope["exit_status"] == 128 + signal.SIGINT
+    assert [each["exit_status"] for each in envelope["result"]["targets"]] == [0, 5]
+    (error,) = envelope["errors"]
+    assert error["message"].startswith(f"{slow.node}: left before the work on it had ended")
+    assert f"{done.node}: left" not in said
 
 
 @pytest.mark.parametrize("beyond", list(Beyond))

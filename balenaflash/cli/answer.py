@@ -39,7 +39,9 @@ class Answer:
         return max((failure.exit_status for failure in self.failures), default=0)
 
 
-def show_answer(answer: Answer, *, command: str, as_json: bool, quiet: bool) -> None:
+def show_answer(
+    answer: Answer, *, command: str, exit_status: int, as_json: bool, quiet: bool
+) -> None:
     """Put the result on stdout and the warnings on stderr."""
     if not quiet:
         for warning in answer.warnings:
@@ -53,7 +55,7 @@ def show_answer(answer: Answer, *, command: str, as_json: bool, quiet: bool) -> 
             "warnings": list(answer.warnings),
             "warning_codes": list(dict.fromkeys(codes)),
         }
-        _echo_envelope(command, answer.exit_status, result, problems)
+        _echo_envelope(command, exit_status, result, problems)
     elif answer.content is not None:
         sys.stdout.buffer.write(answer.content)
         sys.stdout.buffer.flush()

@@ -132,7 +132,11 @@ def _show_answer(answer: Answer, session: Session) -> int:
     return show(
         status,
         lambda: show_answer(
-            answer, command=session.command, as_json=session.json, quiet=session.quiet
+            answer,
+            command=session.command,
+            exit_status=status,
+            as_json=session.json,
+            quiet=session.quiet,
         ),
     )
 

@@ -11,7 +11,7 @@ import click
 
 from balenaflash.cli.answer import printable
 from balenaflash.cli.session import Session
-from balenaflash.errors import BalenaflashError, InterruptedWriteError
+from balenaflash.errors import BalenaflashError, InterruptedWriteError, LeftError
 
 if TYPE_CHECKING:
     from balenaflash.destination import Destination
@@ -77,7 +77,7 @@ def _interruption_told(destinations: Sequence["Destination"]) -> Iterator[None]:
     except KeyboardInterrupt as interrupt:
         names = ", ".join(each.name for each in destinations)
         raise InterruptedWriteError(
-            f"{names}: left in the middle of writing; what was being written is not known",
+            f"{names}: left before the work on it had ended; what it holds is not known",
             hint="Write it again from the start.",
         ) from interrupt
 
@@ -100,10 +100,15 @@ def end_all(
     *,
     ejects: bool,
 ) -> Sequence["Ending | None"]:
-    """Settle and, if asked to, switch off each disk that all went well with."""
+    """Settle and, if asked to, switch off each disk that all went well with.
+
+    A user who has left does not wait for that.
+    """
     from balenaflash.destination import DiskDestination
     from balenaflash.ending import end
 
+    if any(isinstance(outcome, LeftError) for outcome in outcomes):
+        return [None] * len(outcomes)
     return [
         end(destination.assessment.disk, plan, ejects=ejects)
         if isinstance(destination, DiskDestination) and not isinstance(outcome, BalenaflashError)
