@@ -65,7 +65,8 @@ def save_image(
     """
     started = time.monotonic()
     container = find_container(out)
-    size = source.measure()
+    # What a container says is checked when its end is reached, before ``out`` is made.
+    size = source.measure() if source.size is None else source.size
     raw_size = size if container is None else 0
     with make_file(out, size=raw_size, overwrite=overwrite) as file:
         if container is None:
@@ -133,7 +134,8 @@ def _chunks(
             )
         extent = Extent(start, min(start + _CHUNK, size))
         chunk = buffer[: extent.size]
-        source.readinto(extent.start, chunk)
+        with source.sequential():
+            source.readinto(extent.start, chunk)
         yield extent, chunk
 
 

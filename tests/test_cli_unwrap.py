@@ -1,5 +1,6 @@
 """``unwrap`` as its users meet it."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -13,10 +14,13 @@ from builders import BuiltImage, Layout, build_image, run
 from commandline import RunBalenaflash, clean_environment
 from commandline import run as run_balenaflash
 from imagecopies import MakeImage
+from imageserver import Behaviour, direct_and_tidy, serve
 from mountlock import no_mounts_of_others
 from test_flasher import SETTINGS, change_root, put
 
 from balenaflash.extent import MIB
+
+__all__ = ["direct_and_tidy"]
 
 DECODERS = {".gz": ("gzip", "-dc"), ".xz": ("xz", "-dc"), ".zst": ("zstd", "-dqc")}
 
@@ -61,6 +65,27 @@ def test_a_raw_image_is_sparse_and_its_block_map_is_right(raw: Path, tmp_path: P
     assert raw.stat().st_blocks * 512 < 10 * MIB < 100 * MIB < raw.stat().st_size
     # bmaptool compares the map with itself, and each range with the image.
     run("bmaptool", "copy", "--bmap", f"{raw}.bmap", raw, tmp_path / "copy.img")
+
+
+@pytest.mark.parametrize("way", ["pipe", "pipe, gz", "http without ranges"])
+@pytest.mark.usefixtures("direct_and_tidy")
+def test_a_flasher_that_can_be_read_only_once_is_unwrapped_too(
+    way: str, original: BuiltImage, raw: Path, tmp_path: Path
+) -> None:
+    content = original.path.read_bytes()
+    given = gzip.compress(content, 1) if way == "pipe, gz" else content
+    out = tmp_path / "out.img"
+    with serve(Behaviour(given, ranges=False)) as server:
+        is_piped = way.startswith("pipe")
+        answer = subprocess.run(
+            [sys.executable, "-m", "balenaflash", "unwrap", "-" if is_piped else server.url, out],
+            input=given if is_piped else b"",
+            env=clean_environment(),
+            capture_output=True,
+            check=False,
+        )
+    assert answer.returncode == 0, answer.stderr
+    run("cmp", out, raw)
 
 
 @pytest.mark.parametrize("suffix", DECODERS)
