@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from balenaflash.disk_layout import LayoutReport, report_layout
+from balenaflash.disk_layout import LayoutReport, follow_logical, report_layout
 from balenaflash.errors import ConfigError, ImageError
 from balenaflash.image.flasher import Flasher, read_flasher
 from balenaflash.image.source import Source
@@ -43,11 +43,13 @@ def report_carried(
     *,
     show_secrets: bool,
     check: bool,
+    limit: int,
 ) -> tuple[CarriedReport | None, tuple[str, ...]]:
     """What the flasher in ``source`` carries, and what to warn of.
 
     Nothing is reported of an image that is no flasher; what is wrong with one is a warning.
-    ``check`` reads all of the inner image to check its signature.
+    ``check`` reads all of the inner image to check its signature; ``limit`` is that of
+    `follow_logical`.
     """
     try:
         flasher = read_flasher(source, table)
@@ -67,6 +69,8 @@ def report_carried(
             devices, steps = plan.expected_devices, plan.steps
             warnings += (*plan.warnings, *plan.inner.files.problems())
     signature = _report_signature(flasher, certificate, check=check)
+    if layout is not None:
+        layout = _follow_logical(flasher, layout, warnings, limit)
     report = CarriedReport(flasher, layout, signature, devices, steps, tuple(warnings))
     return report, report.warnings
 
@@ -81,6 +85,19 @@ def _report_layout(
         return None
     warnings += (f"{flasher.image_name}: {warning}" for warning in layout.warnings)
     return layout
+
+
+def _follow_logical(
+    flasher: Flasher, layout: LayoutReport, warnings: list[str], limit: int
+) -> LayoutReport:
+    try:
+        followed = follow_logical(flasher.image, layout, limit=limit)
+    except ImageError as error:
+        warnings.append(str(error))
+        return layout
+    new = (each for each in followed.warnings if each not in layout.warnings)
+    warnings += (f"{flasher.image_name}: {warning}" for warning in new)
+    return followed
 
 
 def _report_signature(

@@ -9,6 +9,7 @@ from balenaflash.image.balenaos import BalenaFacts, BootPartition, find_boot_par
 from balenaflash.image.fat.volume import FatVolume
 from balenaflash.image.filesystems import Filesystem, probe
 from balenaflash.image.fill import Fill, read_fill
+from balenaflash.image.reach import OutOfReachError, WithinReach
 from balenaflash.image.root_filesystem import OS_RELEASE_PATH, find_root, read_os_release
 from balenaflash.image.source import Source
 from balenaflash.image.table.partitions import (
@@ -113,6 +114,44 @@ def report_layout(source: Source, *, show_secrets: bool) -> LayoutReport:
             *about_partitions,
         ),
         files=volume,
+    )
+
+
+def follow_logical(source: Source, layout: LayoutReport, *, limit: int) -> LayoutReport:
+    """``layout`` of ``source`` with the logical partitions that lie too far into a stream.
+
+    For them at most ``limit`` more bytes of it are decoded; where that is not enough, a warning
+    says that they were not read. What is on them is not looked for.
+
+    Raises:
+        ImageError: the table is not valid, or the stream is damaged or cut short.
+    """
+    if layout.table.is_complete:
+        return layout
+    try:
+        table = read_table(WithinReach(source, limit))
+    except OutOfReachError:
+        numbers = ", ".join(
+            str(each.number)
+            for each in layout.table.partitions
+            if each.kind is PartitionKind.EXTENDED
+        )
+        warning = (
+            f"The logical partitions in partition {numbers} were not read: they are too far "
+            "into the stream."
+        )
+        return replace(layout, warnings=(*layout.warnings, warning))
+    known = {each.partition.number: each for each in layout.partitions}
+    return replace(
+        layout,
+        table=table,
+        partitions=tuple(
+            replace(known[each.number], partition=each)
+            if each.number in known
+            else PartitionReport(each, None, was_read=False)
+            for each in table.partitions
+        ),
+        warnings=tuple(dict.fromkeys((*layout.warnings, *table.warnings))),
     )
 
 

@@ -9,9 +9,9 @@ from balenaflash.boot.fingerprint import check as check_fingerprint
 from balenaflash.boot.invalidation import find_overwritten, warn_of_low_space
 from balenaflash.boot.network import Network, list_networks
 from balenaflash.card_records import warn_of_cut_off
-from balenaflash.disk_layout import LayoutReport, report_layout
+from balenaflash.disk_layout import LayoutReport, follow_logical, report_layout
 from balenaflash.errors import ImageError
-from balenaflash.extent import Extent
+from balenaflash.extent import GIB, MIB, Extent
 from balenaflash.image.balenaos import ImageKind
 from balenaflash.image.bmap.beside import find_beside, read_bmap
 from balenaflash.image.bmap.block_map import Bmap, differing_ranges, require_same_size
@@ -29,6 +29,16 @@ from balenaflash.signatures import (
 
 if TYPE_CHECKING:
     from balenaflash.carried_image import CarriedReport
+
+
+_MOST_DECODED = GIB
+"""Bytes of a compressed file to decode only for its logical partitions: a second or two."""
+
+_MOST_DECODED_ELSEWHERE = 64 * MIB
+"""The same for a slow decoder, and for what comes over a network or a pipe."""
+
+_FAST = frozenset({Container.GZIP, Container.ZIP, Container.ZSTD})
+"""Containers that are decoded at hundreds of MB a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +137,12 @@ def inspect(location: ImageLocation, scope: Scope = QUICK) -> ImageReport:
         layout = report_layout(source, show_secrets=scope.show_secrets)
         files, about_files = _report_files(layout.files, check=scope.check_files)
         certificate, about_certificate = _choose_certificate(layout.files, scope)
-        carried, about_carried = _report_carried(source, layout, certificate, scope)
+        limit = _most_decoded(location, image.container)
+        carried, about_carried = _report_carried(source, layout, certificate, scope, limit)
         signature = report_beside(path, source, certificate, check=scope.check_signature)
         bmap = _report_bmap(path, source, check=scope.check_bmap)
+        # Last, since they lie behind all else that was read.
+        layout = follow_logical(source, layout, limit=limit)
         warnings = (
             *image.warnings,
             *(warn_of_cut_off(path) if path else ()),
@@ -155,6 +168,12 @@ def inspect(location: ImageLocation, scope: Scope = QUICK) -> ImageReport:
         )
 
 
+def _most_decoded(location: ImageLocation, container: Container) -> int:
+    """Bytes to decode only for logical partitions."""
+    is_fast = isinstance(location, Path) and container in _FAST
+    return _MOST_DECODED if is_fast else _MOST_DECODED_ELSEWHERE
+
+
 def _choose_certificate(
     volume: FatVolume, scope: Scope
 ) -> tuple[CertificateFile | None, tuple[str, ...]]:
@@ -167,7 +186,11 @@ def _choose_certificate(
 
 
 def _report_carried(
-    source: Source, layout: LayoutReport, certificate: CertificateFile | None, scope: Scope
+    source: Source,
+    layout: LayoutReport,
+    certificate: CertificateFile | None,
+    scope: Scope,
+    limit: int,
 ) -> "tuple[CarriedReport | None, tuple[str, ...]]":
     if layout.facts.kind is ImageKind.RAW:
         return None, ()
@@ -180,6 +203,7 @@ def _report_carried(
         certificate,
         show_secrets=scope.show_secrets,
         check=scope.check_signature,
+        limit=limit,
     )
 
 

@@ -54,6 +54,9 @@ class MapRow:
     fill: float | None = None
     """Which part of it is in use, 0 to 1; ``None`` is unknown."""
 
+    is_complete: bool = True
+    """False of an extended partition whose logical partitions were not read."""
+
     @classmethod
     def of_partition(cls, partition: Partition, name: str, fill: float | None) -> "MapRow":
         """The row of a partition; ``name`` may hold anything."""
@@ -105,7 +108,7 @@ def _with_gaps(partitions: Sequence[MapRow], size: int | None) -> list[MapRow]:
     end = max([size or 0, *(row.extent.end for row in partitions)])
     rows = [*partitions, *_gaps(outer, Extent(0, end), PartitionKind.PRIMARY)]
     for row in outer:
-        if row.kind is PartitionKind.EXTENDED:
+        if row.kind is PartitionKind.EXTENDED and row.is_complete:
             inside = [each for each in partitions if each.depth]
             rows += _gaps(inside, row.extent, PartitionKind.LOGICAL)
     return sorted(rows, key=lambda row: (row.extent.start, row.depth, row.number or 0))
@@ -222,7 +225,7 @@ def _legend(seen: dict[Cell, None], canvas: Canvas) -> list[str]:
 def _name(row: MapRow, canvas: Canvas) -> str:
     name = printable(row.name) if row.number is not None else "(gap)"
     if row.kind is PartitionKind.EXTENDED:
-        name = name or "(extended)"
+        name = name or ("(extended)" if row.is_complete else "(not read)")
     shown = name.encode(canvas.encoding, "backslashreplace").decode(canvas.encoding)
     return "  " * row.depth + shown
 

@@ -37,6 +37,7 @@ def _layout_result(layout: "LayoutReport") -> dict[str, object]:
             "kind": layout.table.kind.value,
             "id": layout.table.disk_id,
             "sector_size": layout.table.sector_size,
+            "complete": layout.table.is_complete,
         },
         "partitions": [_partition_result(item) for item in layout.partitions],
         "boot_partition": {

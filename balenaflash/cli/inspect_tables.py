@@ -1,5 +1,6 @@
 """Lines of ``inspect`` about a disk: its map, its partitions and their filesystems."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from balenaflash.cli.answer import printable
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 def layout_lines(layout: "LayoutReport", canvas: Canvas, *, exact: bool) -> list[str]:
     """The map of the disk, and two tables that say it exactly."""
     return [
-        *draw_map([_map_row(item) for item in layout.partitions], layout.size, canvas),
+        *draw_map([_map_row(layout, item) for item in layout.partitions], layout.size, canvas),
         "",
         *_partition_lines(layout, exact=exact),
         "",
@@ -21,9 +22,10 @@ def layout_lines(layout: "LayoutReport", canvas: Canvas, *, exact: bool) -> list
     ]
 
 
-def _map_row(item: "PartitionReport") -> MapRow:
+def _map_row(layout: "LayoutReport", item: "PartitionReport") -> MapRow:
     fill = None if item.fill is None else item.fill.used_bytes / item.fill.total_bytes
-    return MapRow.of_partition(item.partition, _label(item), fill)
+    row = MapRow.of_partition(item.partition, _label(item), fill)
+    return row if layout.table.is_complete else replace(row, is_complete=False)
 
 
 def _label(item: "PartitionReport") -> str:

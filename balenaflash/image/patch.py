@@ -65,6 +65,10 @@ class Overlay:
         """As the image below."""
         return self._source.seekable
 
+    def cost(self, offset: int) -> int | None:
+        """As the image below."""
+        return self._source.cost(offset)
+
     def fork(self) -> "Overlay | None":
         """The same with a fork of the image below."""
         source = self._source.fork()

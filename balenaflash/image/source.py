@@ -38,6 +38,12 @@ class Source(Protocol):
         Where not, as in a compressed stream, what lies between is read as well.
         """
 
+    def cost(self, offset: int) -> int | None:
+        """Bytes to decode before the one at ``offset`` can be read; 0 where there is no decoder.
+
+        ``None``: that place of a stream has passed and cannot be read again.
+        """
+
     def read(self, offset: int, length: int) -> bytes:
         """The bytes ``[offset, offset + length)``, all of them.
 
@@ -104,6 +110,10 @@ class RandomAccess(ABC):
     def seekable(self) -> bool:
         """True."""
         return True
+
+    def cost(self, offset: int) -> int | None:  # noqa: ARG002 - any place costs the same
+        """Nothing."""
+        return 0
 
     def fork(self) -> Source | None:
         """Itself: reading leaves nothing behind."""

@@ -95,6 +95,20 @@ class StreamSource:
         """Whether any place is read without decoding others."""
         return self._seekable
 
+    def cost(self, offset: int) -> int | None:
+        """Bytes to decode before the one at ``offset`` can be read, or a bound of them.
+
+        ``None`` if it was not kept, and the stream can be read only once.
+        """
+        with self._lock:
+            if self._spool.held_from(offset):
+                return 0
+            ahead = offset - self._position
+            if ahead < 0 and not self._is_repeatable:
+                return None
+            distance = offset if ahead < 0 else ahead
+            return distance if self._jump is None else min(distance, self._jump)
+
     def read(self, offset: int, length: int) -> bytes:
         """The bytes ``[offset, offset + length)``; they are kept, and so is what lies near them.
 

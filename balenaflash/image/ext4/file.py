@@ -44,6 +44,13 @@ class Ext4File(RandomAccess):
         """Whether reading backwards costs no more than forwards: as in the image around it."""
         return self._source.seekable
 
+    def cost(self, offset: int) -> int | None:
+        """As the place of the image where that byte of the file lies."""
+        for piece, place in self.runs():
+            if piece.contains(offset) and place is not None:
+                return self._source.cost(place.start + offset - piece.start)
+        return 0
+
     def sequential(self) -> AbstractContextManager[None]:
         """As of the image, if ascending places of the file are ascending places there too."""
         starts = (place.start for _piece, place in self.runs() if place is not None)
