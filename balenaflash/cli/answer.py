@@ -45,7 +45,7 @@ def show_answer(
     """Put the result on stdout and the warnings on stderr."""
     if not quiet:
         for warning in answer.warnings:
-            click.echo(f"balenaflash: warning: {printable(warning)}", err=True)
+            say(f"balenaflash: warning: {warning}")
     problems = [problem for failure in answer.failures for problem in failure.problems]
     _echo_problems(problems)
     if as_json:
@@ -61,13 +61,8 @@ def show_answer(
         sys.stdout.buffer.flush()
     else:
         for line in answer.lines:
-            is_colored = isinstance(line, ColoredLine)
             # Of a command that failed in part nothing goes to stdout, as of any that failed.
-            click.echo(
-                line if is_colored else printable(line),
-                color=is_colored or None,
-                err=bool(answer.failures),
-            )
+            say(line, err=bool(answer.failures))
 
 
 def show_problems(
@@ -81,21 +76,46 @@ def show_problems(
 
 def _echo_problems(problems: Sequence[Problem]) -> None:
     for problem in problems:
-        click.echo(f"balenaflash: {printable(problem.message)}", err=True)
+        say(f"balenaflash: {problem.message}")
         if problem.hint:
-            click.echo(f"  {printable(problem.hint)}", err=True)
+            say(f"  {problem.hint}")
+
+
+def say(line: str, *, err: bool = True) -> None:
+    """Show people a line, on stderr if not told otherwise: whatever is in it, it stays one line.
+
+    All text for people leaves the program here, so that nothing in it can act on a terminal.
+    """
+    is_colored = isinstance(line, ColoredLine)
+    click.echo(line if is_colored else printable(line), err=err, color=is_colored or None)
+
+
+def say_json(value: object, *, err: bool = False, indent: int | None = None) -> None:
+    """Show scripts a value, on stdout if not told otherwise, with what `printable` escapes escaped.
+
+    Names that are not UTF-8 carry lone surrogates (PEP 383); escaped, the output stays UTF-8.
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    click.echo("".join(map(_json_char, text)), err=err)
 
 
 def printable(text: str) -> str:
-    """``text`` without control characters and lone surrogates.
+    """``text`` without control, bidirectional and other invisible characters, and surrogates.
 
-    Names inside an image are hostile input: an escape sequence in a partition's name must
-    not reach the terminal.
+    Names inside an image, or from a USB device, are hostile input: an escape sequence in them
+    must not reach the terminal, nor may they pretend to be other text.
     """
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
         for char in text
     )
+
+
+def _json_char(char: str) -> str:
+    # A line end is one between values; inside a string json has escaped it.
+    if char.isprintable() or char == "\n":
+        return char
+    return f"\\u{ord(char):04x}" if char.isascii() else json.dumps(char)[1:-1]
 
 
 def problem_result(problem: Problem) -> dict[str, object]:
@@ -122,6 +142,4 @@ def _echo_envelope(
         "result": result,
         "errors": [problem_result(problem) for problem in problems],
     }
-    # Names that are not UTF-8 carry lone surrogates (PEP 383); escaped, the output stays UTF-8.
-    text = json.dumps(envelope, indent=2, ensure_ascii=False)
-    click.echo(text.encode("utf-8", "backslashreplace").decode())
+    say_json(envelope, indent=2)

@@ -38,7 +38,7 @@ def confirm(question: str, subject: str, *, yes: bool) -> None:
     if yes:
         return
     _require_somebody(subject)
-    if not click.confirm(question, default=False, err=True):
+    if not click.confirm(printable(question), default=False, err=True):
         raise _not_confirmed(subject)
 
 
@@ -49,7 +49,7 @@ def _confirm(disk: "Disk", question: str, deed: str, doing: str, *, yes: bool) -
         return
     _require_somebody(subject)
     typed = click.prompt(
-        f"{disk.node} is built in. Type its name ({disk.node.name}) to {deed}",
+        printable(f"{disk.node} is built in. Type its name ({disk.node.name}) to {deed}"),
         default="",
         show_default=False,
         err=True,

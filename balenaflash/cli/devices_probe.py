@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from balenaflash.cli.answer import Answer
+from balenaflash.cli.answer import Answer, say
 from balenaflash.cli.disk_options import SizeType
 from balenaflash.cli.session import (
     ALLOW_INTERNAL_HELP,
@@ -117,7 +117,7 @@ def _confirm(session: Session, assessment: "Assessment", *, destructive: bool, y
     if not session.quiet:
         content = indented("Lost:", describe_content(assessment))
         for line in (*describe_disk(assessment.disk), *content):
-            click.echo(line, err=True)
+            say(line)
     confirm_erasing(assessment.disk, yes=yes)
 
 

@@ -1,11 +1,8 @@
 """``devices --watch``: a line for each disk, and for each event after it."""
 
-import json
 from typing import TYPE_CHECKING
 
-import click
-
-from balenaflash.cli.answer import Answer, printable
+from balenaflash.cli.answer import Answer, say, say_json
 from balenaflash.cli.devices import device_result, place_of, verdict
 from balenaflash.cli.session import Session
 from balenaflash.extent import format_size
@@ -34,9 +31,9 @@ def tell_events(session: Session, *, everything: bool) -> Answer:
     events = watch(lambda: assess_all(list_disks()), PyudevMonitor())
     for event in events:
         if session.json:
-            click.echo(json.dumps(_result(event, slots)))
+            say_json(_result(event, slots))
         elif everything or event.assessment.is_writable or event.happening != "present":
-            click.echo(_line(event, slots))
+            say(_line(event, slots), err=False)
     return Answer({})
 
 
@@ -51,4 +48,4 @@ def _line(event: "DiskEvent", slots: "Mapping[str, str]") -> str:
     facts.append(place_of(disk, slots))
     now = "gone" if event.happening == "removed" else verdict(event.assessment)
     shown = "  ".join(filter(None, facts))
-    return printable(f"{_SIGNS[event.happening.value]} {shown}: {now}")
+    return f"{_SIGNS[event.happening.value]} {shown}: {now}"

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from balenaflash.cli.answer import printable
 from balenaflash.extent import format_size
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ def describe_disk(disk: "Disk") -> list[str]:
         lines.append(f"         USB port {disk.usb_port}")
     if disk.backing_file:
         lines.append(f"         shows {disk.backing_file}")
-    return [printable(line) for line in lines]
+    return lines
 
 
 def describe_content(assessment: "Assessment") -> list[str]:
@@ -39,6 +38,6 @@ def describe_content(assessment: "Assessment") -> list[str]:
 
 
 def indented(head: str, texts: Iterable[str]) -> list[str]:
-    """``texts`` a line each, the first behind ``head``, fit to print."""
+    """``texts`` a line each, the first behind ``head``."""
     heads = iter([head])
-    return [printable(f"{next(heads, ''):<9}{text}") for text in texts]
+    return [f"{next(heads, ''):<9}{text}" for text in texts]

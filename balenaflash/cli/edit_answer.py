@@ -4,9 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
-from balenaflash.cli.answer import Answer, printable
+from balenaflash.cli.answer import Answer, say
 from balenaflash.cli.session import Session
 from balenaflash.extent import format_size
 
@@ -65,10 +63,10 @@ def _confirmed_card(session: Session, node: Path, edits: Sequence["Edit"]) -> "C
     if options.dry_run:
         return card
     if not session.quiet:
-        changes = (printable(f"Change:  {each.describe()}") for each in edits)
+        changes = (f"Change:  {each.describe()}" for each in edits)
         content = indented("On it:", describe_content(card.assessment))
         for line in (*describe_disk(card.disk), *content, *changes):
-            click.echo(line, err=True)
+            say(line)
     confirm_changing(card.disk, yes=options.yes)
     if card.assessment.mounts:
         unmount_all(card.disk)

@@ -70,6 +70,5 @@ def _head_lines(report: "ImageReport", *, exact: bool) -> list[str]:
 def _config_lines(title: str, config: Mapping[str, object] | None) -> Sequence[str]:
     if config is None:
         return [f"{title}: none"]
-    # json escapes control characters; names were made printable one by one.
     text = json.dumps(config, indent=2, ensure_ascii=False)
-    return [f"{title}:", *(f"  {line}" for line in text.splitlines())]
+    return [f"{title}:", *(f"  {line}" for line in text.split("\n"))]

@@ -1,5 +1,6 @@
 """The command group, and the one way out."""
 
+import io
 import signal
 import sys
 from collections.abc import Sequence
@@ -7,7 +8,7 @@ from collections.abc import Sequence
 import click
 
 import balenaflash
-from balenaflash.cli.answer import Answer, show_answer, show_problems
+from balenaflash.cli.answer import Answer, say, show_answer, show_problems
 from balenaflash.cli.interrupts import die_by, interruptible, unblock_signals
 from balenaflash.cli.lazy import LazyGroup
 from balenaflash.cli.session import Session
@@ -37,12 +38,12 @@ Interrupted by a signal, it dies by that signal.
 def _show_version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:  # noqa: FBT001 - click calls it so
     if not value or context.resilient_parsing:
         return
-    click.echo(f"balenaflash {balenaflash.__version__}")
+    say(f"balenaflash {balenaflash.__version__}", err=False)
     if context.params.get("verbose"):
         from balenaflash.cli.versions import library_versions
 
         for name, version in library_versions():
-            click.echo(f"{name} {version}")
+            say(f"{name} {version}", err=False)
     context.exit()
 
 
@@ -143,7 +144,10 @@ def _show_answer(answer: Answer, session: Session) -> int:
 
 def _show_usage_error(error: click.ClickException, session: Session) -> int:
     if not session.json:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        for line in shown.getvalue().rstrip("\n").split("\n"):
+            say(line)
         return error.exit_code
     return _show_problems((Problem("usage", error.format_message()),), error.exit_code, session)
 
@@ -178,7 +182,7 @@ def entry() -> None:
     try:
         status = main()
     except Exception:
-        click.echo("balenaflash: this is a bug; please report it with the lines below.", err=True)
+        say("balenaflash: this is a bug; please report it with the lines below.")
         raise
     if status > 128:  # noqa: PLR2004 - shells report a death by signal N as 128 + N
         die_by(status - 128)

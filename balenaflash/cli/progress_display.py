@@ -1,6 +1,5 @@
 """Progress on stderr: a bar for a terminal, lines for a log, events for a script."""
 
-import json
 import os
 import sys
 import time
@@ -8,8 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Never
 
-import click
-
+from balenaflash.cli.answer import printable, say, say_json
 from balenaflash.cli.session import ProgressStyle, Session
 from balenaflash.extent import format_size
 from balenaflash.progress import NO_PROGRESS, Phase, Progress
@@ -84,7 +82,7 @@ class _Bar:
 
     def name_target(self, name: str, row: int) -> None:
         """Be one of several bars: that of ``name``, ``row`` lines down."""
-        self._prefix, self._row = f"{name} ", row
+        self._prefix, self._row = f"{printable(name)} ", row
 
     def begin(self, phase: Phase, total: int | None) -> None:
         from tqdm import tqdm  # takes as long to load as half of what reads an image
@@ -167,7 +165,7 @@ class _Lines(_Counter):
             word = "done" if event == "end" and self.done == self.total else "so far"
             rate = format_size(int(self.rate))
             line = f"{prefix}{self.phase}: {format_size(self.done)} of {total} {word}, {rate}/s"
-        click.echo(line, err=True)
+        say(line)
 
 
 class _Events(_Counter):
@@ -185,4 +183,4 @@ class _Events(_Counter):
         }
         if self.target is not None:
             line["target"] = self.target
-        click.echo(json.dumps(line), err=True)
+        say_json(line, err=True)

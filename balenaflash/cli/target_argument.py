@@ -1,10 +1,16 @@
 """The TARGET argument of commands that write or compare a disk or a file, and OUT, a file."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 from click.shell_completion import CompletionItem
+
+from balenaflash.cli.answer import printable
+
+_INERT = re.compile(r"[\w.:-]+", re.ASCII)
+"""Words that a shell takes as they are: a USB device is free to send commands as its serial."""
 
 if TYPE_CHECKING:
     import os
@@ -56,9 +62,9 @@ class TargetArgument(_ParamType):
         except BalenaflashError:
             names = {}  # nothing is to be told in the middle of a command line
         found = [
-            CompletionItem(name, help=about)
+            CompletionItem(name, help=printable(about))
             for name, about in names.items()
-            if incomplete and name.startswith(incomplete)
+            if incomplete and name.startswith(incomplete) and _INERT.fullmatch(name)
         ]
         return found or [CompletionItem(incomplete, type="file")]
 

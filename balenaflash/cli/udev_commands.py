@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from balenaflash.cli.answer import Answer
+from balenaflash.cli.answer import Answer, say
 from balenaflash.cli.confirmation import confirm
 from balenaflash.cli.session import YES_HELP, Session, dry_run_option, with_session
 from balenaflash.errors import ConfigError, TargetRefusedError
@@ -122,4 +122,4 @@ def _do(
 def _tell(session: Session, lines: Iterable[str]) -> None:
     if not session.quiet:
         for line in lines:
-            click.echo(line, err=True)
+            say(line)

@@ -3,9 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import click
-
-from balenaflash.cli.answer import printable
+from balenaflash.cli.answer import say
 from balenaflash.cli.confirmation import confirm_erasing
 from balenaflash.cli.disk_text import describe_content, describe_disk, indented
 from balenaflash.cli.session import Session
@@ -42,10 +40,10 @@ def show_and_confirm(
         # Without a question they are shown once, at the end.
         warnings = () if yes else plan.warnings
         for line in _image_lines(image, member, plan, recipe, warnings):
-            click.echo(line, err=True)
+            say(line)
         for each in destinations:
             for line in destination_lines(each, plan, reads_back=reads_back):
-                click.echo(line, err=True)
+                say(line)
     for each in destinations:
         if isinstance(each, DiskDestination):
             confirm_erasing(each.assessment.disk, yes=yes)
@@ -58,13 +56,13 @@ def _image_lines(
     recipe: "Recipe | None",
     warnings: Sequence[str],
 ) -> Iterator[str]:
-    name = str(image) if member is None else f"{printable(member)} in {image}"
+    name = str(image) if member is None else f"{member} in {image}"
     size = "at least " if plan.image_size is None else ""
     yield f"Image:   {name}, {size}{format_size(plan.least_size)}"
     if recipe is not None:
-        yield f"Recipe:  {recipe.path}, {printable(recipe.name)}"
+        yield f"Recipe:  {recipe.path}, {recipe.name}"
     for warning in warnings:
-        yield f"Warning: {printable(warning)}"
+        yield f"Warning: {warning}"
 
 
 def destination_lines(
@@ -76,7 +74,7 @@ def destination_lines(
     if not isinstance(destination, DiskDestination):
         is_new = not destination.path.exists()
         kind = "a new file" if is_new else "a file, whose content is lost"
-        return [printable(f"Target:  {destination.name}, {kind}")]
+        return [f"Target:  {destination.name}, {kind}"]
     assessment = destination.assessment
     return [
         *describe_disk(assessment.disk),

@@ -7,9 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-import click
-
-from balenaflash.cli.answer import printable
+from balenaflash.cli.answer import say
 from balenaflash.cli.session import Session
 from balenaflash.errors import BalenaflashError, InterruptedWriteError, LeftError
 
@@ -34,7 +32,7 @@ def unmount(session: Session, destinations: Sequence["Destination"]) -> None:
         if isinstance(each, DiskDestination) and each.assessment.mounts:
             for point in unmount_all(each.assessment.disk):
                 if not session.quiet:
-                    click.echo(f"Unmounted {printable(point)}", err=True)
+                    say(f"Unmounted {point}")
 
 
 def flash_all(
