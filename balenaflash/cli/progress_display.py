@@ -58,9 +58,9 @@ def show_line(line: str) -> None:
     if "tqdm" in sys.modules:
         from tqdm import tqdm
 
-        tqdm.write(line, file=sys.stderr)
+        tqdm.write(printable(line), file=sys.stderr)
     else:
-        click.echo(line, err=True)
+        say(line)
 
 
 def _terminal_size() -> tuple[int, int]:
