@@ -89,7 +89,7 @@ def report_layout(source: Source, *, show_secrets: bool) -> LayoutReport:
     """
     table = read_table(source)
     boot = find_boot_partition(source, table)
-    volume = FatVolume.open(source, boot.partition.extent)
+    volume = boot.open(source)
     facts = read_facts(volume, boot)
     config = facts.config
     if config is not None and not show_secrets:

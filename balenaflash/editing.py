@@ -269,7 +269,7 @@ def open_boot_volume(location: ImageLocation, *, member: str | None = None) -> I
 def _open_boot(image: ReadableImage | Editable) -> BootVolume:
     table = read_table(image.source)
     partition = find_boot_partition(image.source, table)
-    volume = FatVolume.open(image.source, partition.partition.extent)
+    volume = partition.open(image.source)
     return BootVolume(partition, volume, (*image.warnings, *table.warnings))
 
 

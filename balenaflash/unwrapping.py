@@ -99,7 +99,7 @@ def plan_unwrap(source: Source, table: PartitionTable | None = None) -> UnwrapPl
     table = table or read_table(source)
     # In this order the image is read from its start to its end, which matters to a stream.
     boot = find_boot_partition(source, table)
-    outer = FatVolume.open(source, boot.partition.extent)
+    outer = boot.open(source)
     facts = read_facts(outer, boot)
     flasher = read_flasher(source, table)
     if flasher is None:
@@ -156,7 +156,7 @@ def unwrap(
     for patch in bootloaders:  # one over the other, as they would be written
         source = Overlay(source, [patch])
     inner = _open_inner(source) if bootloaders else plan.inner
-    volume = FatVolume.open(source, inner.boot.partition.extent)
+    volume = inner.boot.open(source)
     volume.may_repair = repair
     if not os.environ.get("SOURCE_DATE_EPOCH"):
         times = (entry.modified for entry in volume.walk() if entry.modified is not None)
@@ -219,7 +219,7 @@ def steps_in(plan: UnwrapPlan, state: StepState) -> Sequence[Step]:
 def _open_inner(source: Source) -> InnerImage:
     table = read_table(source)
     boot = find_boot_partition(source, table)
-    return InnerImage(source, table, boot, FatVolume.open(source, boot.partition.extent))
+    return InnerImage(source, table, boot, boot.open(source))
 
 
 def _read_bootloaders(plan: UnwrapPlan) -> list[Patch]:

@@ -203,6 +203,14 @@ def put(path: Path, files: Mapping[str, bytes], folder: Path) -> None:
     run("mcopy", "-o", "-i", f"{path}@@{BOOT_OFFSET}", *sources, "::")
 
 
+def test_a_doubled_key_is_told_and_not_shown(image: MakeImage, tmp_path: Path) -> None:
+    path = image(Layout.MSDOS_FAT16).path
+    put(path, {"/config.json": b'{"hostname": "a", "hostname": "b"}'}, tmp_path / "new")
+    facts = facts_of(path)
+    assert facts.config is None
+    assert facts.warnings == ("/config.json is not valid: the key 'hostname' is there twice",)
+
+
 def test_two_flag_files_are_a_warning(image: MakeImage, tmp_path: Path) -> None:
     path = image(Layout.MSDOS_FAT16).path
     put(path, {"/balena-image-flasher": b""}, tmp_path / "new")

@@ -130,7 +130,9 @@ class TestPut:
             "diff": [],
             "sectors": changed,
             "bytes": changed * 512,
+            "repairs": [],
             "warnings": [],
+            "warning_codes": [],
         }
         assert dry["diff"] == ["--- /dev/null", "+++ /new", "@@ -0,0 +1 @@", "+" + "x" * 1000]
         assert dry | {"diff": []} == result | {"dry_run": True}
@@ -185,6 +187,21 @@ class TestPut:
 
 
 class TestUseInternal:
+    def test_what_inspect_calls_a_flasher_is_one(
+        self, image: MakeImage, balenaflash: RunBalenaflash
+    ) -> None:
+        """One without a flag file, whose label is another one: the GPT's name is left to tell."""
+        built = image(Layout.GPT_FAT16, flasher=True)
+        volume = f"{built.path}@@{built.boot_extent.start}"
+        run("mdel", "-i", volume, "::balena-image-flasher")
+        run("mlabel", "-i", volume, "::BOOT")
+        run("mcopy", "-o", "-i", volume, "::device-type.json", "::grub.cfg_internal")
+        inspected = balenaflash("inspect", "--json", built.path)
+        assert json.loads(inspected.stdout)["result"]["balena"]["kind"] == "flasher"
+        done = balenaflash("boot", "use-internal", "--json", built.path)
+        assert done.returncode == 3
+        assert json.loads(done.stdout)["errors"][0]["code"] == "flasher-image"
+
     @layouts
     def test_the_internal_settings_are_in_place_afterwards(
         self, layout: Layout, image: MakeImage, balenaflash: RunBalenaflash, tmp_path: Path

@@ -172,6 +172,21 @@ def test_what_does_not_fit_together_is_a_warning(
     assert ("warning", "config-registration", key) in found(config)
 
 
+def test_the_sentence_says_what_is_missing() -> None:
+    """Shown by `config check`, `set`, `unset` and `merge`."""
+    board: dict[str, Json] = {
+        "deviceApiKey": "0" * 32,
+        "uuid": "0" * 32,
+        "apiEndpoint": "https://a.b",
+    }
+    assert [each.message for each in check_config(board, None)] == [
+        "deviceApiKey is set, but apiKey and registered_at are both missing"
+    ]
+    assert [each.message for each in check_config({"apiEndpoint": "https://a.b"}, None)] == [
+        "apiEndpoint is set, but deviceApiKey and apiKey are both missing"
+    ]
+
+
 def test_an_endpoint_needs_a_key() -> None:
     config: dict[str, Json] = {"apiEndpoint": "https://api.balena-cloud.com"}
     assert found(config) == [("warning", "config-registration", "apiEndpoint")]

@@ -16,14 +16,12 @@ from balenaflash.boot.files import (
 )
 from balenaflash.boot.paths import parent_of, volume_path
 from balenaflash.errors import EditError
+from balenaflash.image.balenaos import ImageKind, find_kind
 from balenaflash.image.fat.names import fold
 from balenaflash.image.fat.volume import FatVolume
 
 OLD_SUFFIX = ".old"
 """Added to the name of settings that are kept."""
-
-_FLASHER_LABELS = frozenset({"flash-boot", "flash-conf"})  # image_types_balena.bbclass
-_FLASHER_FLAG = "/balena-image-flasher"  # balena-image-flasher.bb
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +147,8 @@ def _known_swap(volume: FatVolume, source: str | None) -> _Swap:
 
 
 def _refuse_flasher(volume: FatVolume) -> None:
-    label = (volume.label or "").casefold()  # Windows writes labels in capitals
-    if label not in _FLASHER_LABELS and volume.find(_FLASHER_FLAG) is None:
+    oddities: list[str] = []
+    if find_kind(volume, oddities) is not ImageKind.FLASHER and not oddities:
         return
     raise EditError(
         "this is a flasher image: its own grub.cfg starts flash-rootA, but the internal one looks "

@@ -112,7 +112,7 @@ def _check_registration(config: dict[str, Json]) -> Iterator[Finding]:
         if "uuid" not in config:
             yield _mismatch("deviceApiKey", "belongs to one board, but", "uuid")
         if "apiKey" not in config:
-            yield _mismatch("deviceApiKey", "is there, but neither apiKey nor", "registered_at")
+            yield _mismatch("deviceApiKey", "is set, but", "apiKey", "registered_at")
     yield from _check_endpoint(config)
 
 
@@ -130,11 +130,12 @@ def _check_endpoint(config: dict[str, Json]) -> Iterator[Finding]:
     if keys and "apiEndpoint" not in config:
         yield _mismatch(keys[0], "is there, and the board will stay unmanaged:", "apiEndpoint")
     if "apiEndpoint" in config and not keys:
-        yield _mismatch("apiEndpoint", "is there, but neither deviceApiKey nor", "apiKey")
+        yield _mismatch("apiEndpoint", "is set, but", "deviceApiKey", "apiKey")
 
 
-def _mismatch(name: str, fact: str, missing: str) -> Finding:
-    return _odd_pair(name, missing, f"{fact} {missing} is missing")
+def _mismatch(name: str, fact: str, *missing: str) -> Finding:
+    are = "is" if len(missing) == 1 else "are both"
+    return _odd_pair(name, missing[-1], f"{fact} {' and '.join(missing)} {are} missing")
 
 
 def _odd_pair(name: str, other: str, fact: str) -> Finding:

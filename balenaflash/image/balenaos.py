@@ -49,6 +49,12 @@ class BootPartition:
 
     warnings: tuple[str, ...] = ()
 
+    def open(self, source: Source) -> FatVolume:
+        """The volume in it; errors as ``FatVolume.open``."""
+        volume = FatVolume.open(source, self.partition.extent)
+        volume.partition_name = self.partition.name
+        return volume
+
 
 @dataclass(frozen=True, slots=True)
 class BalenaFacts:
@@ -123,7 +129,7 @@ def read_facts(volume: FatVolume, boot: BootPartition) -> BalenaFacts:
     if config is None and not volume.find(CONFIG_PATH):
         documents.warnings.append(f"{CONFIG_PATH} is missing from the boot partition.")
     return BalenaFacts(
-        kind=_find_kind(volume, boot, documents.warnings),
+        kind=find_kind(volume, documents.warnings),
         slug=_text_or_none(device_type.get("slug")) or os_release.get("SLUG"),
         name=_text_or_none(device_type.get("name")),
         arch=_text_or_none(device_type.get("arch")),
@@ -220,11 +226,13 @@ _FLAG_FILES = {"/balena-image-flasher": ImageKind.FLASHER, "/balena-image": Imag
 """Empty but for "DO NOT REMOVE THIS FILE"."""
 
 
-def _find_kind(volume: FatVolume, boot: BootPartition, warnings: list[str]) -> ImageKind | None:
-    """By the flag file; images older than those have the label of the partition."""
-    candidate = _Candidate(boot.partition, boot.filesystem)
-    is_named = any(candidate.is_called(label) for label in _FLASHER_LABELS)
-    by_label = ImageKind.FLASHER if is_named else None
+def find_kind(volume: FatVolume, warnings: list[str]) -> ImageKind | None:
+    """What an image with this boot partition is; a sentence for what is odd goes to ``warnings``.
+
+    It is known by the flag file. Images older than those have a name or label that tells.
+    """
+    names = {volume.partition_name, (volume.label or "").casefold()}
+    by_label = None if _FLASHER_LABELS.isdisjoint(names) else ImageKind.FLASHER
     flags = [kind for path, kind in _FLAG_FILES.items() if volume.find(path) is not None]
     if len(flags) > 1:
         warnings.append("The boot partition is flagged both as raw image and as flasher.")

@@ -59,7 +59,11 @@ def _parse_json_object(data: bytes) -> dict[str, object]:
         ValueError: it is something else, or holds what cannot be stored as UTF-8.
         RecursionError: it is nested too deeply.
     """
-    content: object = json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
+    content: object = json.loads(
+        data.decode("utf-8"),
+        parse_constant=_refuse_constant,
+        object_pairs_hook=_refuse_doubled,
+    )
     if not isinstance(content, dict):
         raise ValueError("it is not a JSON object")  # noqa: TRY004 -- the content is at fault
     level: list[object] = [content]
@@ -82,6 +86,16 @@ def _children(value: object) -> Iterable[object]:
             return value
         case _:
             return ()
+
+
+def _refuse_doubled(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object; its readers disagree on which of two equal keys counts."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        doubled = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {doubled!r} is there twice")
+    return content
 
 
 def _refuse_constant(name: str) -> NoReturn:

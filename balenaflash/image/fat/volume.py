@@ -48,6 +48,8 @@ class FatVolume(FatEditor):
     def __init__(self, core: "_Core") -> None:
         super().__init__(core)
         self._core = core
+        self.partition_name: str | None = None
+        """Name of its partition in the table; ``None`` where the table has no names."""
 
     @classmethod
     def open(cls, source: Source, extent: Extent) -> Self:
