@@ -9,6 +9,7 @@ from balenaflash.errors import Problem
 from balenaflash.extent import GIB, format_size
 from balenaflash.target.bus import Bus
 from balenaflash.target.discovery import Disk
+from balenaflash.target.kernel import DeviceNumber
 
 DEFAULT_MAX_SIZE = 256 * GIB
 """Bytes of the largest disk that needs no option: cards and eMMCs are smaller, disks that hold
@@ -64,7 +65,7 @@ def find_unwritable(disk: Disk) -> Iterator[Problem]:
         )
     if disk.read_only:
         yield Problem("target-read-only", f"{disk.node}: is read-only", _find_switch(disk))
-    if not os.access(disk.node, os.F_OK):
+    if not os.access(disk.node, os.F_OK) or _is_another(disk):
         yield Problem(
             "target-missing",
             f"{disk.node}: is not there",
@@ -72,6 +73,13 @@ def find_unwritable(disk: Disk) -> Iterator[Problem]:
         )
     elif not os.access(disk.node, os.R_OK | os.W_OK, effective_ids=True):
         yield _no_permission(disk)
+
+
+def _is_another(disk: Disk) -> bool:
+    """Whether the node is that of another disk, as a container may have it."""
+    status = disk.node.stat()
+    number = DeviceNumber.from_raw(status.st_rdev)
+    return stat.S_ISBLK(status.st_mode) and number != disk.device_number
 
 
 def _find_switch(disk: Disk) -> str:

@@ -3,10 +3,11 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from commandline import RunBalenaflash
+from commandline import RunBalenaflash, clean_environment
 from faultdev import MakeFaultDevice
 from loopdev import AttachLoop
 
@@ -101,6 +102,34 @@ def test_the_keys_of_a_device_are_these(node: Path, balenaflash: RunBalenaflash)
             "refusals",
         ),
     ]
+
+
+@pytest.mark.needs("root", "util-linux")
+def test_a_disk_is_written_by_the_name_that_its_node_has_in_a_container(
+    balenaflash: RunBalenaflash, attach_loop: AttachLoop, tmp_path: Path
+) -> None:
+    image, disk = tmp_path / "sample.img", tmp_path / "disk"
+    assert balenaflash("sample", image).returncode == 0
+    disk.touch()
+    os.truncate(disk, image.stat().st_size)
+    number = attach_loop(disk).stat().st_rdev
+    # The /dev of a container holds little more than what it was given.
+    script = (
+        "mount -t tmpfs none /dev && mkdir /dev/shm && mknod -m 666 /dev/null c 1 3 && "
+        f"mknod /dev/target b {os.major(number)} {os.minor(number)} && "
+        f"{sys.executable} -m balenaflash write --yes --all {image} /dev/target && "
+        f"{sys.executable} -m balenaflash verify {image} /dev/target"
+    )
+    run = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "/dev/target: equal to" in run.stdout
+    assert disk.read_bytes() == image.read_bytes()
 
 
 HANGING = 20.0

@@ -1,5 +1,6 @@
 """Which disks are found, what is said of them, and what is refused as a target."""
 
+import dataclasses
 import json
 import subprocess
 from pathlib import Path
@@ -11,8 +12,10 @@ from devicetree import DeviceTree, RecordedUdev
 from loopdev import AttachLoop
 
 from balenaflash.errors import TargetRefusedError, ToolMissingError
+from balenaflash.safety import assess
 from balenaflash.target.bus import Bus
-from balenaflash.target.discovery import find_disk, list_disks
+from balenaflash.target.discovery import Disk, find_disk, list_disks
+from balenaflash.target.kernel import Kernel
 from balenaflash.target.udev import PyudevDatabase, UdevRecord
 
 MIB = 1 << 20
@@ -195,6 +198,34 @@ def test_a_disk_is_found_by_its_node_and_by_a_link_to_it(
     disk = find_disk(node)
     assert find_disk(str(link)) == disk
     assert (disk.node, disk.size, disk.backing_file) == (node, 3 * MIB, backing)
+
+
+def _make_node(path: Path, disk: Disk) -> None:
+    subprocess.run(["mknod", path, "b", *map(str, disk.device_number)], check=True)
+
+
+@pytest.mark.needs("root")
+def test_a_node_under_another_name_is_that_of_its_number(
+    tmp_path: Path, attach_loop: AttachLoop
+) -> None:
+    # As docker run --device /dev/sdb:/dev/target makes it.
+    there, other = (tmp_path / "there.img", tmp_path / "other.img")
+    for path in (there, other):
+        path.write_bytes(bytes(MIB))
+    disk, wrong = find_disk(attach_loop(there)), find_disk(attach_loop(other))
+    dev = tmp_path / "dev"
+    dev.mkdir()
+    _make_node(dev / "target", disk)
+    kernel = Kernel(dev=dev)
+    assert find_disk(dev / "target", kernel) == dataclasses.replace(disk, node=dev / "target")
+    # Nor does a node of its usual name mislead that is another disk's.
+    _make_node(dev / disk.node.name, wrong)
+    found = {each.device_number: each.node for each in list_disks(kernel)}
+    assert found[disk.device_number] == dev / "target"
+    assert find_disk(dev / disk.node.name, kernel).device_number == wrong.device_number
+    (dev / "target").unlink()
+    (lost,) = [each for each in list_disks(kernel) if each.device_number == disk.device_number]
+    assert "target-missing" in {problem.code for problem in assess(lost).problems}
 
 
 @pytest.mark.needs("util-linux")

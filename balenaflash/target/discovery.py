@@ -7,7 +7,7 @@ says the same with and without a running udevd.
 
 import re
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from balenaflash.errors import Problem, TargetRefusedError
@@ -129,6 +129,9 @@ def find_disk(
     if directory is not None:
         _refuse_unfit(Path(target), directory, kernel)
         disk = _describe(directory, kernel, database or PyudevDatabase())
+        if disk is not None and not kernel.is_node_of(disk.node, number):
+            # As a container has it: docker run --device /dev/sdb:/dev/target.
+            disk = replace(disk, node=Path(target).absolute())
     if disk is None:
         raise _refusal(
             "target-missing",
@@ -181,7 +184,7 @@ def _describe(directory: Path, kernel: Kernel, database: UdevDatabase) -> Disk |
     logical = sysfs.read_int(directory, "queue/logical_block_size") or SECTOR_SIZE
     rotational = sysfs.read_int(directory, "queue/rotational")
     return Disk(
-        node=_node(directory, kernel),
+        node=kernel.find_node(_node(directory, kernel), number),
         sys_path=directory,
         device_number=number,
         size=size * sysfs.SIZE_UNIT,

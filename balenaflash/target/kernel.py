@@ -80,6 +80,25 @@ class Kernel:
             return None  # not a block device, or one that is gone
         return DeviceNumber.parse(text)
 
+    def find_node(self, usual: Path, number: DeviceNumber) -> Path:
+        """The node of the block device ``number``: ``usual``, or one that a container renamed.
+
+        It is ``usual`` also where there is no node of that number.
+        """
+        status = _stat(usual)
+        if status is not None and (not stat.S_ISBLK(status.st_mode) or _is_of(status, number)):
+            return usual
+        with os.scandir(self.dev) as entries:
+            # No link: whatever it leads to has a node of its own, or is not below /dev.
+            found = [entry for entry in entries if not entry.is_symlink() and not entry.is_dir()]
+        paths = (Path(entry.path) for entry in sorted(found, key=lambda entry: entry.name))
+        return next((path for path in paths if self.is_node_of(path, number)), usual)
+
+    def is_node_of(self, path: Path, number: DeviceNumber) -> bool:
+        """Whether ``path`` is, or leads to, a node of the block device ``number``."""
+        status = _stat(path)
+        return status is not None and stat.S_ISBLK(status.st_mode) and _is_of(status, number)
+
     def locate_node(self, node: str) -> Path | None:
         """Where ``node`` is if it is a node below ``/dev``; ``None`` if it is elsewhere."""
         path = Path(os.path.normpath(node))
@@ -88,6 +107,10 @@ class Kernel:
                 name = path.relative_to(dev)
                 return None if name.parts[:1] == (_SHARED_MEMORY,) else self.dev / name
         return None
+
+
+def _is_of(status: os.stat_result, number: DeviceNumber) -> bool:
+    return DeviceNumber.from_raw(status.st_rdev) == number
 
 
 def _stat(path: Path) -> os.stat_result | None:
