@@ -11,6 +11,7 @@ from pathlib import Path
 from balenaflash.durable import open_folder, write_all
 from balenaflash.errors import ImageError, Problem, TargetRefusedError
 from balenaflash.extent import Extent, format_size
+from balenaflash.image.balenaos import find_boot_partition
 from balenaflash.image.bmap.beside import find_beside, read_bmap
 from balenaflash.image.bmap.block_map import Bmap
 from balenaflash.image.bmap.check import compare_with_bmap, left_out_in_use
@@ -18,9 +19,10 @@ from balenaflash.image.bmap.create import create_bmap
 from balenaflash.image.bmap.xml import serialise
 from balenaflash.image.container.location import ImageLocation
 from balenaflash.image.contents import Kind
+from balenaflash.image.half_edited import warn_of_half_edited
 from balenaflash.image.opening import open_for_reading
 from balenaflash.image.source import Source
-from balenaflash.image.table.partitions import read_table
+from balenaflash.image.table.partitions import PartitionTable, read_table
 from balenaflash.image_use import require_unused
 from balenaflash.progress import Progress
 
@@ -81,7 +83,7 @@ def create(
         table = read_table(opened.source)
         created = create_bmap(opened.source, table, progress)
         opened.source.finish()
-        warnings = (*opened.warnings, *table.warnings)
+        warnings = (*opened.warnings, *table.warnings, *_about_edit(opened.source, table))
     _require_place(place, image, overwrite=overwrite)
     _write(place, serialise(created.bmap), overwrite=overwrite)
     faults = (
@@ -119,6 +121,16 @@ def check(image: ImageLocation, bmap_path: Path | None, *, progress: Progress) -
     return BmapCheck(
         path, bmap, comparison.compared_bytes, comparison.differing, left_out, warnings
     )
+
+
+def _about_edit(source: Source, table: PartitionTable) -> tuple[str, ...]:
+    try:
+        boot = find_boot_partition(source, table)
+        return warn_of_half_edited(boot.open(source).edit_mark.before)
+    except ImageError as error:
+        if error.code in {"boot-partition-missing", "fat-invalid"}:
+            return ()  # it has a block map all the same
+        raise
 
 
 def _left_out(source: Source, bmap: Bmap) -> int | None:

@@ -9,7 +9,7 @@ from balenaflash.card_records import record_of, settle_records
 from balenaflash.card_store import CardSource, CardStore
 from balenaflash.editing import Edit, EditReport, edit_opened
 from balenaflash.errors import ImageError
-from balenaflash.image.commit.commit import CommitReport, commit
+from balenaflash.image.commit.commit import PLAIN, Commit, CommitReport, commit
 from balenaflash.image.opening import open_for_reading
 from balenaflash.image.patch import Patch
 from balenaflash.image.table.partitions import read_table
@@ -54,10 +54,10 @@ class EditableCard:
         """Warnings about opening and reading it, a sentence each."""
         return (*self.opening_warnings, *self.store.rereads.warnings(self.source.name))
 
-    def commit(self, patches: Sequence[Patch]) -> CommitReport:
+    def commit(self, patches: Sequence[Patch], how: Commit = PLAIN) -> CommitReport:
         """Write what ``patches`` change, as `balenaflash.image.commit.commit.commit`."""
-        prove = self.source.require_only(patches)
-        return commit(self.source, self.store, record_of(self.disk), patches, prove)
+        how = replace(how, prove=self.source.require_only(patches))
+        return commit(self.source, self.store, record_of(self.disk), patches, how)
 
 
 def find_card(node: Path, permissions: Permissions = NO_PERMISSIONS) -> Card:

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from balenaflash.errors import EditError, WriteError
+from balenaflash.image.commit.mark import MarkedStore
 from balenaflash.image.commit.recovery import settle, undo_failed
 from balenaflash.image.commit.rewrite import EditState, NeitherOldNorNewError, find_state
 from balenaflash.image.commit.store import Store, StoreFailedError
-from balenaflash.image.commit.undo import RecordFile, read_record
+from balenaflash.image.commit.undo import RecordFile, open_record
 from balenaflash.target.identity import read_serial
 from balenaflash.target.kernel import RUNNING_KERNEL, DeviceNumber
 from balenaflash.target.sysfs import SIZE_UNIT, read_int
@@ -132,11 +133,13 @@ def _settle(file: RecordFile, store: Store, *, is_own: bool) -> Iterator[str]:
 
 def _is_of_another(file: RecordFile, store: Store) -> bool:
     """Whether the disk is anything else than half-edited by the edit of this record."""
-    record = read_record(file)
-    if record is None:
-        return False  # never finished, and so of no use to any disk
     try:
-        return find_state(store, record) is not EditState.MIXED
+        with open_record(file, store.size) as record:
+            if record is None or not record.is_finished:
+                return False  # never finished, and so of no use to any disk
+            marked = MarkedStore(store, record.mark)
+            is_begun = record.mark is not None and marked.is_marked
+            return find_state(marked, record) is not EditState.MIXED and not is_begun
     except NeitherOldNorNewError:
         return True
     except StoreFailedError as error:

@@ -11,8 +11,7 @@ import xxhash
 
 from balenaflash.errors import ImageError, WriteError
 from balenaflash.extent import KIB, MIB, Extent
-from balenaflash.image.commit.rewrite import ReadBackDiffersError
-from balenaflash.image.commit.store import StoreFailedError
+from balenaflash.image.commit.store import ReadBackDiffersError, StoreFailedError
 from balenaflash.image.patch import Patch, lay_over
 from balenaflash.image.source import RandomAccess
 from balenaflash.rereading import Rereads

@@ -8,6 +8,7 @@ from pathlib import Path
 from balenaflash.card_records import drop_record
 from balenaflash.disk_end import plan_gpt_move
 from balenaflash.errors import Problem, TargetRefusedError
+from balenaflash.image.commit.undo import forget_record
 from balenaflash.image.container.location import ImageLocation
 from balenaflash.image.patch import Patch
 from balenaflash.image.source import Source
@@ -166,6 +167,7 @@ def open_destination(destination: Destination, size: int) -> Iterator[Medium]:
                 yield disk
         case FileDestination(path=path, overwrite=overwrite):
             with create_file(path, size=size, overwrite=overwrite) as file:
+                forget_record(path)
                 yield file
 
 

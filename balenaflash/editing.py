@@ -18,11 +18,12 @@ from balenaflash.card_records import warn_of_cut_off
 from balenaflash.errors import ConfigError
 from balenaflash.image.balenaos import CONFIG_PATH, BootPartition, find_boot_partition
 from balenaflash.image.bmap.beside import plan_updates
-from balenaflash.image.commit.commit import CommitReport, ReadableImage
+from balenaflash.image.commit.commit import Commit, CommitReport, ReadableImage
 from balenaflash.image.container.location import ImageLocation
 from balenaflash.image.fat.check import Fault
 from balenaflash.image.fat.names import fold
 from balenaflash.image.fat.volume import FatVolume
+from balenaflash.image.half_edited import require_whole, warn_of_half_edited
 from balenaflash.image.opening import open_for_editing, open_for_reading
 from balenaflash.image.patch import Overlay, Patch
 from balenaflash.image.source import Source
@@ -143,7 +144,7 @@ class Editable(Protocol):
     def warnings(self) -> tuple[str, ...]:
         """What the user should know about opening it, a sentence each."""
 
-    def commit(self, patches: Sequence[Patch]) -> CommitReport:
+    def commit(self, patches: Sequence[Patch], how: Commit = ...) -> CommitReport:
         """Write what ``patches`` change; errors as `balenaflash.image.commit.commit.commit`."""
 
 
@@ -153,11 +154,15 @@ def edit_opened(
     """Make ``edits`` in ``image``, which was opened by ``path``; else as `edit`."""
     boot = _open_boot(image)
     boot.files.may_repair = repair
-    edited = _apply(edits, boot.files, keep_fingerprint=keep_fingerprint)
+    edited = _apply(edits, boot.files, image.source.name, keep_fingerprint=keep_fingerprint)
     patches = boot.files.changes()
     updates = plan_updates(path, image.source, patches)
-    commit = image.commit(patches)
-    about_maps = tuple(warning for update in updates for warning in update.finish())
+    about_maps: list[str] = []
+
+    def finish() -> None:
+        about_maps.extend(warning for update in updates for warning in update.finish())
+
+    commit = image.commit(patches, Commit(boot.files.edit_mark, finish))
     return EditReport(
         partition_number=boot.partition.partition.number,
         changes=edited.changes,
@@ -188,7 +193,7 @@ def _preview(
     boot = _open_boot(image)
     boot.files.may_repair = repair
     original = _open_boot(image).files
-    edited = _apply(edits, boot.files, keep_fingerprint=keep_fingerprint)
+    edited = _apply(edits, boot.files, image.source.name, keep_fingerprint=keep_fingerprint)
     return EditReport(
         partition_number=boot.partition.partition.number,
         changes=edited.changes,
@@ -239,7 +244,7 @@ def lay_over(
     if not os.environ.get("SOURCE_DATE_EPOCH"):
         times = (entry.modified for entry in boot.files.walk() if entry.modified is not None)
         boot.files.fixed_time = max(times, default=None)
-    edited = _apply(edits, boot.files, keep_fingerprint=keep_fingerprint)
+    edited = _apply(edits, boot.files, image.source.name, keep_fingerprint=keep_fingerprint)
     return EditedImage(
         source=Overlay(image.source, boot.files.changes()),
         changes=edited.changes,
@@ -270,7 +275,8 @@ def _open_boot(image: ReadableImage | Editable) -> BootVolume:
     table = read_table(image.source)
     partition = find_boot_partition(image.source, table)
     volume = partition.open(image.source)
-    return BootVolume(partition, volume, (*image.warnings, *table.warnings))
+    warnings = (*image.warnings, *table.warnings, *warn_of_half_edited(volume.edit_mark.before))
+    return BootVolume(partition, volume, warnings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,7 +306,10 @@ class _Edited:
         return tuple(warning for change in self.changes for warning in change.warnings)
 
 
-def _apply(edits: Sequence[Edit], volume: FatVolume, *, keep_fingerprint: bool) -> _Edited:
+def _apply(
+    edits: Sequence[Edit], volume: FatVolume, name: str, *, keep_fingerprint: bool
+) -> _Edited:
+    require_whole(volume.edit_mark.before, name)
     shipped = listed_paths(volume)
     known = _config_errors(volume)
     edited = _Edited(tuple(change for each in edits for change in each.apply(volume)), shipped)

@@ -18,6 +18,7 @@ from balenaflash.image.bmap.block_map import Bmap, differing_ranges, require_sam
 from balenaflash.image.container.kinds import Container
 from balenaflash.image.container.location import ImageLocation
 from balenaflash.image.fat.volume import FatEntry, FatVolume
+from balenaflash.image.half_edited import warn_of_half_edited
 from balenaflash.image.opening import open_for_reading
 from balenaflash.image.source import Source
 from balenaflash.signatures import (
@@ -148,6 +149,7 @@ def inspect(location: ImageLocation, scope: Scope = QUICK) -> ImageReport:
             *(warn_of_cut_off(path) if path else ()),
             *layout.warnings,
             *about_files,
+            *warn_of_half_edited(layout.files.edit_mark.before),
             *layout.files.problems(),
             *about_certificate,
             *about_carried,

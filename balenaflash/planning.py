@@ -13,6 +13,7 @@ from balenaflash.image.fat.check import MARKED, is_marked
 from balenaflash.image.fat.layout import read_layout
 from balenaflash.image.fat.table import FatTable
 from balenaflash.image.fat.window import Window
+from balenaflash.image.half_edited import require_whole
 from balenaflash.image.source import Source
 from balenaflash.image.table.partitions import (
     Partition,
@@ -114,7 +115,8 @@ def plan_write(source: Source, *, writes_all: bool = False) -> WritePlan:
     """
     table = read_table(source)
     boot = find_boot_partition(source, table)
-    warnings = (*table.warnings, *boot.warnings, *_warn_of_mark(source, boot.partition.extent))
+    about_mark = _check_marks(source, boot.partition.extent)
+    warnings = (*table.warnings, *boot.warnings, *about_mark)
     plan = WritePlan(source.size, table, warnings=warnings)
     # Written last, when a stream that can be read only once has passed, and as it was looked at.
     source.read(plan.head.start, plan.head.size)
@@ -125,13 +127,20 @@ def plan_write(source: Source, *, writes_all: bool = False) -> WritePlan:
     return replace(plan, free=tuple(_behind(plan.head, Allocation(source, table).free_extents())))
 
 
-def _warn_of_mark(source: Source, extent: Extent) -> tuple[str, ...]:
+def _check_marks(source: Source, extent: Extent) -> tuple[str, ...]:
+    """A sentence if the FAT in ``extent`` was not unmounted.
+
+    Raises:
+        ImageError: it is half-edited.
+    """
     window = Window(source, extent)
     try:
         layout = read_layout(window)
-        return (MARKED,) if is_marked(window, layout, FatTable(window, layout)) else ()
+        warnings = (MARKED,) if is_marked(window, layout, FatTable(window, layout)) else ()
     except ImageError:
         return ()  # it is written as it is; who reads files in it is told
+    require_whole(window.read_at(layout.state_offset, 1)[0], source.name)
+    return warnings
 
 
 def whole_blocks(extent: Extent) -> Extent:

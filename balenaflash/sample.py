@@ -12,6 +12,7 @@ from balenaflash.boot.files import make_directories, put_file
 from balenaflash.boot.paths import parent_of
 from balenaflash.extent import KIB, MIB, Extent
 from balenaflash.image.balenaos import FINGERPRINT_PATHS
+from balenaflash.image.commit.undo import forget_record
 from balenaflash.image.fat.time import time_of_edit
 from balenaflash.image.fat.volume import FatVolume
 from balenaflash.image.new_image import PROGRAMS, NewPartition, make_ext4, make_fat, write_table
@@ -117,6 +118,7 @@ def build_sample(
             )
         else:
             size = _build(image, _raw_design(), kind, fat_bits, name, progress)
+    forget_record(out)
     return SampleReport(out, size)
 
 

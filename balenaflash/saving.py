@@ -11,6 +11,7 @@ from pathlib import Path
 
 from balenaflash.errors import InterruptedWriteError, VerificationError
 from balenaflash.extent import MIB, Extent, format_size
+from balenaflash.image.commit.undo import forget_record
 from balenaflash.image.container.compress import (
     READ_FAILURES,
     Reader,
@@ -81,6 +82,7 @@ def save_image(
             stored = io.BufferedReader(_ReadBack(file, file_size), _CHUNK)
             image = open_compressed(container, stored)
             _compare(file.name, image, size, digests, progress, stop)
+    forget_record(out)
     return SavedImage(out, container, size, file_size, time.monotonic() - started)
 
 

@@ -17,6 +17,7 @@ from balenaflash.image.fat.check import Fault
 from balenaflash.image.fat.volume import FatVolume
 from balenaflash.image.flasher import Flasher, read_flasher
 from balenaflash.image.flasher_settings import BootloaderImage
+from balenaflash.image.half_edited import require_whole
 from balenaflash.image.patch import Overlay, Patch
 from balenaflash.image.source import Source
 from balenaflash.image.table.partitions import PartitionTable, read_table
@@ -144,6 +145,8 @@ def unwrap(
             (``secure-boot-requested``), or a step cannot be done.
         ImageError: the flasher or the inner image cannot be read.
     """
+    require_whole(plan.outer_files.edit_mark.before, plan.flasher.image_name)
+    require_whole(plan.inner.files.edit_mark.before, plan.flasher.image_name)
     if plan.installer.wants_secure_boot and not ignore_secure_boot:
         raise EditError(
             f"{plan.flasher.image_name}: config.json asks the flasher for secure boot and "

@@ -1,4 +1,4 @@
-"""Edit a card in a process that dies at a chosen step of it.
+"""Edit a card, or an image file, in a process that dies at a chosen step of it.
 
 ``python cut_off_card_edit.py NODE STEP`` makes `EDITS` in the card at NODE and kills itself at the
 STEPth call that changes something or makes a change last; with 0 it gets to its end and exits 0.
@@ -13,10 +13,11 @@ import sys
 from pathlib import Path
 
 import commandline
+from cut_off_commit import DyingFiles
 
 from balenaflash.boot.files import PutFile, Remove
 from balenaflash.card import edit_card, find_card
-from balenaflash.editing import Edit
+from balenaflash.editing import Edit, edit
 
 EPOCH = "1700000000"
 EDITS: tuple[Edit, ...] = (
@@ -77,6 +78,26 @@ def edit_in_a_process(node: Path, state: Path, step: int) -> subprocess.Complete
     )
 
 
+def edit_file_in_a_process(path: Path, step: int, how: str = "kill") -> int | None:
+    """Edit the image file at ``path`` in a process that dies at ``step``, or with 0 at none.
+
+    ``how`` is "kill", or "power" for a loss of what was not flushed (`DyingFiles`). The answer is
+    the number of steps, or ``None`` if it was killed.
+    """
+    command = [sys.executable, __file__, str(path), str(step), how]
+    environment = commandline.clean_environment({"SOURCE_DATE_EPOCH": EPOCH})
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert done.returncode in {0, -signal.SIGKILL}, done.stderr
+    return int(done.stdout) if done.returncode == 0 else None
+
+
 if __name__ == "__main__":
-    DyingCalls(int(sys.argv[2])).install()
-    edit_card(find_card(Path(sys.argv[1])), EDITS)
+    target, last_step = Path(sys.argv[1]), int(sys.argv[2])
+    if target.is_block_device():
+        DyingCalls(last_step).install()
+        edit_card(find_card(target), EDITS)
+    else:
+        dying = DyingFiles(last_step, sys.argv[3])
+        dying.install()
+        edit(target, EDITS)
+        sys.stdout.write(f"{last_step - dying.steps_left}\n")

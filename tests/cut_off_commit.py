@@ -43,7 +43,7 @@ class DyingFiles:
     """Stands before the calls of ``os`` that a commit is made of, and ends at one of them."""
 
     def __init__(self, last_step: int, how: str) -> None:
-        self._steps_left = last_step
+        self.steps_left = last_step
         self._how = how
         self._chooser = random.Random(last_step)  # noqa: S311 -- test data
         self._unflushed: list[tuple[int, int, bytes]] = []
@@ -68,14 +68,14 @@ class DyingFiles:
         self._fsync(descriptor)
         self._unflushed = [each for each in self._unflushed if each[0] != descriptor]
 
-    def unlink(self, path: str, /) -> None:
+    def unlink(self, path: str, /, *, dir_fd: int | None = None) -> None:
         """Die before it or go on after it."""
         self._step()
-        self._unlink(path)
+        self._unlink(path, dir_fd=dir_fd)
 
     def _step(self) -> None:
-        self._steps_left -= 1
-        if self._steps_left == 0:
+        self.steps_left -= 1
+        if self.steps_left == 0:
             self._die()
 
     def _die(self) -> NoReturn:

@@ -2,6 +2,7 @@ import os
 import random
 import resource
 import signal
+import struct
 import subprocess
 import tempfile
 import time
@@ -11,12 +12,13 @@ from pathlib import Path
 
 import loopdev
 import pytest
+import xxhash
 from cut_off_commit import ENVIRONMENT, child_command, commit_in_a_process, patches_of, undo_record
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from balenaflash.errors import EditError, ImageError, VerificationError, WriteError
-from balenaflash.extent import KIB, MIB
+from balenaflash.extent import GIB, KIB, MIB
 from balenaflash.image.commit.commit import EditableImage
 from balenaflash.image.commit.recovery import Recovery
 from balenaflash.image.container.kinds import Container
@@ -388,7 +390,7 @@ class TestUndoRecord:
         zeros = len(torn_record) - length if padded else 0
         undo_record(path).write_bytes(torn_record[:length] + bytes(zeros))
 
-        assert recover(path) is None
+        assert recover(path) is Recovery.UNFINISHED
 
         assert path.read_bytes() == torn_image
         assert not undo_record(path).exists()
@@ -427,7 +429,7 @@ class TestUndoRecord:
     ) -> None:
         path = tmp_path / "a.img"
         make_image(path, MIB)
-        undo_record(path).write_bytes(torn_record[:16] + b"\x02" + torn_record[17:])
+        undo_record(path).write_bytes(torn_record[:16] + b"\x03" + torn_record[17:])
         with pytest.raises(EditError, match="another version of balenaflash"):
             recover(path)
 
@@ -449,7 +451,39 @@ class TestUndoRecord:
         make_image(path, MIB, seed=3)
         undo_record(path).write_bytes(torn_record)
         os.chown(undo_record(path), NOBODY, NOBODY)
+        before = path.read_bytes()
+        assert recover(path) is Recovery.FOREIGN
+        with open_for_reading(path) as image:
+            assert image.recovery is Recovery.FOREIGN
+        with (
+            open_for_editing(path) as image,
+            pytest.raises(EditError, match="undo record cannot be made") as caught,
+        ):
+            image.commit([Patch(0, b"new")])
+        assert str(undo_record(path)) in (caught.value.hint or "")
+        assert (path.read_bytes(), undo_record(path).read_bytes()) == (before, torn_record)
+
+    @pytest.mark.parametrize("how", ["short", "far", "long", "unordered", "large"])
+    def test_a_record_that_cannot_be_is_refused_whatever_its_checksum(
+        self, tmp_path: Path, how: str
+    ) -> None:
+        path = tmp_path / "a.img"
+        image = make_image(path, MIB)
+        one = struct.pack("<QQ", 0, 512) + bytes(512) + bytes(8)
+        count, body = {
+            "short": (2, one),
+            "far": (1, struct.pack("<QQ", (1 << 64) - 512, 512) + bytes(512) + bytes(8)),
+            "long": (1, struct.pack("<QQ", 0, 1 << 63)),
+            "unordered": (2, one + one),
+            "large": (1, one),
+        }[how]
+        header = struct.pack("<16sIIQQBB", b"balenaflash-undo", 2, count, MIB, (1 << 64) - 1, 0, 0)
+        content = header + body
+        undo_record(path).write_bytes(content + xxhash.xxh3_128_digest(content))
+        if how == "large":
+            os.truncate(undo_record(path), 10 * GIB)
         assert refusal_to_edit(path) == "undo-impossible"
+        assert path.read_bytes() == image
 
     def test_only_the_owner_of_the_image_may_read_the_record(self, tmp_path: Path) -> None:
         path = tmp_path / "a.img"

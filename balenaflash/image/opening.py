@@ -12,11 +12,17 @@ from functools import partial
 from pathlib import Path
 
 from balenaflash.errors import EditError, ImageError
+from balenaflash.image.bmap.beside import renew_maps
 from balenaflash.image.checks import Check, CheckedDecoder, Sha256Check
 from balenaflash.image.commit.commit import EditableImage, ReadableImage
 from balenaflash.image.commit.recovery import Recovery, settle
 from balenaflash.image.commit.store import FileStore
-from balenaflash.image.commit.undo import record_beside, undo_path
+from balenaflash.image.commit.undo import (
+    ForeignRecordError,
+    has_record,
+    record_beside,
+    undo_path,
+)
 from balenaflash.image.container.decoder import Compressed, Decoder
 from balenaflash.image.container.hashed import HashedOrigin
 from balenaflash.image.container.kinds import Container
@@ -54,9 +60,13 @@ def open_for_editing(path: Path) -> Iterator[EditableImage]:
     descriptor = _open_to_write(path)
     try:
         _lock(path, descriptor, fcntl.LOCK_EX)
-        recovery = settle(record_beside(path, descriptor), FileStore(descriptor))
         size = os.fstat(descriptor).st_size
         source = FileSource(path, descriptor, Container.RAW, size)
+        recovery = settle(
+            record_beside(path, descriptor),
+            FileStore(descriptor),
+            lambda record: renew_maps(path, source, record.old_patches()),
+        )
         state = FileState.read(descriptor)
         unchanged = partial(state.require_same, descriptor, source.name)
         yield EditableImage(source, Container.RAW, None, recovery, unchanged, path, descriptor)
@@ -127,10 +137,13 @@ def _open_file(path: Path) -> Iterator[tuple[FileSource, Recovery | None]]:
         try:
             _lock(path, descriptor, fcntl.LOCK_SH)
             recovery = None
-            if os.path.lexists(undo_path(path)):
-                fcntl.flock(descriptor, fcntl.LOCK_UN)
-                recovery = recover(path)
-                _lock(path, descriptor, fcntl.LOCK_SH)
+            try:
+                if has_record(record_beside(path, descriptor)):
+                    fcntl.flock(descriptor, fcntl.LOCK_UN)
+                    recovery = recover(path)
+                    _lock(path, descriptor, fcntl.LOCK_SH)
+            except ForeignRecordError:
+                recovery = Recovery.FOREIGN
             yield source, recovery
         finally:
             os.close(descriptor)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from balenaflash.durable import open_folder, open_regular_file, replace_file
 from balenaflash.errors import ImageError
+from balenaflash.extent import Extent
 from balenaflash.image.bmap.block_map import Bmap, updated
 from balenaflash.image.bmap.xml import MAX_FILE_SIZE, parse, serialise
 from balenaflash.image.patch import Overlay, Patch
@@ -103,25 +104,63 @@ def plan_updates(image: Path, before: Source, patches: Sequence[Patch]) -> tuple
     """
     if not patches or not image.is_file():
         return ()
-    files: dict[Path, bool] = {}
-    links: dict[Path, bool] = {}
-    # A link to an image: bmaptool, given either name, looks beside that one.
-    for name in (image, image.resolve()):
-        for path in _names_beside(name):
-            place = path.parent.resolve() / path.name
-            own_name = path.name == f"{name.name}.bmap"
-            if place.is_symlink():
-                links[place] = own_name
-            elif place.is_file():
-                files[place] = own_name
+    found = _find_maps(image)
+    files = {path: own for path, own in found.items() if not path.is_symlink()}
     updates = [_plan(path, before, patches, own_name=own) for path, own in files.items()]
     reason = "is a symbolic link, and the block map that it leads to is left as it is"
     updates += [
         BmapUpdate(path, None, reason, move_aside=own)
-        for path, own in links.items()
-        if path.resolve() not in files
+        for path, own in found.items()
+        if path not in files and path.resolve() not in files
     ]
     return tuple(updates)
+
+
+def renew_maps(image: Path, now: Source, replaced: Sequence[Patch] | None) -> bool:
+    """Bring the block maps beside ``image`` up to date after an edit that did not come to that.
+
+    ``replaced`` are the bytes that the edit has replaced; with ``None``, of too large an edit, no
+    map is kept. The answer is false if there was a map that could not be kept.
+
+    Raises:
+        ImageError: the image cannot be read.
+    """
+    if replaced is None:
+        reason = "may not be true of the image any more"
+        updates = [BmapUpdate(path, None, reason, own) for path, own in _find_maps(image).items()]
+    else:
+        patches = [Patch(each.offset, now.read(each.offset, len(each.data))) for each in replaced]
+        extents = [each.extent for each in replaced]
+        updates = [
+            each
+            for each in plan_updates(image, Overlay(now, replaced), patches)
+            if not _is_true(each.path, now, extents)
+        ]
+    for update in updates:
+        update.finish()
+    return all(update.content is not None for update in updates)
+
+
+def _is_true(path: Path, source: Source, extents: Sequence[Extent]) -> bool:
+    """Whether the map at ``path`` lists all of ``extents``, with the checksums of ``source``."""
+    try:
+        bmap = parse(_read_beside(path), str(path))
+        new, untrue = updated(bmap, source, source, extents)
+    except ImageError:
+        return False
+    return not untrue and new.mapped_blocks == bmap.mapped_blocks
+
+
+def _find_maps(image: Path) -> dict[Path, bool]:
+    """Each map beside ``image``, a file or a link, and whether it is surely this image's."""
+    found: dict[Path, bool] = {}
+    # A link to an image: bmaptool, given either name, looks beside that one.
+    for name in (image, image.resolve()):
+        for path in _names_beside(name):
+            place = path.parent.resolve() / path.name
+            if place.is_symlink() or place.is_file():
+                found[place] = path.name == f"{name.name}.bmap"
+    return found
 
 
 def _names_beside(image: Path) -> Iterator[Path]:

@@ -1,8 +1,10 @@
 """Change an image so that it is, at any moment, wholly old or wholly new.
 
 What is about to be replaced goes into an undo record elsewhere, for a file beside it, onto the
-medium; then the changed sectors are written, flushed and read back; then the record is removed.
-Whoever opens the image next and finds a record deals with it first (`balenaflash.image.opening`).
+medium; then the volume is marked as being edited; then the changed sectors are written, flushed
+and read back; then the mark and the record are removed. Whoever opens the image next and finds a
+record deals with it first (`balenaflash.image.opening`). Whoever finds the mark and no record,
+since the image was moved without it, knows that it is half-edited.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,13 +13,19 @@ from pathlib import Path
 
 from balenaflash.errors import EditError, VerificationError, WriteError
 from balenaflash.extent import SECTOR_SIZE, Extent
-from balenaflash.image.commit.recovery import Recovery, discard_record
-from balenaflash.image.commit.rewrite import ReadBackDiffersError, changed_runs, restore, write_runs
-from balenaflash.image.commit.store import FileStore, Store, StoreFailedError
+from balenaflash.image.commit.mark import EditMark, MarkedStore
+from balenaflash.image.commit.recovery import Recovery, discard_record, put_back
+from balenaflash.image.commit.rewrite import Run, changed_runs, write_runs
+from balenaflash.image.commit.store import (
+    FileStore,
+    ReadBackDiffersError,
+    Store,
+    StoreFailedError,
+)
 from balenaflash.image.commit.undo import (
     RecordFile,
     Replacement,
-    read_record,
+    open_record,
     record_beside,
     remove_record,
     write_record,
@@ -49,6 +57,23 @@ class CommitReport:
             last = (extent.end - 1) // SECTOR_SIZE
             count += last - first + 1
         return count
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """How an edit is committed."""
+
+    mark: EditMark | None = None
+    """Where it is marked; ``None`` leaves no trace of it but the undo record."""
+
+    prove: Callable[[], None] = lambda: None
+    """Called when all is written and read back; raises what `write_runs` does for more."""
+
+    finish: Callable[[], None] = lambda: None
+    """Called when all is written and read back, while a kill still leaves the record behind."""
+
+
+PLAIN = Commit()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +125,7 @@ class EditableImage(ReadableImage):
     descriptor: int
     """The open file, for reading and writing."""
 
-    def commit(self, patches: Sequence[Patch]) -> CommitReport:
+    def commit(self, patches: Sequence[Patch], how: Commit = PLAIN) -> CommitReport:
         """Write what ``patches`` change, as `commit`.
 
         Of the file, only these bytes and its time of change differ afterwards.
@@ -110,7 +135,7 @@ class EditableImage(ReadableImage):
         """
         self.require_unchanged()
         file = record_beside(self.path, self.descriptor)
-        return commit(self.source, FileStore(self.descriptor), file, patches)
+        return commit(self.source, FileStore(self.descriptor), file, patches, how)
 
 
 def commit(
@@ -118,7 +143,7 @@ def commit(
     store: Store,
     file: RecordFile,
     patches: Sequence[Patch],
-    prove: Callable[[], None] = lambda: None,
+    how: Commit = PLAIN,
 ) -> CommitReport:
     """Write what ``patches`` change, read it back, and make it last.
 
@@ -134,14 +159,18 @@ def commit(
     runs = tuple(changed_runs(source, patches))
     if not runs:
         return CommitReport(())
+    mark, marked = how.mark, MarkedStore(store, how.mark)
+    unmarked = tuple(_without_mark(run, mark) for run in runs)
     replacements = (
         Replacement.between(run.offset, source.read(run.offset, len(run.new)), run.new)
-        for run in runs
+        for run in unmarked
     )
-    write_record(file, store.size, len(runs), replacements)
+    write_record(file, store.size, mark, len(runs), replacements)
     try:
-        write_runs(store, runs)
-        prove()
+        marked.begin()
+        write_runs(marked, unmarked)
+        marked.end(undone=False)
+        how.prove()
     except KeyboardInterrupt:
         _undo(store, file)
         raise
@@ -151,16 +180,26 @@ def commit(
     except ReadBackDiffersError as error:
         message = f"{file.subject}: reads back otherwise than written at byte {error.offset}"
         raise VerificationError(f"{message}; {_undo(store, file)}") from error
+    how.finish()
     discard_record(file)
     return CommitReport(tuple(run.extent for run in runs))
+
+
+def _without_mark(run: Run, mark: EditMark | None) -> Run:
+    """``run`` with the byte of the mark as it was: what becomes of it is written at the end."""
+    if mark is None or not run.extent.start <= mark.offset < run.extent.end:
+        return run
+    new = bytearray(run.new)
+    new[mark.offset - run.offset] = mark.before
+    return Run(run.offset, memoryview(new))
 
 
 def _undo(store: Store, file: RecordFile) -> str:
     """Put back what the record holds, and say how that went."""
     try:
-        record = read_record(file)
-        if record is not None:
-            restore(store, record)
+        with open_record(file, store.size) as record:
+            if record is not None and record.is_finished:
+                put_back(store, record)
         remove_record(file)
     except (OSError, EditError, StoreFailedError, ReadBackDiffersError):
         return f"it is half-edited, and {file.undone_by} tries to undo that"

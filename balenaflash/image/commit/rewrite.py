@@ -5,22 +5,19 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from balenaflash.extent import MIB, Extent
-from balenaflash.image.commit.store import Store
-from balenaflash.image.commit.undo import Replacement, UndoRecord, sector_digest, sector_slices
+from balenaflash.image.commit.store import ReadBackDiffersError, Store
+from balenaflash.image.commit.undo import (
+    MAX_REPLACEMENT,
+    Replacement,
+    UndoRecord,
+    sector_digest,
+    sector_slices,
+)
 from balenaflash.image.patch import Patch, in_order
 from balenaflash.image.source import Source
 
-_RUN_SIZE = MIB
-"""Bytes handled at a time, so that a large edit needs no copy of itself."""
-
-
-class ReadBackDiffersError(Exception):
-    """The medium does not hold what it accepted."""
-
-    def __init__(self, offset: int) -> None:
-        super().__init__(offset)
-        self.offset = offset
-        """Start of the range that differs, in bytes from the start of the image."""
+_BATCH_SIZE = 16 * MIB
+"""Bytes that are put back at a time, so that no record fills the memory."""
 
 
 class NeitherOldNorNewError(Exception):
@@ -62,8 +59,8 @@ def changed_runs(source: Source, patches: Iterable[Patch]) -> Iterator[Run]:
     """Those sectors of ``patches`` that differ from what ``source`` holds, in order."""
     for patch in in_order(patches, source.size):
         data = memoryview(patch.data)
-        for start in range(0, len(data), _RUN_SIZE):
-            new = data[start : start + _RUN_SIZE]
+        for start in range(0, len(data), MAX_REPLACEMENT):
+            new = data[start : start + MAX_REPLACEMENT]
             old = source.read(patch.offset + start, len(new))
             if old != new:
                 yield from _differing_runs(patch.offset + start, old, new)
@@ -129,11 +126,16 @@ def restore(store: Store, record: UndoRecord) -> None:
     never filled would fail again.
     """
     runs: list[Run] = []
-    for replacement in record.replacements:
+    size = 0
+    for replacement in record.replacements():
         current = store.read(replacement.offset, len(replacement.old))
         if current != replacement.old:
             old = memoryview(replacement.old)
             runs += _differing_runs(replacement.offset, current, old)
+            size += len(old)
+        if size >= _BATCH_SIZE:
+            write_runs(store, runs)
+            runs, size = [], 0
     write_runs(store, runs)
 
 
@@ -147,7 +149,7 @@ def find_state(store: Store, record: UndoRecord) -> EditState:
     """
     # All of them are looked at, also where the first two tell that it is mixed.
     found = {
-        is_new for replacement in record.replacements for is_new in _are_new(store, replacement)
+        is_new for replacement in record.replacements() for is_new in _are_new(store, replacement)
     }
     if len(found) > 1:
         return EditState.MIXED

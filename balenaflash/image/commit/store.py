@@ -16,6 +16,15 @@ class StoreFailedError(Exception):
         """Why, as what follows the name of the store and a colon."""
 
 
+class ReadBackDiffersError(Exception):
+    """The medium does not hold what it accepted."""
+
+    def __init__(self, offset: int) -> None:
+        super().__init__(offset)
+        self.offset = offset
+        """Start of the range that differs, in bytes from the start of the image."""
+
+
 class Store(Protocol):
     """Bytes that are read, rewritten in place and read back; every range lies inside."""
 

@@ -1,33 +1,45 @@
 """The undo record: what a commit is about to replace, kept elsewhere until it is done.
 
-The format, little-endian: a header (magic, version, number of replacements, size of the image);
-for each replacement its offset and length, the old bytes, and 8 bytes of XXH3 of each new sector;
-at the end 16 bytes of XXH3 over everything before. A record without a valid end was never
-finished, and since the image is written only after its record, that image was not yet touched.
+The format, little-endian: a header (magic, version, number of replacements, size of the image,
+and the `EditMark`: its offset, the byte before and after); for each replacement, in ascending
+order, its offset and length, the old bytes, and 8 bytes of XXH3 of each new sector; at the end 16
+bytes of XXH3 over everything before. A record without a valid end was never finished, and since
+the image is written only after its record, that image was not yet touched.
+
+A record comes with an image, from wherever that comes: nothing in it is believed unchecked, and
+no more than a piece of it is in memory.
 """
 
 import errno
 import hashlib
 import os
-import stat
 import struct
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import xxhash
 
+from balenaflash.durable import open_folder
 from balenaflash.errors import EditError
-from balenaflash.extent import SECTOR_SIZE
+from balenaflash.extent import MIB, SECTOR_SIZE
+from balenaflash.image.commit.mark import EditMark
+from balenaflash.image.patch import Patch
+
+MAX_REPLACEMENT = MIB
+"""Bytes that one replacement has at most."""
 
 _MAGIC = b"balenaflash-undo"
-_VERSION = 1
-_HEADER = struct.Struct("<16sIIQ")
+_VERSION = 2
+_HEADER = struct.Struct("<16sIIQQBB")
+_NO_MARK = (1 << 64) - 1
 _PLACE = struct.Struct("<QQ")
 _DIGEST_SIZE = 8
 _END_SIZE = 16
 _NAME_MAX = 255  # bytes, linux/limits.h
+_MAX_IN_MEMORY = 64 * MIB
+_SLACK = MIB  # bytes that a record may be larger than twice its image, which none comes near
 
 
 def sector_slices(offset: int, length: int) -> Iterator[slice]:
@@ -72,12 +84,74 @@ class Replacement:
         return zip(sector_slices(self.offset, len(self.old)), self.new_digests, strict=True)
 
 
-@dataclass(frozen=True, slots=True)
-class UndoRecord:
-    """A record that was finished, so that the image may have been written."""
+class ForeignRecordError(Exception):
+    """The record is neither ours nor root's nor the image owner's, and so tells nothing."""
 
-    image_size: int
-    replacements: tuple[Replacement, ...]
+
+class UndoRecord:
+    """An open record; the image may have been written only if the record was finished."""
+
+    def __init__(self, file: "RecordFile", descriptor: int, *, is_finished: bool) -> None:
+        self._file = file
+        self._descriptor = descriptor
+        self._end = os.fstat(descriptor).st_size - _END_SIZE
+        header = os.pread(descriptor, _HEADER.size, 0)
+        _magic, _version, self._count, self.image_size, offset, before, after = _HEADER.unpack(
+            header
+        )
+        self.mark = None if offset == _NO_MARK else EditMark(offset, before, after)
+        self.is_finished = is_finished
+
+    def replacements(self) -> Iterator[Replacement]:
+        """All of them in order, each read when it is asked for.
+
+        Raises:
+            EditError: what the record says cannot be.
+        """
+        position, end = _HEADER.size, 0
+        for _ in range(self._count):
+            offset, length = _PLACE.unpack(self._read(position, _PLACE.size))
+            is_in_order = end <= offset <= self.image_size - length
+            if not (is_in_order and 0 < length <= MAX_REPLACEMENT):
+                raise self._damaged()
+            position += _PLACE.size
+            old = self._read(position, length)
+            position += length
+            count = sum(1 for _ in sector_slices(offset, length))
+            digests = self._read(position, count * _DIGEST_SIZE)
+            position += len(digests)
+            end = offset + length
+            yield Replacement(
+                offset,
+                old,
+                tuple(
+                    digests[start : start + _DIGEST_SIZE]
+                    for start in range(0, len(digests), _DIGEST_SIZE)
+                ),
+            )
+        if position != self._end:
+            raise self._damaged()
+
+    def old_patches(self) -> tuple[Patch, ...] | None:
+        """What makes the image again what it was; ``None`` for more than belongs into memory.
+
+        Errors as `replacements`.
+        """
+        if self._end > _MAX_IN_MEMORY:
+            return None
+        return tuple(Patch(each.offset, each.old) for each in self.replacements())
+
+    def _read(self, position: int, length: int) -> bytes:
+        """Bytes of the record, all of them."""
+        content = b""
+        if position + length <= self._end:
+            content = os.pread(self._descriptor, length, position)
+        if len(content) != length:
+            raise self._damaged()
+        return content
+
+    def _damaged(self) -> EditError:
+        return cannot_undo(self._file, f"{self._file.path} is damaged")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +164,7 @@ class RecordFile:
 
     owner: int
     """User that the image belongs to: in a directory that others may write to, a record of
-    anybody else than them, root or ourselves is not believed."""
+    anybody else than them, root or ourselves is ignored."""
 
     group: int
     undone_by: str = "the next command that opens it"
@@ -119,8 +193,20 @@ def undo_path(image: Path) -> Path:
     return real.with_name(name)
 
 
+def forget_record(image: Path) -> None:
+    """Remove the record beside ``image``, all of which has been replaced; none is no error."""
+    path = undo_path(image)
+    # One that we may not remove is not ours, and is ignored.
+    with suppress(PermissionError), open_folder(path.parent) as folder:
+        folder.remove(path.name)
+
+
 def write_record(
-    file: RecordFile, image_size: int, count: int, replacements: Iterable[Replacement]
+    file: RecordFile,
+    image_size: int,
+    mark: EditMark | None,
+    count: int,
+    replacements: Iterable[Replacement],
 ) -> None:
     """Keep the record of ``count`` replacements, safe from a loss of power.
 
@@ -129,112 +215,123 @@ def write_record(
     Raises:
         EditError: it cannot be made; nothing is left of it.
     """
-    blocks = _encode(image_size, count, replacements)
+    header = _encode_header(image_size, mark, count)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
-        record = os.open(file.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            with os.fdopen(record, "wb") as stream:
-                if os.geteuid() == 0:
-                    os.fchown(record, file.owner, file.group)
-                stream.writelines(blocks)
-                stream.flush()
-                os.fsync(record)
-            _sync_directory(file.path.parent)
-        except BaseException:
-            file.path.unlink()
-            raise
+        with open_folder(file.path.parent) as folder:
+            record = os.open(file.path.name, flags, 0o600, dir_fd=folder.descriptor)
+            try:
+                with os.fdopen(record, "wb") as stream:
+                    if os.geteuid() == 0:
+                        os.fchown(record, file.owner, file.group)
+                    stream.writelines(_encode(header, replacements))
+                    stream.flush()
+                    os.fsync(record)
+                folder.flush()
+            except BaseException:
+                folder.remove(file.path.name)
+                raise
     except OSError as error:
         raise _cannot_keep(file, error) from error
 
 
 def remove_record(file: RecordFile) -> None:
     """Remove the record, for good even if the power is lost; none is no error."""
-    with suppress(FileNotFoundError):
-        file.path.unlink()
-    _sync_directory(file.path.parent)
+    with open_folder(file.path.parent) as folder:
+        folder.remove(file.path.name)
+        folder.flush()
 
 
-def read_record(file: RecordFile) -> UndoRecord | None:
-    """The record; ``None`` if it was never finished.
+@contextmanager
+def open_record(file: RecordFile, image_size: int) -> Iterator[UndoRecord | None]:
+    """The record of an image of ``image_size`` bytes; ``None`` if not even its header is there.
 
     Raises:
         FileNotFoundError: there is none.
-        EditError: it cannot be read, or somebody else made it.
+        ForeignRecordError: somebody else made it.
+        EditError: it cannot be read, or what it says cannot be.
+    """
+    descriptor = _open(file)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size > 2 * image_size + _SLACK:
+            raise cannot_undo(file, f"{file.path} is larger than any record of this image")
+        header = os.pread(descriptor, _HEADER.size, 0)
+        if len(header) < _HEADER.size or not header.startswith(_MAGIC):
+            yield None
+            return
+        if _HEADER.unpack(header)[1] != _VERSION:
+            raise cannot_undo(file, f"{file.path} is of another version of balenaflash")
+        yield UndoRecord(file, descriptor, is_finished=_has_valid_end(descriptor, size))
+    finally:
+        os.close(descriptor)
+
+
+def has_record(file: RecordFile) -> bool:
+    """Whether there is a record, of whatever content.
+
+    Raises:
+        ForeignRecordError: somebody else made it.
     """
     try:
-        record = os.open(file.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            status = os.fstat(record)
-            is_ours = status.st_uid in {file.owner, os.geteuid(), 0}
-            if not (stat.S_ISREG(status.st_mode) and is_ours):
-                raise cannot_undo(file, f"{file.path} is not the image owner's")
-            with os.fdopen(record, "rb", closefd=False) as stream:
-                content = stream.read()
-        finally:
-            os.close(record)
-    except FileNotFoundError:
-        raise
+        _require_known(file, file.path.lstat())
+    except OSError:  # none, or one that the opening for a change, which looks again, tells about
+        return os.path.lexists(file.path)
+    return True
+
+
+def _open(file: RecordFile) -> int:
+    try:
+        with open_folder(file.path.parent) as folder:
+            status = folder.find(file.path.name)
+            if status is not None:
+                _require_known(file, status)
+            descriptor = folder.open_file(file.path.name)
     except OSError as error:
+        # A name that is too long for a record cannot be that of one.
+        if error.errno in {errno.ENOENT, errno.ENAMETOOLONG}:
+            raise FileNotFoundError(error.errno, error.strerror) from error
         raise cannot_undo(file, f"{file.path}: {error.strerror}") from error
-    return _decode(file, content)
+    try:
+        _require_known(file, os.fstat(descriptor))  # it may have been exchanged since
+    except ForeignRecordError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
-def _encode(image_size: int, count: int, replacements: Iterable[Replacement]) -> Iterator[bytes]:
+def _require_known(file: RecordFile, status: os.stat_result) -> None:
+    if status.st_uid not in {file.owner, os.geteuid(), 0}:
+        raise ForeignRecordError
+
+
+def _has_valid_end(descriptor: int, size: int) -> bool:
     checksum = xxhash.xxh3_128()
-    for block in _body(image_size, count, replacements):
+    end = max(_HEADER.size, size - _END_SIZE)
+    for start in range(0, end, MAX_REPLACEMENT):
+        checksum.update(os.pread(descriptor, min(MAX_REPLACEMENT, end - start), start))
+    return checksum.digest() == os.pread(descriptor, _END_SIZE, end)
+
+
+def _encode_header(image_size: int, mark: EditMark | None, count: int) -> bytes:
+    mark = mark or EditMark(_NO_MARK, 0, 0)
+    return _HEADER.pack(_MAGIC, _VERSION, count, image_size, mark.offset, mark.before, mark.after)
+
+
+def _encode(header: bytes, replacements: Iterable[Replacement]) -> Iterator[bytes]:
+    checksum = xxhash.xxh3_128()
+    for block in _body(header, replacements):
         checksum.update(block)
         yield block
     yield checksum.digest()
 
 
-def _body(image_size: int, count: int, replacements: Iterable[Replacement]) -> Iterator[bytes]:
-    yield _HEADER.pack(_MAGIC, _VERSION, count, image_size)
+def _body(header: bytes, replacements: Iterable[Replacement]) -> Iterator[bytes]:
+    yield header
     for replacement in replacements:
         yield _PLACE.pack(replacement.offset, len(replacement.old))
         yield replacement.old
         yield b"".join(replacement.new_digests)
-
-
-def _decode(file: RecordFile, content: bytes) -> UndoRecord | None:
-    if len(content) < _HEADER.size or not content.startswith(_MAGIC):
-        return None
-    _magic, version, count, image_size = _HEADER.unpack_from(content)
-    if version != _VERSION:
-        raise cannot_undo(file, f"{file.path} is of another version of balenaflash")
-    view = memoryview(content)
-    body, end = view[:-_END_SIZE], view[-_END_SIZE:]
-    if xxhash.xxh3_128_digest(body) != end:
-        return None
-    replacements = []
-    position = _HEADER.size
-    for _ in range(count):
-        replacement, position = _decode_replacement(body, position)
-        replacements.append(replacement)
-    return UndoRecord(image_size, tuple(replacements))
-
-
-def _decode_replacement(body: memoryview, position: int) -> tuple[Replacement, int]:
-    offset, length = _PLACE.unpack_from(body, position)
-    start = position + _PLACE.size
-    old = bytes(body[start : start + length])
-    position = start + len(old)
-    digests = []
-    for _ in sector_slices(offset, len(old)):
-        digests.append(bytes(body[position : position + _DIGEST_SIZE]))
-        position += _DIGEST_SIZE
-    return Replacement(offset, old, tuple(digests)), position
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        # Some network filesystems know no fsync of a directory; there is nothing else to do.
-        if error.errno != errno.EINVAL:
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def cannot_undo(file: RecordFile, reason: str) -> EditError:
@@ -251,5 +348,7 @@ def _cannot_keep(file: RecordFile, error: OSError) -> EditError:
         f"{file.subject}: cannot be edited safely: its undo record cannot be made: "
         f"{error.strerror}",
         code="undo-record-failed",
-        hint=f"An edit keeps what it replaces in {file.path.parent} until it is done.",
+        hint=f"Remove {file.path}, which belongs to somebody else."
+        if isinstance(error, FileExistsError)
+        else f"An edit keeps what it replaces in {file.path.parent} until it is done.",
     )

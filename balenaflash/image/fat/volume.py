@@ -25,6 +25,7 @@ from pyfatfs.PyFat import PyFat
 
 from balenaflash.errors import ImageError
 from balenaflash.extent import Extent
+from balenaflash.image.commit.mark import EditMark
 from balenaflash.image.fat import fsinfo
 from balenaflash.image.fat.check import Check
 from balenaflash.image.fat.directory import Fields
@@ -79,6 +80,14 @@ class FatVolume(FatEditor):
     def volume_id(self) -> int:
         """The serial number, shown as ``%04X-%04X`` of its halves; 0 if it has none."""
         return self._core.layout.volume_id
+
+    @property
+    def edit_mark(self) -> EditMark:
+        """Where an edit of the image is marked that makes the changes so far."""
+        window, offset = self._core.window, self._core.layout.state_offset
+        before = window.read_original(offset, 1)[0]
+        after = window.read_at(offset, 1)[0]
+        return EditMark(window.extent.start + offset, before, after)
 
     @property
     def cluster_size(self) -> int:

@@ -60,6 +60,11 @@ class Window:
         self._read_source(offset + unread, buffer[unread:])
         return bytes(buffer)
 
+    def read_original(self, offset: int, length: int) -> bytes:
+        """The bytes ``[offset, offset + length)`` as the image has them; errors as `read_at`."""
+        self._require_inside(offset, length)
+        return self._source.read(self.extent.start + offset, length)
+
     def write_at(self, offset: int, data: bytes | memoryview) -> None:
         """Replace the bytes from ``offset`` on.
 
