@@ -12,6 +12,7 @@ from itertools import pairwise
 from balenaflash.errors import ImageError
 from balenaflash.extent import MIB, SECTOR_SIZE, Extent
 from balenaflash.image import filesystems
+from balenaflash.image.foreign import refuse_foreign, refuse_iso
 from balenaflash.image.source import Source
 from balenaflash.image.table.gpt import read_gpt
 from balenaflash.image.table.mbr import find_protective, read_entries, read_mbr
@@ -30,7 +31,9 @@ def read_table_sectors(source: Source) -> TableReading:
     Raises:
         ImageError: there is no table (``table-missing``), it contradicts itself
             (``table-invalid``), or the image is shorter than it says (``image-truncated``).
+        ImageError: it is no disk image (``image-foreign``).
     """
+    refuse_iso(source)
     if source.size is not None and source.size < SECTOR_SIZE:
         raise _missing(source)
     sector = source.read(0, SECTOR_SIZE)
@@ -58,6 +61,7 @@ def _warn_of_fat(source: Source, reading: TableReading) -> TableReading:
 
 
 def _missing(source: Source) -> ImageError:
+    refuse_foreign(source)
     whole = _probe_whole(source)
     if whole is not None:
         fact = f"is one {whole.type} filesystem, without a partition table"
