@@ -120,7 +120,7 @@ class Scope:
     @property
     def reads_all(self) -> bool:
         """Whether something is to be known that the image tells at its end only."""
-        return self.sha256 is not None
+        return self.sha256 is not None or self.check_bmap or self.check_signature
 
 
 QUICK = Scope()

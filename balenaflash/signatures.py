@@ -2,14 +2,16 @@
 
 import hashlib
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from balenaflash.durable import open_regular_file
-from balenaflash.errors import ImageError
+from balenaflash.errors import ImageError, ToolMissingError
 from balenaflash.extent import KIB, MIB
+from balenaflash.image.container.location import ImageLocation
 from balenaflash.image.fat.volume import FatVolume
 from balenaflash.image.source import Source
 
@@ -37,6 +39,12 @@ class SignatureState(StrEnum):
     """There is one; the image was not read to compare it."""
 
     VERIFIED = "verified"
+    """It is by the key of a certificate that the user gave."""
+
+    SELF_SIGNED = "self-signed"
+    """It is by the key of a certificate that the image carries: whoever changes the image can
+    change that too."""
+
     WRONG = "wrong"
     UNKNOWN = "unknown"
     """It could not be checked."""
@@ -74,6 +82,9 @@ class SignatureReport:
 
     sha256: str | None = None
     """Fingerprint of the certificate in lower-case hexadecimal, as ``openssl x509`` tells it."""
+
+    odd_time: str | None = None
+    """Why the certificate is not valid now: a clause."""
 
 
 def find_signature_beside(image: Path) -> Path | None:
@@ -122,12 +133,16 @@ def report_beside(
     if not check:
         return report
     try:
-        with os.fdopen(open_regular_file(path), "rb") as file:
-            signature = file.read(MAX_SIGNATURE_SIZE)
+        signature = _read_signature(path)
     except OSError as error:
         reason = f"{path} cannot be read: {error.strerror}"
         return replace(report, state=SignatureState.UNKNOWN, reason=reason)
     return check_signature(report, source, signature)
+
+
+def _read_signature(path: Path) -> bytes:
+    with os.fdopen(open_regular_file(path), "rb") as file:
+        return file.read(MAX_SIGNATURE_SIZE)
 
 
 def check_signature(report: SignatureReport, source: Source, signature: bytes) -> SignatureReport:
@@ -147,13 +162,77 @@ def check_signature(report: SignatureReport, source: Source, signature: bytes) -
         reason = "the Python library cryptography is not installed"
         return replace(report, state=SignatureState.UNKNOWN, reason=reason)
     fault = certificate.find_fault(_sha256(source), signature)
+    right = SignatureState.SELF_SIGNED if report.certificate.of_image else SignatureState.VERIFIED
     return replace(
         report,
-        state=SignatureState.VERIFIED if fault is None else SignatureState.WRONG,
+        state=right if fault is None else SignatureState.WRONG,
         reason=fault,
         subject=certificate.subject,
         sha256=certificate.sha256,
+        odd_time=certificate.find_odd_time(datetime.now(UTC)),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class SignatureCheck:
+    """That the bytes that are used of an image are those that were signed."""
+
+    path: Path
+    """The file of the signature."""
+
+    signature: bytes = field(repr=False)
+    certificate: "Certificate"
+    warnings: tuple[str, ...]
+
+    def is_met_by_stored(self, _stored: bytes) -> bool:
+        """Never: the image is signed, not what it is compressed to."""
+        return False
+
+    def require(self, name: str, image: bytes, _stored: bytes) -> None:
+        """Return if the signature is that of an image with the SHA-256 ``image``.
+
+        Raises:
+            ImageError: it is not (``signature-wrong``).
+        """
+        fault = self.certificate.find_fault(image, self.signature)
+        if fault is not None:
+            raise ImageError(
+                f"{name}: its signature {self.path} does not verify: {fault}",
+                code="signature-wrong",
+                hint="Do not use it. Fetch it again from where it was published.",
+            )
+
+
+def require_signature(image: ImageLocation, given: CertificateFile) -> SignatureCheck:
+    """The check of ``image`` by the signature beside it and the certificate ``given``.
+
+    Raises:
+        ImageError: there is no signature, or one of the two cannot be read.
+        ToolMissingError: the library that checks signatures is not installed.
+    """
+    path = find_signature_beside(image) if isinstance(image, Path) else None
+    if path is None:
+        beside = "has none beside it" if isinstance(image, Path) else "one is only beside a file"
+        raise ImageError(
+            f"{image}: no signature to check: {beside}",
+            code="signature-missing",
+            hint="Put it beside the image, as IMAGE.sig; or leave --certificate out.",
+        )
+    try:
+        signature = _read_signature(path)
+    except OSError as error:
+        raise ImageError(
+            f"{path}: cannot be read: {error.strerror}", code="signature-not-checked"
+        ) from error
+    certificate = _load(given)
+    if certificate is None:
+        raise ToolMissingError(
+            "The Python library cryptography is not installed, which checks signatures",
+            hint="Install it: pip install 'balenaflash[signatures]'",
+        )
+    odd = certificate.find_odd_time(datetime.now(UTC))
+    warnings = () if odd is None else (f"{given.name}: the certificate is not valid now: {odd}",)
+    return SignatureCheck(path, signature, certificate, warnings)
 
 
 def _load(file: CertificateFile) -> "Certificate | None":

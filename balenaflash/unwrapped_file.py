@@ -8,6 +8,7 @@ from balenaflash import block_maps
 from balenaflash.boot.files import FileChange
 from balenaflash.editing import Edit
 from balenaflash.errors import Problem, TargetRefusedError
+from balenaflash.image.checks import Check
 from balenaflash.image.container.compress import find_container
 from balenaflash.image.container.location import ImageLocation
 from balenaflash.image.fat.check import Fault
@@ -52,6 +53,7 @@ def unwrap_to_file(
     *,
     member: str | None = None,
     sha256: str | None = None,
+    checks: Sequence[Check] = (),
     overwrite: bool,
     ignore_secure_boot: bool,
     repair: bool = True,
@@ -61,7 +63,7 @@ def unwrap_to_file(
 ) -> UnwrapReport:
     """Make ``out``, the image that ``flasher`` installs, with ``edits`` made in it.
 
-    ``member`` and ``sha256`` are for `open_for_reading`.
+    ``member``, ``sha256`` and ``checks`` are for `open_for_reading`.
 
     Raises:
         ImageError, ConfigError, EditError: as `plan_unwrap`, `unwrap`, `lay_over`.
@@ -69,7 +71,7 @@ def unwrap_to_file(
         WriteError: writing or the read-back failed; ``out`` is as it was.
     """
     bmap = _find_place(flasher, out, overwrite=overwrite)
-    with open_for_reading(flasher, member=member, sha256=sha256) as opened:
+    with open_for_reading(flasher, member=member, sha256=sha256, checks=checks) as opened:
         require_unused(flasher)
         unwrapped = lay_over_unwrapped(
             opened, edits, ignore_secure_boot=ignore_secure_boot, repair=repair
@@ -77,6 +79,8 @@ def unwrap_to_file(
         plan, changes, edited = unwrapped.plan, unwrapped.changes, unwrapped.edited
         warnings = edited.warnings
         if dry_run:
+            if sha256 is not None or checks:
+                edited.source.finish()
             return UnwrapReport(plan, changes, edited.changes, edited.repairs, None, None, warnings)
         saved = save_image(edited.source, out, overwrite=overwrite, progress=progress, stop=stop)
     if bmap is not None:

@@ -37,10 +37,16 @@ def built(image: MakeImage) -> BuiltImage:
     return image(Layout.GPT_FAT16)
 
 
-def result_of(balenaflash: RunBalenaflash, *words: str | Path) -> dict[str, Any]:
+def result_of(
+    balenaflash: RunBalenaflash, *words: str | Path, fails: str | None = None
+) -> dict[str, Any]:
+    """The result of ``inspect``; ``fails`` is the code of a check that does not pass."""
     done = balenaflash("inspect", "--json", *words)
-    assert done.returncode == 0, done.stderr
-    result: dict[str, Any] = json.loads(done.stdout)["result"]
+    told = json.loads(done.stdout)
+    codes = [] if fails is None else [fails]
+    assert done.returncode == (0 if fails is None else 3), done.stderr
+    assert [error["code"] for error in told["errors"]] == codes
+    result: dict[str, Any] = told["result"]
     return result
 
 
@@ -77,11 +83,11 @@ def test_files_are_compared_with_the_fingerprint_when_asked_to(
     quick = result_of(balenaflash, built.path)
     assert quick["fingerprint"] == expected
     assert quick["overwritten_by_update"] is None
-    read = result_of(balenaflash, "--check-files", built.path)
+    read = result_of(balenaflash, "--check-files", built.path, fails="fingerprint-differs")
     differing = ["/EFI/BOOT/grub.cfg", "/extra_uEnv.txt"]
     assert read["fingerprint"] == expected | {"differing": differing}
     assert read["overwritten_by_update"] == ["/EFI/BOOT/grub.cfg"]
-    text = balenaflash("inspect", "--check-files", built.path).stdout
+    text = balenaflash("inspect", "--check-files", built.path).stderr
     for line in (
         "other than in the fingerprint: /EFI/BOOT/grub.cfg, /extra_uEnv.txt",
         "in the fingerprint, and missing: /os-release",
@@ -101,7 +107,8 @@ def test_an_image_as_it_was_built_matches_its_fingerprint(
     assert read["overwritten_by_update"] == []
     with edited(built) as volume:
         volume.remove_file("/balenaos.fingerprint")
-    assert result_of(balenaflash, "--check-files", built.path)["fingerprint"] is None
+    told = result_of(balenaflash, "--check-files", built.path, fails="fingerprint-missing")
+    assert told["fingerprint"] is None
     assert "no fingerprint" in balenaflash("inspect", built.path).stdout
 
 
@@ -166,7 +173,8 @@ class TestBlockMap:
             file.write(b"M")
         told = result_of(balenaflash, mapped.path)["bmap"]
         assert (told["fault"], told["differing"]) == (None, None)
-        (found,) = result_of(balenaflash, "--check-bmap", mapped.path)["bmap"]["differing"]
+        told = result_of(balenaflash, "--check-bmap", mapped.path, fails="bmap-differs")["bmap"]
+        (found,) = told["differing"]
         assert found["start"] <= place < found["start"] + found["size"]
 
     def test_a_map_that_is_damaged_or_of_another_image_is_told_so(
@@ -180,9 +188,15 @@ class TestBlockMap:
         path.write_bytes(good)
         os.truncate(mapped.path, mapped.path.stat().st_size + MIB)
         subprocess.run(["sgdisk", "--move-second-header", mapped.path], check=True)
-        told = result_of(balenaflash, "--check-bmap", mapped.path)["bmap"]
+        told = result_of(balenaflash, "--check-bmap", mapped.path, fails="bmap-invalid")["bmap"]
         assert "its block map is of an image of" in told["fault"]
         assert told["differing"] is None
+
+
+def test_an_image_without_a_block_map_does_not_pass_its_check(
+    built: BuiltImage, balenaflash: RunBalenaflash
+) -> None:
+    assert result_of(balenaflash, "--check-bmap", built.path, fails="bmap-missing")["bmap"] is None
 
 
 def test_the_disk_of_a_board_that_has_booted_is_warned_of(

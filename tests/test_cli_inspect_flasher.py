@@ -20,10 +20,16 @@ import balenaflash as package
 SECRET = "0123456789abcdef" * 2
 
 
-def result_of(balenaflash: RunBalenaflash, *words: str | Path) -> dict[str, Any]:
+def result_of(
+    balenaflash: RunBalenaflash, *words: str | Path, fails: str | None = None
+) -> dict[str, Any]:
+    """The result of ``inspect``; ``fails`` is the code of a check that does not pass."""
     done = balenaflash("inspect", "--json", *words)
-    assert done.returncode == 0, done.stderr
-    result: dict[str, Any] = json.loads(done.stdout)["result"]
+    told = json.loads(done.stdout)
+    codes = [] if fails is None else [fails]
+    assert done.returncode == (0 if fails is None else 3), done.stderr
+    assert [error["code"] for error in told["errors"]] == codes
+    result: dict[str, Any] = told["result"]
     return result
 
 
@@ -182,7 +188,7 @@ def test_an_image_without_signature_is_told_so(
     image: MakeImage, balenaflash: RunBalenaflash
 ) -> None:
     built = image(Layout.MSDOS_FAT16, flasher=True)
-    told = result_of(balenaflash, "--check-signature", built.path)
+    told = result_of(balenaflash, "--check-signature", built.path, fails="signature-missing")
     for signature in (told["signature"], told["flasher"]["image"]["signature"]):
         assert (signature["signed"], signature["state"]) == (False, "not-signed")
     assert "Signature:  none\n" in balenaflash("inspect", built.path).stdout
@@ -197,12 +203,13 @@ class TestSigned:
         assert (quick["signed"], quick["state"]) == (True, "not-checked")
         assert quick["certificate"]["of_image"] is True
         pytest.importorskip("cryptography")
-        told = result_of(balenaflash, "--check-signature", signed.path)["signature"]
+        words = ("--check-signature", signed.path)
+        told = result_of(balenaflash, *words, fails="signature-self-signed")["signature"]
         assert signer.verifies(signed.path.read_bytes(), beside(signed).read_bytes())
-        assert (told["state"], told["path"]) == ("verified", str(beside(signed)))
+        assert (told["state"], told["path"]) == ("self-signed", str(beside(signed)))
         assert told["certificate"]["subject"] == "CN=balenaOS test,O=lab"
-        text = balenaflash("inspect", "--check-signature", signed.path).stdout
-        assert "verifies against /balena-keys/kmod.crt of the image, which whoever" in text
+        text = balenaflash("inspect", *words).stderr
+        assert "self-signed, by /balena-keys/kmod.crt of the image, which whoever" in text
 
     def test_one_changed_byte_is_found(
         self, signed: BuiltImage, signer: Signer, balenaflash: RunBalenaflash
@@ -212,9 +219,10 @@ class TestSigned:
             file.seek(-50_000_000, 2)
             file.write(b"x")
         assert not signer.verifies(signed.path.read_bytes(), beside(signed).read_bytes())
-        told = result_of(balenaflash, "--check-signature", signed.path)["signature"]
+        words = ("--check-signature", signed.path)
+        told = result_of(balenaflash, *words, fails="signature-wrong")["signature"]
         assert told["state"] == "wrong"
-        text = balenaflash("inspect", "--check-signature", signed.path).stdout
+        text = balenaflash("inspect", *words).stderr
         assert "does not verify: it is of another image" in text
 
     def test_a_given_certificate_counts_instead_of_the_images_own(
@@ -223,7 +231,8 @@ class TestSigned:
         pytest.importorskip("cryptography")
         other = make_signer(tmp_path / "other")
         check = "--certificate"
-        told = result_of(balenaflash, check, other.certificate, signed.path)["signature"]
+        words = (check, other.certificate, signed.path)
+        told = result_of(balenaflash, *words, fails="signature-wrong")["signature"]
         assert (told["state"], told["certificate"]["of_image"]) == ("wrong", False)
         told = result_of(balenaflash, check, signer.certificate, signed.path)["signature"]
         assert (told["state"], told["certificate"]["of_image"]) == ("verified", False)
@@ -248,14 +257,15 @@ class TestSigned:
         certificate = tmp_path / "no.crt"
         certificate.write_text("no certificate")
         words = ("--check-signature", "--certificate", certificate)
-        told = result_of(balenaflash, *words, signed.path)["signature"]
+        fails = "signature-not-checked"
+        told = result_of(balenaflash, *words, signed.path, fails=fails)["signature"]
         assert (told["state"], told["reason"]) == (
             "unknown",
             f"{certificate}: is not a certificate that can be read",
         )
         with edited(signed) as volume:
             volume.remove_file("/balena-keys/kmod.crt")
-        told = result_of(balenaflash, "--check-signature", signed.path)["signature"]
+        told = result_of(balenaflash, "--check-signature", signed.path, fails=fails)["signature"]
         assert told["state"] == "unknown"
         assert "there is no certificate" in told["reason"]
 
@@ -291,8 +301,9 @@ class TestSigned:
             volume.write_file("/balena-keys/kmod.crt", signer.certificate.read_bytes())
         carried = result_of(balenaflash, built.path)["flasher"]["image"]["signature"]
         assert (carried["signed"], carried["state"]) == (True, "not-checked")
-        told = result_of(balenaflash, "--check-signature", built.path)
+        fails = "signature-wrong" if spoiled else "signature-self-signed"
+        told = result_of(balenaflash, "--check-signature", built.path, fails=fails)
         assert told["signature"]["state"] == "not-signed"
         carried = told["flasher"]["image"]["signature"]
-        assert carried["state"] == ("wrong" if spoiled else "verified")
+        assert carried["state"] == ("wrong" if spoiled else "self-signed")
         assert carried["path"] == f"/opt/{inner.path.name}.sig"

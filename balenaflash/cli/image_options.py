@@ -1,10 +1,15 @@
 """Options of commands that read an image from anywhere."""
 
 import re
+from typing import TYPE_CHECKING
 
 import click
 
 from balenaflash.cli.session import Session
+
+if TYPE_CHECKING:
+    from balenaflash.image.container.location import ImageLocation
+    from balenaflash.signatures import CertificateFile, SignatureCheck
 
 
 def _lower_case_sum(
@@ -36,3 +41,39 @@ sha256_option = click.option(
     callback=_lower_case_sum,
     help="Refuse IMAGE unless this is its SHA-256, or that of the file as it was downloaded.",
 )
+
+certificate_option = click.option(
+    "--certificate",
+    type=click.Path(dir_okay=False, readable=False),
+    metavar="FILE",
+    help="Refuse IMAGE unless the signature beside it verifies against this one, in PEM or DER.",
+)
+
+
+def read_certificate(name: str) -> "CertificateFile":
+    """The certificate that the user named.
+
+    Raises:
+        EditError: it cannot be read.
+    """
+    from balenaflash.boot.given_text import given_bytes
+    from balenaflash.cli.given_content import read_given
+    from balenaflash.signatures import MAX_CERTIFICATE_SIZE, CertificateFile
+
+    content = given_bytes(read_given(name, limit=MAX_CERTIFICATE_SIZE), name)
+    return CertificateFile(name, content, of_image=False)
+
+
+def signature_checks(
+    image: "ImageLocation", certificate: str | None
+) -> "tuple[SignatureCheck, ...]":
+    """What ``--certificate`` asks to be checked of ``image``; nothing without it.
+
+    Raises:
+        ImageError, EditError, ToolMissingError: it cannot be checked.
+    """
+    if certificate is None:
+        return ()
+    from balenaflash.signatures import require_signature
+
+    return (require_signature(image, read_certificate(certificate)),)

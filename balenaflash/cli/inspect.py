@@ -6,9 +6,8 @@ import click
 
 from balenaflash.cli.answer import Answer
 from balenaflash.cli.color import ColorChoice, color_option, is_color_wanted
-from balenaflash.cli.given_content import read_given
 from balenaflash.cli.image_argument import IMAGE
-from balenaflash.cli.image_options import member_option, sha256_option
+from balenaflash.cli.image_options import member_option, read_certificate, sha256_option
 from balenaflash.cli.session import Session, with_session
 
 if TYPE_CHECKING:
@@ -56,7 +55,9 @@ def inspect(
     IMAGE is an image file, raw or compressed, or a block device such as a flashed card. Nothing
     is changed. Of a flasher the image that it carries is shown as well, and what it would do on
     its board. The fingerprint of the boot files, and a block map or a signature beside the image,
-    are looked at in any case; comparing takes reading.
+    are looked at in any case; comparing takes reading. The exit status is 3 where a check that was
+    asked for could not be made or did not pass; and the certificate that an image carries itself
+    is not enough to pass.
 
     \b
     Examples:
@@ -65,18 +66,13 @@ def inspect(
       balenaflash inspect --certificate kmod.crt balena.img
       balenaflash inspect --json balena.img | jq .result.balena.slug
     """
-    from balenaflash.boot.given_text import given_bytes
     from balenaflash.cli.inspect_result import image_result
     from balenaflash.cli.inspect_text import canvas_of_stdout, report_lines
     from balenaflash.inspection import Scope
     from balenaflash.inspection import inspect as inspect_image
-    from balenaflash.signatures import MAX_CERTIFICATE_SIZE, CertificateFile
+    from balenaflash.inspection_checks import find_failed_checks
 
-    given = None
-    if certificate is not None:
-        content = read_given(certificate, limit=MAX_CERTIFICATE_SIZE)
-        content = given_bytes(content, certificate)
-        given = CertificateFile(certificate, content, of_image=False)
+    given = None if certificate is None else read_certificate(certificate)
     scope = Scope(
         member=session.member,
         sha256=sha256,
@@ -88,7 +84,9 @@ def inspect(
     )
     report = inspect_image(image, scope)
     result = image_result(report)
+    failures = list(find_failed_checks(report, scope))
     if session.json:
-        return Answer(result, warnings=report.warnings)
+        return Answer(result, warnings=report.warnings, failures=failures)
     canvas = canvas_of_stdout(color=is_color_wanted(ColorChoice(color)))
-    return Answer(result, report_lines(report, canvas, exact=exact), report.warnings)
+    lines = report_lines(report, canvas, exact=exact)
+    return Answer(result, lines, report.warnings, failures=failures)

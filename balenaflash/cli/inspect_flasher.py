@@ -29,6 +29,8 @@ def signature_lines(report: "SignatureReport", title: str = "Signature:  ") -> l
     lines = [f"{title}{report.path}: {_signature_text(report)}"]
     if report.subject is not None:
         lines.append(f"{_INDENT}certificate: {report.subject}, SHA-256 {report.sha256}")
+    if report.odd_time is not None:
+        lines.append(f"{_INDENT}the certificate is not valid now: {report.odd_time}")
     return lines
 
 
@@ -39,9 +41,9 @@ def _signature_text(report: "SignatureReport") -> str:
     match report.state:
         case SignatureState.NOT_CHECKED:
             return "not checked (--check-signature does)"
-        case SignatureState.VERIFIED if report.certificate and report.certificate.of_image:
+        case SignatureState.SELF_SIGNED:
             return (
-                f"verifies against {report.certificate.name}, "
+                f"self-signed, by {report.certificate.name if report.certificate else ''}, "
                 "which whoever changes the image can change too (--certificate takes yours)"
             )
         case SignatureState.VERIFIED:

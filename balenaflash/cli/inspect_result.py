@@ -150,6 +150,7 @@ def _signature_result(report: "SignatureReport") -> dict[str, object]:
             "of_image": certificate.of_image,
             "subject": report.subject,
             "sha256": report.sha256,
+            "not_valid": report.odd_time,
         },
     }
 

@@ -8,7 +8,12 @@ import click
 
 from balenaflash.cli.answer import Answer
 from balenaflash.cli.image_argument import IMAGE
-from balenaflash.cli.image_options import member_option, sha256_option
+from balenaflash.cli.image_options import (
+    certificate_option,
+    member_option,
+    sha256_option,
+    signature_checks,
+)
 from balenaflash.cli.recipe_options import (
     chosen_recipe,
     recipe_lines,
@@ -43,6 +48,7 @@ if TYPE_CHECKING:
 @ignore_secure_boot_option
 @member_option
 @sha256_option
+@certificate_option
 @recipe_options
 @no_repair_option
 @dry_run_option
@@ -56,6 +62,7 @@ def unwrap(
     overwrite: bool,
     ignore_secure_boot: bool,
     sha256: str | None,
+    certificate: str | None,
     recipe: Path | None,
     steps: tuple[str, ...],
     variables: Mapping[str, str],
@@ -84,6 +91,8 @@ def unwrap(
     from balenaflash.unwrapped_file import unwrap_to_file
 
     edits = chosen_recipe(recipe, steps, variables)
+    checks = signature_checks(flasher, certificate)
+    about_certificate = [warning for check in checks for warning in check.warnings]
     with stop_at_next_block(session) as stop:
         report = unwrap_to_file(
             flasher,
@@ -91,6 +100,7 @@ def unwrap(
             edits.edits if edits else (),
             member=session.member,
             sha256=sha256,
+            checks=checks,
             overwrite=overwrite,
             ignore_secure_boot=ignore_secure_boot,
             repair=not session.edit.no_repair,
@@ -106,7 +116,7 @@ def unwrap(
             *recipe_lines(edits, report.edits),
             _done_line(out, report),
         ],
-        report.warnings,
+        (*about_certificate, *report.warnings),
     )
 
 

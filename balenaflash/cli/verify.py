@@ -8,7 +8,12 @@ import click
 
 from balenaflash.cli.answer import Answer
 from balenaflash.cli.image_argument import IMAGE
-from balenaflash.cli.image_options import member_option, sha256_option
+from balenaflash.cli.image_options import (
+    certificate_option,
+    member_option,
+    sha256_option,
+    signature_checks,
+)
 from balenaflash.cli.recipe_options import (
     chosen_recipe,
     recipe_lines,
@@ -44,6 +49,7 @@ if TYPE_CHECKING:
 @ignore_secure_boot_option
 @member_option
 @sha256_option
+@certificate_option
 @recipe_options
 @no_repair_option
 @progress_option
@@ -58,6 +64,7 @@ def verify(
     fix_gpt: bool,
     ignore_secure_boot: bool,
     sha256: str | None,
+    certificate: str | None,
     recipe: Path | None,
     steps: tuple[str, ...],
     variables: Mapping[str, str],
@@ -86,7 +93,9 @@ def verify(
     from balenaflash.verification import verify as compare
 
     edits = chosen_recipe(recipe, steps, variables)
-    with open_for_reading(image, member=session.member, sha256=sha256) as opened:
+    checks = signature_checks(image, certificate)
+    about_certificate = [warning for check in checks for warning in check.warnings]
+    with open_for_reading(image, member=session.member, sha256=sha256, checks=checks) as opened:
         require_unused(image)
         edited = wanted_image(
             opened,
@@ -104,6 +113,7 @@ def verify(
             comparison.require_equal(source, plan, str(target))
             require_moved(medium, move)
             warnings = (
+                *about_certificate,
                 *edited.warnings,
                 *plan.warnings,
                 *opened.reading_warnings,

@@ -9,7 +9,12 @@ import click
 from balenaflash.cli.answer import Answer
 from balenaflash.cli.disk_options import current_disk_options, disk_options
 from balenaflash.cli.image_argument import IMAGE
-from balenaflash.cli.image_options import member_option, sha256_option
+from balenaflash.cli.image_options import (
+    certificate_option,
+    member_option,
+    sha256_option,
+    signature_checks,
+)
 from balenaflash.cli.recipe_options import (
     chosen_recipe,
     recipe_lines,
@@ -67,6 +72,7 @@ if TYPE_CHECKING:
 @click.option("--overwrite", is_flag=True, help="Allow a TARGET that is an existing file.")
 @member_option
 @sha256_option
+@certificate_option
 @recipe_options
 @no_repair_option
 @dry_run_option
@@ -84,6 +90,7 @@ def write(
     ignore_secure_boot: bool,
     overwrite: bool,
     sha256: str | None,
+    certificate: str | None,
     recipe: Path | None,
     steps: tuple[str, ...],
     variables: Mapping[str, str],
@@ -124,8 +131,10 @@ def write(
     tallies: Sequence[Tally]
     disks = current_disk_options()
     edits = chosen_recipe(recipe, steps, variables)
+    checks = signature_checks(image, certificate)
+    about_certificate = [warning for check in checks for warning in check.warnings]
     options = FlashOptions(read_back=not no_verify, skip_equal=skip_equal)
-    with open_for_reading(image, member=session.member, sha256=sha256) as opened:
+    with open_for_reading(image, member=session.member, sha256=sha256, checks=checks) as opened:
         require_unused(image)
         edited = wanted_image(
             opened,
@@ -176,7 +185,11 @@ def write(
     result["flasher"] = edited.flasher
     result["repairs"] = repairs_result(edited.repairs)
     result["recipe"] = recipe_result(edits, edited.changes)
-    warnings = tuple(dict.fromkeys((*edited.warnings, *plan.warnings, *opened.reading_warnings)))
+    warnings = tuple(
+        dict.fromkeys(
+            (*about_certificate, *edited.warnings, *plan.warnings, *opened.reading_warnings)
+        )
+    )
     return Answer(result, lines, warnings, failures=_failures(outcomes))
 
 

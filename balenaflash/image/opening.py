@@ -76,13 +76,18 @@ def open_for_editing(path: Path) -> Iterator[EditableImage]:
 
 @contextmanager
 def open_for_reading(
-    location: ImageLocation, *, member: str | None = None, sha256: str | None = None
+    location: ImageLocation,
+    *,
+    member: str | None = None,
+    sha256: str | None = None,
+    checks: Sequence[Check] = (),
 ) -> Iterator[ReadableImage]:
     """The image at ``location``, which no edit changes until the block ends.
 
     ``member`` names it in a container that has several. ``sha256``, in lower case, is the sum of
     what lies at ``location`` or of the image itself. That of a file is computed here, and every
     byte that is read later is one of those. All others are compared when the end is read.
+    ``checks`` are made in the same way.
 
     An earlier edit of a file that was cut off is dealt with first, which needs the permission to
     write. Any number may read at a time. A block device is not locked.
@@ -92,7 +97,8 @@ def open_for_reading(
         EditError: another process is editing it; or as `recover`.
         WriteError: as `recover`.
     """
-    checks = () if sha256 is None else (Sha256Check(bytes.fromhex(sha256)),)
+    if sha256 is not None:
+        checks = (Sha256Check(bytes.fromhex(sha256)), *checks)
     match location:
         case StandardInput():
             from balenaflash.image.container.pipe import PipeOrigin  # noqa: PLC0415 - as below

@@ -13,6 +13,7 @@ The library is optional, so this module is imported only where a signature is ch
 
 import hmac
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
@@ -37,14 +38,18 @@ class Certificate:
     sha256: str
     """Fingerprint: the SHA-256 digest of its DER form, in lower-case hexadecimal."""
 
+    not_before: datetime
+    not_after: datetime
+    """The time within which its issuer vouches for it, in UTC."""
+
     _key: rsa.RSAPublicKey | ec.EllipticCurvePublicKey = field(repr=False)
 
     @classmethod
     def read(cls, content: bytes, name: str) -> "Certificate":
         """The first certificate in ``content``, in PEM or DER form; ``name`` is its file.
 
-        The first one counts for the flasher too, where others are appended. Who issued it, and
-        until when it is valid, is not looked at.
+        The first one counts for the flasher too, where others are appended. Who issued it is not
+        looked at, nor does the flasher look at the time.
 
         Raises:
             ImageError: there is none, or its key is neither RSA nor EC (``certificate-invalid``).
@@ -64,7 +69,16 @@ class Certificate:
                 f"{name}: the key of the certificate is neither RSA nor EC",
                 code="certificate-invalid",
             )
-        return cls(subject, loaded.fingerprint(SHA256()).hex(), key)
+        validity = loaded.not_valid_before_utc, loaded.not_valid_after_utc
+        return cls(subject, loaded.fingerprint(SHA256()).hex(), *validity, key)
+
+    def find_odd_time(self, now: datetime) -> str | None:
+        """A clause that says that it is not valid at ``now``; ``None`` where it is."""
+        if now > self.not_after:
+            return f"it expired on {self.not_after:%Y-%m-%d}"
+        if now < self.not_before:
+            return f"it is valid from {self.not_before:%Y-%m-%d} on only"
+        return None
 
     def find_fault(self, digest: bytes, signature: bytes) -> str | None:
         """Why ``signature`` is not that of a SHA-256 ``digest``; ``None`` when it verifies."""
