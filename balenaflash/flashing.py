@@ -5,7 +5,7 @@ The image is read once for all; each target then goes at its own pace, in a thre
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from balenaflash.chunk_queue import ChunkQueue
@@ -105,8 +105,12 @@ def flash(
     *,
     options: FlashOptions,
     stop: Stop,
+    finished: Callable[[int, Outcome], None] = lambda _number, _outcome: None,
 ) -> tuple[Outcome, ...]:
     """Write, flush and, unless told not to, read back, compare and repair.
+
+    ``finished`` is called in the thread of the caller as soon as the work on a target has ended,
+    while that on others goes on.
 
     The outcomes are in the order of ``targets``: a report, or the failure that ended the work on
     that target alone. Where the user leaves at once, it is `LeftError` for each that is not done.
@@ -123,12 +127,22 @@ def flash(
             feeds.start([job.queue for job in jobs])
             for job in jobs:
                 job.start()
-            for job in jobs:
-                job.wait()
+            _wait_for(jobs, finished)
     except KeyboardInterrupt:
         if not jobs or not all(job.was_started for job in jobs):
             raise
     return tuple(job.outcome for job in jobs)
+
+
+def _wait_for(jobs: "Sequence[_Job]", finished: Callable[[int, Outcome], None]) -> None:
+    """Return when all have ended, and tell of each at once."""
+    running = list(enumerate(jobs))
+    while running:
+        ended = [(number, job) for number, job in running if job.has_ended()]
+        running = [each for each in running if each not in ended]
+        for number, job in ended:
+            if job.crash is None:
+                finished(number, job.outcome)
 
 
 @dataclass(slots=True)
@@ -144,7 +158,9 @@ class _Job:
     target_count: int
     queue: ChunkQueue = field(init=False)
     _outcome: Outcome | None = None
-    _crash: BaseException | None = None
+    crash: BaseException | None = None
+    """What ended it, if it was a bug."""
+
     _thread: threading.Thread = field(init=False)
 
     def __post_init__(self) -> None:
@@ -159,15 +175,15 @@ class _Job:
     def was_started(self) -> bool:
         return self._thread.ident is not None
 
-    def wait(self) -> None:
-        """Wait for its end, awake enough for signals."""
-        while self._thread.is_alive():
-            self._thread.join(_SIGNAL_INTERVAL)
+    def has_ended(self) -> bool:
+        """Whether it has ended, or does so in a moment: short enough to be awake for signals."""
+        self._thread.join(_SIGNAL_INTERVAL / self.target_count)
+        return not self._thread.is_alive()
 
     @property
     def outcome(self) -> Outcome:
-        if self._crash is not None:
-            raise self._crash
+        if self.crash is not None:
+            raise self.crash
         if self._outcome is None:
             return LeftError(
                 f"{self.target.medium.name}: left before the work on it had ended; "
@@ -182,7 +198,7 @@ class _Job:
         except BalenaflashError as error:
             self._outcome = error
         except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
-            self._crash = error
+            self.crash = error
         finally:
             self.queue.close()
 

@@ -160,7 +160,7 @@ def test_a_disk_that_is_built_in_is_confirmed_by_its_name(
         "from balenaflash.target.discovery import Bus, find_disk\n"
         "disk = dataclasses.replace(find_disk(sys.argv[1]), bus=Bus.NVME)\n"
         "try:\n"
-        "    confirm_erasing(disk, yes=False)\n"
+        "    confirm_erasing([disk], yes=False)\n"
         "except TargetRefusedError:\n"
         "    print('refused')\n"
         "else:\n"
@@ -179,4 +179,4 @@ def test_a_disk_that_is_built_in_is_confirmed_by_its_name(
         assert "Type its name" in run.stdout
         assert run.stdout.strip().endswith(outcome), run.stdout
     disk: Disk = find_disk(node)
-    confirm_erasing(disk, yes=True)
+    confirm_erasing([disk], yes=True)

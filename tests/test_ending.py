@@ -17,7 +17,7 @@ from devicetree import DeviceTree
 from faultdev import MakeFaultDevice, bit_flip
 from imagecopies import MakeImage
 
-from balenaflash.cli.write_run import end_all
+from balenaflash.cli.write_run import leave
 from balenaflash.destination import DiskDestination
 from balenaflash.errors import VerificationError, WriteError
 from balenaflash.extent import MIB
@@ -115,7 +115,7 @@ def test_a_disk_that_failed_is_not_switched_off(tree: DeviceTree) -> None:
     destination = DiskDestination(assess(tree.disks()["sdd"], kernel=tree.kernel))
     plan = WritePlan(MIB, PartitionTable(TableKind.GPT, 512, "0x0", (), ()))
     for error in (VerificationError("differs"), WriteError("failed")):
-        assert end_all(plan, [destination], [error], ejects=True) == [None]
+        assert leave(destination, error, plan, ejects=True) is None
     assert remove.read_text() == ""
 
 

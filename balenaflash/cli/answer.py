@@ -91,12 +91,17 @@ def say(line: str, *, err: bool = True) -> None:
 
 
 def say_json(value: object, *, err: bool = False, indent: int | None = None) -> None:
-    """Show scripts a value, on stdout if not told otherwise, with what `printable` escapes escaped.
+    """Show scripts a value, on stdout if not told otherwise."""
+    click.echo(json_line(value, indent=indent), err=err)
+
+
+def json_line(value: object, *, indent: int | None = None) -> str:
+    """A value as scripts get it, with what `printable` escapes escaped.
 
     Names that are not UTF-8 carry lone surrogates (PEP 383); escaped, the output stays UTF-8.
     """
     text = json.dumps(value, indent=indent, ensure_ascii=False)
-    click.echo("".join(map(_json_char, text)), err=err)
+    return "".join(map(_json_char, text))
 
 
 def printable(text: str) -> str:

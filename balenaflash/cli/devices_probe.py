@@ -118,7 +118,7 @@ def _confirm(session: Session, assessment: "Assessment", *, destructive: bool, y
         content = indented("Lost:", describe_content(assessment))
         for line in (*describe_disk(assessment.disk), *content):
             say(line)
-    confirm_erasing(assessment.disk, yes=yes)
+    confirm_erasing([assessment.disk], yes=yes)
 
 
 def _failure(report: "ProbeReport", sentence: str) -> VerificationError:

@@ -24,6 +24,16 @@ def describe_disk(disk: "Disk") -> list[str]:
     return lines
 
 
+def short_description(disk: "Disk") -> list[str]:
+    """Which disk it is, as facts for one line."""
+    name = " ".join(part for part in (disk.vendor, disk.model) if part)
+    facts = [str(disk.node), disk.bus.value, format_size(disk.size), name]
+    facts.append(f"serial {disk.serial}" if disk.serial else "")
+    facts.append(f"USB port {disk.usb_port}" if disk.usb_port else "")
+    facts.append(f"shows {disk.backing_file}" if disk.backing_file else "")
+    return list(filter(None, facts))
+
+
 def describe_content(assessment: "Assessment") -> list[str]:
     """What is on a disk now: its partitions or its one filesystem, and where they are mounted."""
     from balenaflash.disk_content import find_content

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from balenaflash.cli.confirmation import take_standard_input
 from balenaflash.errors import EditError
 from balenaflash.extent import GIB, MIB, format_size
 
@@ -25,6 +26,7 @@ def read_given(name: str, *, limit: int = _MAX_SIZE) -> bytes:
     """
     try:
         if name == STANDARD_INPUT:
+            take_standard_input()
             content = sys.stdin.buffer.read(limit + 1)
         else:
             with Path(name).open("rb") as file:

@@ -30,7 +30,8 @@ class ImageArgument(_ParamType):
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> "ImageLocation":
         """Where the image is; nothing is opened. A value that is a location already stays."""
-        from balenaflash.image.container.location import parse_location
+        from balenaflash.cli.confirmation import take_standard_input
+        from balenaflash.image.container.location import StandardInput, parse_location
 
         if not isinstance(value, str):
             return value  # type: ignore[return-value]  # click hands on what it got from here
@@ -38,6 +39,8 @@ class ImageArgument(_ParamType):
             location = parse_location(value)
         except ImageError as error:
             self.fail(f"{error}. {error.hint}", param, ctx)
+        if isinstance(location, StandardInput):
+            take_standard_input()
         if isinstance(location, Path) and not os.path.lexists(location):
             _check_spelling(value)
         return location

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from balenaflash.cli.live_display import DISPLAY
 from balenaflash.cli.session import Session
 from balenaflash.cli.standard_streams import write_error
 
+_STOPPING = "Interrupted: finishing the block; once more to leave now."
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -83,8 +85,11 @@ def stop_at_next_block(session: Session) -> Iterator[StopRequest]:
             return
         stop.requested = True
         first = time.monotonic()
-        # Not printed: the signal may arrive in the middle of a print.
-        write_error(b"\nInterrupted: finishing the block; once more to leave now.\n")
+        if DISPLAY.is_active:
+            DISPLAY.say(_STOPPING)
+        else:
+            # Not printed: the signal may arrive in the middle of a print.
+            write_error(f"\n{_STOPPING}\n".encode())
 
     with _handlers(request):
         yield stop

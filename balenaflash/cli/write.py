@@ -120,7 +120,7 @@ def write(
     from balenaflash.cli.progress_display import progress_for
     from balenaflash.cli.write_answer import done_lines, plan_lines, write_result
     from balenaflash.cli.write_question import show_and_confirm
-    from balenaflash.cli.write_run import end_all, flash_all, unmount
+    from balenaflash.cli.write_run import flash_all, unmount
     from balenaflash.destination import find_destinations, is_device, plan_gpt_moves
     from balenaflash.flashing import FlashOptions
     from balenaflash.image.opening import open_for_reading
@@ -178,9 +178,12 @@ def write(
             )
             unmount(session, destinations)
             tallies = ()
-            outcomes = done = flash_all(session, edited.source, plan, destinations, options)
-            endings = end_all(plan, destinations, done, ejects=disks.eject)
-            lines = [*laid_in, *done_lines(destinations, done, endings)]
+            done = flash_all(
+                session, edited.source, plan, destinations, options, ejects=disks.eject
+            )
+            outcomes = written = [each.outcome for each in done]
+            endings = [each.ending for each in done]
+            lines = [*laid_in, *done_lines(destinations, written, endings)]
     result = write_result(plan, destinations, outcomes, endings, tallies)
     result["flasher"] = edited.flasher
     result["repairs"] = repairs_result(edited.repairs)

@@ -21,13 +21,9 @@ def plan_lines(
     reads_back: bool,
 ) -> list[str]:
     """What would be written where."""
-    from balenaflash.cli.write_question import destination_lines
+    from balenaflash.cli.write_question import destinations_lines
 
-    lines = [
-        line
-        for each in destinations
-        for line in destination_lines(each, plan, reads_back=reads_back)
-    ]
+    lines = destinations_lines(destinations, plan, reads_back=reads_back)
     lines.append(f"Bytes:   {format_size(plan.head.size)} at the start zeroed first, written last")
     for tally in tallies:
         where = "outside" if tally.partition is None else f"partition {tally.partition}"
@@ -66,13 +62,16 @@ def _ending_lines(name: str, ending: "Ending") -> list[str]:
         seen = "the kernel does not show its partitions; plug it in again to use them here"
     else:
         seen = "the kernel looks for no partitions on it"
+    return [f"{name}: {seen}", f"{name}: {left_text(ending)}"]
+
+
+def left_text(ending: "Ending") -> str:
+    """Whether the disk may be taken out."""
     if ending.ejected:
-        left = "is switched off and may be unplugged"
-    else:
-        left = "safe to remove"
-        if ending.stays_on is not None:
-            left += f"; not switched off: {ending.stays_on}"
-    return [f"{name}: {seen}", f"{name}: {left}"]
+        return "is switched off and may be unplugged"
+    if ending.stays_on is None:
+        return "safe to remove"
+    return f"safe to remove; not switched off: {ending.stays_on}"
 
 
 def _report_lines(name: str, report: "FlashReport") -> list[str]:

@@ -1,16 +1,22 @@
 """What ``write`` shows, on one screen, before it asks whether a disk may be erased."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from balenaflash.cli.answer import say
 from balenaflash.cli.confirmation import confirm_erasing
-from balenaflash.cli.disk_text import describe_content, describe_disk, indented
+from balenaflash.cli.disk_text import (
+    describe_content,
+    describe_disk,
+    indented,
+    short_description,
+)
 from balenaflash.cli.session import Session
 from balenaflash.extent import format_size
 
 if TYPE_CHECKING:
-    from balenaflash.destination import Destination, DiskDestination
+    from balenaflash.destination import Destination, DiskDestination, FileDestination
     from balenaflash.image.container.location import ImageLocation
     from balenaflash.planning import WritePlan
     from balenaflash.recipe.reading import Recipe
@@ -29,7 +35,7 @@ def show_and_confirm(
     reads_back: bool,
     yes: bool,
 ) -> None:
-    """Show image, targets, what is lost and what will be done, and ask for each disk.
+    """Show image, targets, what is lost and what will be done, and ask once for all disks.
 
     Raises:
         TargetRefusedError: the answer was no, or nobody is there to give one.
@@ -41,12 +47,10 @@ def show_and_confirm(
         warnings = () if yes else plan.warnings
         for line in _image_lines(image, member, plan, recipe, warnings):
             say(line)
-        for each in destinations:
-            for line in destination_lines(each, plan, reads_back=reads_back):
-                say(line)
-    for each in destinations:
-        if isinstance(each, DiskDestination):
-            confirm_erasing(each.assessment.disk, yes=yes)
+        for line in destinations_lines(destinations, plan, reads_back=reads_back):
+            say(line)
+    disks = [each.assessment.disk for each in destinations if isinstance(each, DiskDestination)]
+    confirm_erasing(disks, yes=yes)
 
 
 def _image_lines(
@@ -65,6 +69,48 @@ def _image_lines(
         yield f"Warning: {warning}"
 
 
+def destinations_lines(
+    destinations: Sequence["Destination"], plan: "WritePlan", *, reads_back: bool
+) -> list[str]:
+    """What the targets are, what is lost with them, and, once for all, what will be done."""
+    from balenaflash.destination import DiskDestination
+
+    if len(destinations) == 1:
+        return destination_lines(destinations[0], plan, reads_back=reads_back)
+    disks = [each for each in destinations if isinstance(each, DiskDestination)]
+    lines = [line for each in destinations for line in _short_lines(each)]
+    if not disks:
+        return lines
+    nodes: dict[str, list[str]] = {}
+    for each in disks:
+        for text in _plan_texts(each, plan, reads_back=reads_back):
+            nodes.setdefault(text, []).append(each.name)
+    texts = [
+        text if len(where) == len(disks) else f"{text} ({', '.join(where)})"
+        for text, where in nodes.items()
+    ]
+    slowest = max(disks, key=lambda each: _seconds(each, plan, reads_back=reads_back) or math.inf)
+    time = _time_text(slowest, plan, reads_back=reads_back)
+    return [*lines, *indented("Plan:", texts), *indented("Time:", [time])]
+
+
+def _short_lines(destination: "Destination") -> list[str]:
+    """What one of several targets is, and what is lost with it."""
+    from balenaflash.destination import DiskDestination
+
+    if not isinstance(destination, DiskDestination):
+        return [_file_line(destination)]
+    lost = "; ".join(describe_content(destination.assessment))
+    facts = ", ".join(short_description(destination.assessment.disk))
+    return indented("Target:", [facts, f"lost: {lost}"])
+
+
+def _file_line(destination: "FileDestination") -> str:
+    is_new = not destination.path.exists()
+    kind = "a new file" if is_new else "a file, whose content is lost"
+    return f"Target:  {destination.name}, {kind}"
+
+
 def destination_lines(
     destination: "Destination", plan: "WritePlan", *, reads_back: bool
 ) -> list[str]:
@@ -72,9 +118,7 @@ def destination_lines(
     from balenaflash.destination import DiskDestination
 
     if not isinstance(destination, DiskDestination):
-        is_new = not destination.path.exists()
-        kind = "a new file" if is_new else "a file, whose content is lost"
-        return [f"Target:  {destination.name}, {kind}"]
+        return [_file_line(destination)]
     assessment = destination.assessment
     return [
         *describe_disk(assessment.disk),
@@ -103,13 +147,22 @@ def _plan_texts(
     yield "read back all that was written" if reads_back else "do not read back (--no-verify)"
 
 
-def _time_text(destination: "DiskDestination", plan: "WritePlan", *, reads_back: bool) -> str:
+def _seconds(
+    destination: "DiskDestination", plan: "WritePlan", *, reads_back: bool
+) -> float | None:
+    """What its port takes at least; ``None`` where that is not known."""
     from balenaflash.duration import least_seconds
 
-    disk = destination.assessment.disk
-    seconds = least_seconds(disk, plan.size_to_write * (2 if reads_back else 1))
-    if seconds is None or plan.free is None:
+    if plan.free is None:
+        return None
+    amount = plan.size_to_write * (2 if reads_back else 1)
+    return least_seconds(destination.assessment.disk, amount)
+
+
+def _time_text(destination: "DiskDestination", plan: "WritePlan", *, reads_back: bool) -> str:
+    seconds = _seconds(destination, plan, reads_back=reads_back)
+    if seconds is None:
         return "unknown"
     minutes, rest = divmod(int(seconds), _MINUTE)
     amount = f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
-    return f"at least {amount}, by the speed of USB port {disk.usb_port}"
+    return f"at least {amount}, by the speed of USB port {destination.assessment.disk.usb_port}"

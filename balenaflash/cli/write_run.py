@@ -5,11 +5,12 @@ Apart from the command itself, since everything here happens after the question.
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from balenaflash.cli.answer import say
 from balenaflash.cli.session import Session
-from balenaflash.errors import BalenaflashError, InterruptedWriteError, LeftError
+from balenaflash.errors import BalenaflashError, InterruptedWriteError
 
 if TYPE_CHECKING:
     from balenaflash.destination import Destination
@@ -17,6 +18,15 @@ if TYPE_CHECKING:
     from balenaflash.flashing import FlashOptions, Outcome
     from balenaflash.image.source import Source
     from balenaflash.planning import WritePlan
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What became of one target."""
+
+    outcome: "Outcome"
+    ending: "Ending | None"
+    """How a disk was left; ``None`` for a file and for a target that failed."""
 
 
 def unmount(session: Session, destinations: Sequence["Destination"]) -> None:
@@ -41,12 +51,23 @@ def flash_all(
     plan: "WritePlan",
     destinations: Sequence["Destination"],
     options: "FlashOptions",
-) -> Sequence["Outcome"]:
-    """Open every target, write, and close each as its own outcome asks."""
+    *,
+    ejects: bool,
+) -> list[Done]:
+    """Open every target, write, and leave each as its own outcome asks as soon as it is done."""
     from balenaflash.cli.interrupts import stop_at_next_block
-    from balenaflash.cli.progress_display import progress_of_targets
+    from balenaflash.cli.progress_display import TargetsDisplay
     from balenaflash.destination import open_destination
     from balenaflash.flashing import Target, flash
+
+    done: dict[int, Done] = {}
+    display = TargetsDisplay(session, [each.name for each in destinations])
+
+    def finish(number: int, outcome: "Outcome") -> None:
+        outcome = _close(opened[number], outcome)
+        ending = leave(destinations[number], outcome, plan, ejects=ejects)
+        done[number] = Done(outcome, ending)
+        display.finish(number, *_word_of(outcome, ending))
 
     with (
         _interruption_told(destinations),
@@ -58,13 +79,15 @@ def flash_all(
             each.enter_context(open_destination(destination, plan.least_size))
             for each, destination in zip(opened, destinations, strict=True)
         ]
-        displays = progress_of_targets(session, [each.name for each in destinations])
         targets = [
             Target(medium, shown, destination.gpt_move, may_be_fake=destination.may_be_fake)
-            for medium, shown, destination in zip(media, displays, destinations, strict=True)
+            for medium, shown, destination in zip(media, display.each, destinations, strict=True)
         ]
-        outcomes = flash(source, plan, targets, options=options, stop=stop)
-        return [_close(*each) for each in zip(opened, outcomes, strict=True)]
+        outcomes = flash(source, plan, targets, options=options, stop=stop, finished=finish)
+        for number, outcome in enumerate(outcomes):
+            if number not in done:  # a user who has left does not wait for more
+                done[number] = Done(_close(opened[number], outcome), None)
+    return [done[number] for number in range(len(destinations))]
 
 
 @contextmanager
@@ -91,25 +114,22 @@ def _close(opened: ExitStack, outcome: "Outcome") -> "Outcome":
     return outcome
 
 
-def end_all(
-    plan: "WritePlan",
-    destinations: Sequence["Destination"],
-    outcomes: Sequence["Outcome"],
-    *,
-    ejects: bool,
-) -> Sequence["Ending | None"]:
-    """Settle and, if asked to, switch off each disk that all went well with.
-
-    A user who has left does not wait for that.
-    """
+def leave(
+    destination: "Destination", outcome: "Outcome", plan: "WritePlan", *, ejects: bool
+) -> "Ending | None":
+    """Settle and, if asked to, switch off a disk that all went well with."""
     from balenaflash.destination import DiskDestination
     from balenaflash.ending import end
 
-    if any(isinstance(outcome, LeftError) for outcome in outcomes):
-        return [None] * len(outcomes)
-    return [
-        end(destination.assessment.disk, plan, ejects=ejects)
-        if isinstance(destination, DiskDestination) and not isinstance(outcome, BalenaflashError)
-        else None
-        for destination, outcome in zip(destinations, outcomes, strict=True)
-    ]
+    if isinstance(outcome, BalenaflashError) or not isinstance(destination, DiskDestination):
+        return None
+    return end(destination.assessment.disk, plan, ejects=ejects)
+
+
+def _word_of(outcome: "Outcome", ending: "Ending | None") -> tuple[int, str]:
+    """The exit status of one target, and what is said of it when it is done."""
+    from balenaflash.cli.write_answer import left_text
+
+    if isinstance(outcome, BalenaflashError):
+        return outcome.exit_status, "failed; the reason is told at the end"
+    return 0, "done" if ending is None else f"done, {left_text(ending)}"
