@@ -98,7 +98,7 @@ _OPTIONS = (
 )
 
 YES_HELP = "Answer the question beforehand; it lifts no refusal."
-ALLOW_INTERNAL_HELP = "Allow a disk that is built in."
+ALLOW_INTERNAL_HELP = "Allow a disk that is built in, virtual, or possibly the system's."
 UNMOUNT_HELP = "Unmount what is mounted of a disk before it is changed."
 NO_REPAIR_HELP = "Refuse a damaged boot partition that could be repaired without a loss."
 _DRY_RUN_HELP = "Do everything but the writing, and show what it would be."
