@@ -4,8 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from balenaflash.boot.secrets import masked
-from balenaflash.errors import ImageError
-from balenaflash.image.balenaos import BalenaFacts, BootPartition, find_boot_partition, read_facts
+from balenaflash.errors import CodedText, ImageError
+from balenaflash.image.balenaos import (
+    CONFIG_PATH,
+    BalenaFacts,
+    BootPartition,
+    find_boot_partition,
+    find_config_elsewhere,
+    read_facts,
+)
 from balenaflash.image.fat.volume import FatVolume
 from balenaflash.image.filesystems import Filesystem, probe
 from balenaflash.image.fill import Fill, read_fill
@@ -109,12 +116,25 @@ def report_layout(source: Source, *, show_secrets: bool) -> LayoutReport:
             *table.warnings,
             *boot.warnings,
             *facts.warnings,
+            *_warn_of_config_elsewhere(source, table, boot, volume),
             *_warn_of_clone(facts),
             *about_version,
             *about_partitions,
         ),
         files=volume,
     )
+
+
+def _warn_of_config_elsewhere(
+    source: Source, table: PartitionTable, boot: BootPartition, volume: FatVolume
+) -> tuple[str, ...]:
+    if not source.seekable or volume.find(CONFIG_PATH) is not None:
+        return ()
+    partition = find_config_elsewhere(source, table, boot)
+    if partition is None:
+        return ()
+    text = f"config.json is in partition {partition.number}, as resinOS 1.x has it."
+    return (CodedText(text, code="config-elsewhere"),)
 
 
 def follow_logical(source: Source, layout: LayoutReport, *, limit: int) -> LayoutReport:

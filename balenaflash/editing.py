@@ -1,9 +1,10 @@
 """Change the boot partition of an image file or a card, wholly or not at all."""
 
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -15,8 +16,13 @@ from balenaflash.boot.fingerprint import listed_paths
 from balenaflash.boot.fingerprint import update as update_fingerprint
 from balenaflash.boot.invalidation import warnings_for
 from balenaflash.card_records import warn_of_cut_off
-from balenaflash.errors import ConfigError
-from balenaflash.image.balenaos import CONFIG_PATH, BootPartition, find_boot_partition
+from balenaflash.errors import ConfigError, EditError
+from balenaflash.image.balenaos import (
+    CONFIG_PATH,
+    BootPartition,
+    find_boot_partition,
+    find_config_elsewhere,
+)
 from balenaflash.image.bmap.beside import plan_updates
 from balenaflash.image.commit.commit import Commit, CommitReport, ReadableImage
 from balenaflash.image.container.location import ImageLocation
@@ -27,7 +33,7 @@ from balenaflash.image.half_edited import require_whole, warn_of_half_edited
 from balenaflash.image.opening import open_for_editing, open_for_reading
 from balenaflash.image.patch import Overlay, Patch
 from balenaflash.image.source import Source
-from balenaflash.image.table.partitions import read_table
+from balenaflash.image.table.partitions import PartitionTable, read_table
 from balenaflash.image_use import require_unused
 
 
@@ -51,6 +57,10 @@ class BootVolume:
 
     partition: BootPartition
     files: FatVolume
+    source: Source = field(repr=False)
+    table: PartitionTable = field(repr=False)
+    """Of the image."""
+
     opening_warnings: tuple[str, ...]
     """Warnings about opening the image and about its partition table."""
 
@@ -154,7 +164,7 @@ def edit_opened(
     """Make ``edits`` in ``image``, which was opened by ``path``; else as `edit`."""
     boot = _open_boot(image)
     boot.files.may_repair = repair
-    edited = _apply(edits, boot.files, image.source.name, keep_fingerprint=keep_fingerprint)
+    edited = _apply(edits, boot, keep_fingerprint=keep_fingerprint)
     patches = boot.files.changes()
     updates = plan_updates(path, image.source, patches)
     about_maps: list[str] = []
@@ -193,7 +203,7 @@ def _preview(
     boot = _open_boot(image)
     boot.files.may_repair = repair
     original = _open_boot(image).files
-    edited = _apply(edits, boot.files, image.source.name, keep_fingerprint=keep_fingerprint)
+    edited = _apply(edits, boot, keep_fingerprint=keep_fingerprint)
     return EditReport(
         partition_number=boot.partition.partition.number,
         changes=edited.changes,
@@ -244,7 +254,7 @@ def lay_over(
     if not os.environ.get("SOURCE_DATE_EPOCH"):
         times = (entry.modified for entry in boot.files.walk() if entry.modified is not None)
         boot.files.fixed_time = max(times, default=None)
-    edited = _apply(edits, boot.files, image.source.name, keep_fingerprint=keep_fingerprint)
+    edited = _apply(edits, boot, keep_fingerprint=keep_fingerprint)
     return EditedImage(
         source=Overlay(image.source, boot.files.changes()),
         changes=edited.changes,
@@ -276,7 +286,7 @@ def _open_boot(image: ReadableImage | Editable) -> BootVolume:
     partition = find_boot_partition(image.source, table)
     volume = partition.open(image.source)
     warnings = (*image.warnings, *table.warnings, *warn_of_half_edited(volume.edit_mark.before))
-    return BootVolume(partition, volume, warnings)
+    return BootVolume(partition, volume, image.source, table, warnings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,14 +316,16 @@ class _Edited:
         return tuple(warning for change in self.changes for warning in change.warnings)
 
 
-def _apply(
-    edits: Sequence[Edit], volume: FatVolume, name: str, *, keep_fingerprint: bool
-) -> _Edited:
-    require_whole(volume.edit_mark.before, name)
+def _apply(edits: Sequence[Edit], boot: BootVolume, *, keep_fingerprint: bool) -> _Edited:
+    volume = boot.files
+    require_whole(volume.edit_mark.before, boot.source.name)
+    has_config = volume.find(CONFIG_PATH) is not None
     shipped = listed_paths(volume)
     known = _config_errors(volume)
     edited = _Edited(tuple(change for each in edits for change in each.apply(volume)), shipped)
     if fold(CONFIG_PATH) in map(fold, edited.touched):
+        if not has_config:
+            _refuse_second_config(boot)
         _refuse_bad_config(volume, known)
     if not keep_fingerprint:
         update_fingerprint(volume, edited.touched)
@@ -326,6 +338,25 @@ def _config_errors(volume: FatVolume) -> tuple[Finding, ...]:
         return find_errors(volume)
     except ConfigError:
         return ()
+
+
+def _refuse_second_config(boot: BootVolume) -> None:
+    """Raise if the board reads its config.json from another partition.
+
+    Raises:
+        EditError: the one that an edit has made would never be read.
+    """
+    partition = find_config_elsewhere(boot.source, boot.table, boot.partition)
+    if partition is None:
+        return
+    name = shlex.quote(boot.source.name)
+    raise EditError(
+        f"{boot.source.name}: its config.json is in partition {partition.number}, as resinOS 1.x "
+        "has it; one in the boot partition is never read",
+        code="config-elsewhere",
+        hint="Where that partition is a FAT, take it out with mtools, change it, and put it back: "
+        f"mcopy -i {name}@@{partition.extent.start} ::config.json config.json",
+    )
 
 
 def _refuse_bad_config(volume: FatVolume, known: tuple[Finding, ...]) -> None:

@@ -9,6 +9,7 @@ from enum import StrEnum
 
 from balenaflash.errors import ImageError
 from balenaflash.image.documents import Documents
+from balenaflash.image.ext4.volume import Ext4Volume
 from balenaflash.image.fat.volume import FatVolume
 from balenaflash.image.filesystems import Filesystem, probe
 from balenaflash.image.source import Source
@@ -18,6 +19,9 @@ BOOT_LABELS = ("resin-boot", "flash-boot", "balena-boot", "resin-conf", "flash-c
 """Names of the boot partition, in the order of balena-config-json; the last two are resinOS 1.x."""
 
 CONFIG_PATH = "/config.json"
+_CONFIG_LABELS = ("resin-conf", "flash-conf", "config")
+"""Names of the partition that holds config.json alone, in resinOS 1.x."""
+
 DEVICE_TYPE_PATH = "/device-type.json"
 FINGERPRINT_PATHS = ("/balenaos.fingerprint", "/resinos.fingerprint")
 _OS_RELEASE_PATH = "/os-release"
@@ -106,6 +110,40 @@ def find_boot_partition(source: Source, table: PartitionTable) -> BootPartition:
             hint="Is this an image of balenaOS? Its boot partition is a FAT named resin-boot.",
         )
     return found
+
+
+def find_config_elsewhere(
+    source: Source, table: PartitionTable, boot: BootPartition
+) -> Partition | None:
+    """The partition in which resinOS 1.x keeps config.json, apart from its boot partition.
+
+    ``None`` where there is none, or where the boot partition is that one.
+
+    Raises:
+        ImageError: the image cannot be read.
+    """
+    for partition in sorted(table.partitions, key=lambda each: each.extent):
+        if partition.kind is PartitionKind.EXTENDED or partition == boot.partition:
+            continue
+        filesystem = probe(source, partition.extent)
+        if filesystem is None:
+            continue
+        candidate = _Candidate(partition, filesystem)
+        if any(map(candidate.is_called, _CONFIG_LABELS)) and _holds_config(source, candidate):
+            return partition
+    return None
+
+
+def _holds_config(source: Source, candidate: "_Candidate") -> bool:
+    extent = candidate.partition.extent
+    try:
+        if candidate.filesystem.type == "vfat":
+            return FatVolume.open(source, extent).find(CONFIG_PATH) is not None
+        if candidate.filesystem.type in {"ext2", "ext3", "ext4"}:
+            return Ext4Volume.open(source, extent).find(CONFIG_PATH) is not None
+    except ImageError:
+        return False  # one too damaged to look into
+    return False
 
 
 def is_cloned(filesystem: Filesystem) -> bool:
