@@ -117,7 +117,7 @@ def test_fixing_leaves_two_sound_copies_where_the_primary_is_sound(
     assert balenaflash("verify", "--fix-gpt", gpt.path, node).returncode == 0
 
 
-@pytest.mark.parametrize("spoil", [*PRIMARY, *BACKUP])
+@pytest.mark.parametrize("spoil", [damage_entries, damage_header, damage_backup_header])
 def test_writing_and_verifying_warn_of_what_inspect_warns_of(
     spoil: Callable[[Path], None],
     gpt: BuiltImage,
@@ -149,16 +149,11 @@ def test_the_warning_is_on_the_screen_before_the_question(
     assert "Warning: The primary GPT is damaged (its entries)" in run.stderr
 
 
-@pytest.mark.parametrize("spoil", [put_boot_loader_over_entries, damage_entries])
 def test_a_larger_card_is_read_by_the_backup_that_a_sound_header_names(
-    spoil: Callable[[Path], None],
-    gpt: BuiltImage,
-    disk: Path,
-    attach_loop: AttachLoop,
-    balenaflash: RunBalenaflash,
+    gpt: BuiltImage, disk: Path, attach_loop: AttachLoop, balenaflash: RunBalenaflash
 ) -> None:
     expected = sfdisk_extents(gpt.path)
-    spoil(gpt.path)
+    put_boot_loader_over_entries(gpt.path)
     node = attach_loop(disk)
     assert balenaflash("write", "--yes", gpt.path, node).returncode == 0
     run = balenaflash("inspect", "--json", node)
@@ -186,16 +181,17 @@ def test_the_backup_of_another_table_at_the_end_is_not_taken_for_the_missing_one
     assert "neither of its copies is intact" in run.stderr
 
 
-def test_a_stream_with_damaged_entries_is_refused_with_the_way_out(
-    gpt: BuiltImage, tmp_path: Path, balenaflash: RunBalenaflash
+@pytest.mark.parametrize("spoil", [damage_entries, damage_header])
+def test_a_stream_with_a_damaged_primary_copy_is_refused_with_the_way_out(
+    spoil: Callable[[Path], None], gpt: BuiltImage, tmp_path: Path, balenaflash: RunBalenaflash
 ) -> None:
-    damage_entries(gpt.path)
+    spoil(gpt.path)
     packed = tmp_path / "image.gz"
     packed.write_bytes(gzip.compress(gpt.path.read_bytes(), 1))
     run = balenaflash("inspect", packed)
     assert (run.returncode, run.stdout) == (3, "")
-    assert "the entries of its primary GPT are damaged" in run.stderr
-    assert "Decompress the image" in run.stderr
+    assert "its primary GPT is damaged, and the backup is out of reach" in run.stderr
+    assert "decompress it to a file" in run.stderr
 
 
 def test_a_backup_is_not_moved_over_a_partition(

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Self
 
+from balenaflash.errors import ImageError
 from balenaflash.extent import KIB, MIB, SECTOR_SIZE, Extent, format_size
 from balenaflash.image.source import Source
 from balenaflash.image.table.mbr import find_protective, is_hybrid
@@ -100,14 +101,23 @@ def read_gpt(source: Source, mbr: bytes) -> TableReading:
         if reading is not None:
             break
     else:
-        raise invalid_table(
-            source, "a protective MBR announces a GPT, and neither of its copies is intact"
-        )
+        raise _no_sound_copy(source)
     warnings = (*reading.table.warnings, *_warn_of_record(mbr))
     return TableReading(
         replace(reading.table, warnings=warnings),
         tuple(sorted((TableSectors(0, mbr), *reading.sectors))),
         reading.made_up,
+    )
+
+
+def _no_sound_copy(source: Source) -> ImageError:
+    if source.seekable:
+        fact = "a protective MBR announces a GPT, and neither of its copies is intact"
+        return invalid_table(source, fact)
+    return invalid_table(
+        source,
+        "its primary GPT is damaged, and the backup is out of reach at the end of the stream",
+        hint="Save or decompress it to a file: there the backup is used if it is intact.",
     )
 
 
@@ -161,11 +171,7 @@ class _Reader:
             )
             raise invalid_table(self._source, fact)
         if primary is None:
-            raise invalid_table(
-                self._source,
-                "the entries of its primary GPT are damaged, and the backup is out of reach",
-                hint="Decompress the image to a file: there the backup is used if it is intact.",
-            )
+            raise _no_sound_copy(self._source)
         return self._reading(primary, None, [])
 
     def _find_backup(self, header: Header | None, primary: Copy | None) -> Copy | None:
