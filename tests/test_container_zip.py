@@ -43,7 +43,9 @@ def zipped(
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", method) as archive:
         for name, content in members:
-            with archive.open(zipfile.ZipInfo(name), "w", force_zip64=zip64) as member:
+            info = zipfile.ZipInfo(name)
+            info.compress_type = method
+            with archive.open(info, "w", force_zip64=zip64) as member:
                 member.write(content)
     return file.getvalue()
 
@@ -189,3 +191,24 @@ def test_a_zip_file_on_disk_is_read_by_its_directory(tmp_path: Path) -> None:
     path.write_bytes(STORED)
     with file_origin(path) as origin:
         assert decoded(origin) == IMAGE
+
+
+@pytest.mark.parametrize("new_origin", ORIGINS)
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_member_is_decoded_no_further_than_it_says(
+    method: int, new_origin: Callable[[bytes], Origin]
+) -> None:
+    size = 20 * 1024 * 1024
+    stored = zipped(("a.img", bytes(size)), method=method)
+    # In the member's header and in the directory.
+    told = stored.replace(size.to_bytes(4, "little"), (1000).to_bytes(4, "little"))
+    assert len(stored) < 50_000
+    assert stored.count(size.to_bytes(4, "little")) == 2
+    compressed = recognise(new_origin(told))
+    assert compressed is not None
+    buffer = memoryview(bytearray(size))
+    buffer[:] = b"x" * size
+    with pytest.raises(ImageError) as caught:
+        compressed.open_decoder().readinto(buffer)
+    assert caught.value.code == "image-corrupt"
+    assert buffer[1 << 20 :] == b"x" * (size - (1 << 20))

@@ -39,6 +39,8 @@ class Connections:
             except (OSError, HTTPException):
                 # The server has ended it meanwhile, which is its right.
                 idle.close()
+                if self._stopped:
+                    raise
         fresh = self._connect(parts)
         try:
             return self._ask_over(fresh, server, parts, headers)
@@ -192,7 +194,9 @@ def _shut(connection: HTTPConnection) -> None:
 
 def _has_input(connection: HTTPConnection) -> bool:
     """Whether something comes unasked: the end of the connection, most likely."""
-    return bool(select.select([connection.sock], [], [], 0)[0])
+    poll = select.poll()
+    poll.register(connection.sock, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _proxy_for(parts: SplitResult) -> SplitResult | None:
