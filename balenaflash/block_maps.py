@@ -24,6 +24,7 @@ from balenaflash.image.opening import open_for_reading
 from balenaflash.image.source import Source
 from balenaflash.image.table.partitions import PartitionTable, read_table
 from balenaflash.image_use import require_unused
+from balenaflash.output_mode import output_mode
 from balenaflash.progress import Progress
 
 _NAME_MAX = 255  # bytes, linux/limits.h
@@ -85,7 +86,7 @@ def create(
         opened.source.finish()
         warnings = (*opened.warnings, *table.warnings, *_about_edit(opened.source, table))
     _require_place(place, image, overwrite=overwrite)
-    _write(place, serialise(created.bmap), overwrite=overwrite)
+    _write(place, serialise(created.bmap), overwrite=overwrite, mode=output_mode(image))
     faults = (
         f"partition {number}: all of it counts as in use: {fault}"
         for number, fault in sorted(created.faults.items())
@@ -188,10 +189,10 @@ def _require_place(place: Path, image: ImageLocation, *, overwrite: bool) -> Non
         raise _refusal("target-not-a-file", f"{place}: /dev is not a place for files", _NAME_ONE)
 
 
-def _write(place: Path, content: bytes, *, overwrite: bool) -> None:
+def _write(place: Path, content: bytes, *, overwrite: bool, mode: int) -> None:
     """Make the file, which appears with all its content or not at all, also after a power loss."""
     with _refusals_of(place), open_folder(place.parent) as folder:
-        with folder.new_file(place.name, mode=0o666, replace=overwrite) as descriptor:
+        with folder.new_file(place.name, mode=mode, replace=overwrite) as descriptor:
             write_all(descriptor, content)
             os.fsync(descriptor)
         folder.flush()

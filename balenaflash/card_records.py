@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from balenaflash.durable import is_private
 from balenaflash.errors import EditError, WriteError
 from balenaflash.image.commit.mark import MarkedStore
 from balenaflash.image.commit.recovery import settle, undo_failed
@@ -35,12 +36,15 @@ def records_directory() -> Path:
     """Where records are kept.
 
     ``$XDG_STATE_HOME/balenaflash`` if that variable is set (XDG Base Directory Specification 0.8),
-    else for root ``/var/lib/balenaflash`` and for others ``~/.local/state/balenaflash``.
+    else for root ``/var/lib/balenaflash`` and for others ``~/.local/state/balenaflash``. Root may
+    have the variable of the user who called sudo, and does not keep records in a folder of theirs.
     """
     given = Path(os.environ.get("XDG_STATE_HOME", ""))
-    if given.is_absolute():  # as the specification has it; any other is to be ignored
+    is_root = os.geteuid() == 0
+    # As the specification has it; any other is to be ignored.
+    if given.is_absolute() and (not is_root or is_private(given / "balenaflash")):
         return given / "balenaflash"
-    if os.geteuid() == 0:
+    if is_root:
         return Path("/var/lib/balenaflash")
     return Path.home() / ".local/state/balenaflash"
 

@@ -49,6 +49,8 @@ class FileDestination:
 
     path: Path
     overwrite: bool
+    mode: int
+    """Who may read and write it, before the umask."""
 
     @property
     def gpt_move(self) -> tuple[Patch, ...]:
@@ -76,8 +78,11 @@ def find_destinations(
     plan: WritePlan,
     permissions: Permissions,
     overwrite: bool,
+    mode: int = 0o666,
 ) -> tuple[Destination, ...]:
     """What ``targets`` name, checked: whatever is returned may be written with ``image``.
+
+    ``mode`` is that of a new file, before the umask.
 
     Raises:
         TargetRefusedError: with every reason of each at once. Nothing was opened for writing.
@@ -93,6 +98,7 @@ def find_destinations(
                     plan=plan,
                     permissions=permissions,
                     overwrite=overwrite,
+                    mode=mode,
                 )
             )
         except TargetRefusedError as error:
@@ -135,13 +141,14 @@ def _find(
     plan: WritePlan,
     permissions: Permissions,
     overwrite: bool,
+    mode: int,
 ) -> Destination:
     if isinstance(target, Path) and not is_device(target):
         if image is not None and target.exists() and target.samefile(image):
             raise TargetRefusedError(
                 [Problem("target-is-image", f"{target}: is the image itself", "Name another file.")]
             )
-        return FileDestination(target, overwrite)
+        return FileDestination(target, overwrite, mode)
     assessment = assess(
         find_named(target),
         image_size=plan.least_size,
@@ -165,8 +172,8 @@ def open_destination(destination: Destination, size: int) -> Iterator[Medium]:
             with open_disk(assessment.disk) as disk:
                 drop_record(assessment.disk)
                 yield disk
-        case FileDestination(path=path, overwrite=overwrite):
-            with create_file(path, size=size, overwrite=overwrite) as file:
+        case FileDestination(path=path, overwrite=overwrite, mode=mode):
+            with create_file(path, size=size, overwrite=overwrite, mode=mode) as file:
                 forget_record(path)
                 yield file
 

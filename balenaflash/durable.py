@@ -206,6 +206,22 @@ def open_regular_file(path: Path) -> int:
     return _open_regular(os.open(path, os.O_PATH | os.O_CLOEXEC), str(path), os.O_RDONLY)
 
 
+def is_private(path: Path) -> bool:
+    """Whether nobody but us and root can exchange what is at ``path``, be it there or not."""
+    return all(map(_is_kept, (path, *path.parents)))
+
+
+def _is_kept(path: Path) -> bool:
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return True  # the folder above tells who may make it
+    others_write = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    is_ours = status.st_uid in {0, os.geteuid()} and not stat.S_ISLNK(status.st_mode)
+    # In a sticky folder, such as /tmp, only the owner of an entry exchanges it.
+    return is_ours and (not others_write or bool(status.st_mode & stat.S_ISVTX))
+
+
 def replace_file(
     path: Path, content: bytes, *, mode: int = 0o644, owner: tuple[int, int] | None = None
 ) -> None:

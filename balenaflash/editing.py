@@ -10,7 +10,7 @@ from typing import Protocol
 
 from balenaflash.boot.config_check import Finding
 from balenaflash.boot.config_edit import find_errors, invalid_config
-from balenaflash.boot.difference import diff_files
+from balenaflash.boot.difference import adds_secrets, diff_files
 from balenaflash.boot.files import Action, FileChange
 from balenaflash.boot.fingerprint import listed_paths
 from balenaflash.boot.fingerprint import update as update_fingerprint
@@ -230,6 +230,9 @@ class EditedImage:
 
     warnings: tuple[str, ...]
 
+    adds_secrets: bool = False
+    """Whether the edits put a secret there, such as a passphrase, that was not there before."""
+
 
 def lay_over(
     image: ReadableImage,
@@ -254,12 +257,14 @@ def lay_over(
     if not os.environ.get("SOURCE_DATE_EPOCH"):
         times = (entry.modified for entry in boot.files.walk() if entry.modified is not None)
         boot.files.fixed_time = max(times, default=None)
+    original = boot.partition.open(image.source)
     edited = _apply(edits, boot, keep_fingerprint=keep_fingerprint)
     return EditedImage(
         source=Overlay(image.source, boot.files.changes()),
         changes=edited.changes,
         repairs=boot.files.repairs,
         warnings=(*boot.warnings, *edited.warnings, *_invalidated(edited, boot, None)),
+        adds_secrets=adds_secrets(original, boot.files, edited.rewritten),
     )
 
 

@@ -49,7 +49,13 @@ class SavedImage:
 
 
 def save_image(
-    source: Source, out: Path, *, overwrite: bool, progress: Progress, stop: Stop
+    source: Source,
+    out: Path,
+    *,
+    overwrite: bool,
+    mode: int = 0o666,
+    progress: Progress,
+    stop: Stop,
 ) -> SavedImage:
     """Make the file ``out``, of ``source``; read back and compared before it gets its name.
 
@@ -69,7 +75,7 @@ def save_image(
     # What a container says is checked when its end is reached, before ``out`` is made.
     size = source.measure() if source.size is None else source.size
     raw_size = size if container is None else 0
-    with make_file(out, size=raw_size, overwrite=overwrite) as file:
+    with make_file(out, size=raw_size, overwrite=overwrite, mode=mode) as file:
         if container is None:
             digests = _write_raw(source, size, file, progress, stop)
             file.begin_read_back()

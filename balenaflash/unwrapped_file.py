@@ -14,6 +14,7 @@ from balenaflash.image.container.location import ImageLocation
 from balenaflash.image.fat.check import Fault
 from balenaflash.image.opening import open_for_reading
 from balenaflash.image_use import require_unused
+from balenaflash.output_mode import output_mode
 from balenaflash.progress import Progress
 from balenaflash.saving import SavedImage, save_image
 from balenaflash.stopping import Stop
@@ -82,7 +83,14 @@ def unwrap_to_file(
             if sha256 is not None or checks:
                 edited.source.finish()
             return UnwrapReport(plan, changes, edited.changes, edited.repairs, None, None, warnings)
-        saved = save_image(edited.source, out, overwrite=overwrite, progress=progress, stop=stop)
+        saved = save_image(
+            edited.source,
+            out,
+            overwrite=overwrite,
+            mode=output_mode(flasher, adds_secrets=edited.adds_secrets),
+            progress=progress,
+            stop=stop,
+        )
     if bmap is not None:
         # An older one is of another image; until the new one is there, better none.
         bmap.unlink(missing_ok=True)

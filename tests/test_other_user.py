@@ -12,8 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import capabilities
 import commandline
 import pytest
+
+from balenaflash.card_records import records_directory
+from balenaflash.target.slots import SYSTEM_SLOTS, slot_files
 
 NOBODY = 65534
 SECRET = b"root:$y$secret\n"
@@ -89,6 +93,12 @@ def scene(samples: Path) -> Iterator[Scene]:
         yield scene
 
 
+@pytest.fixture
+def scene_mode(scene: Scene) -> Callable[[str], int]:
+    """The mode of a file in the attacker's folder."""
+    return lambda name: stat.S_IMODE((scene.theirs / name).stat().st_mode)
+
+
 Attack = Callable[[Scene], None]
 
 
@@ -161,3 +171,114 @@ def test_a_name_beside_an_output_leads_nowhere(scene: Scene) -> None:
         run = commandline.run("unwrap", "flasher.img", "new.img", "--overwrite", cwd=scene.theirs)
     assert run.returncode == 4
     assert list((scene.root / "profile.d").iterdir()) == []
+
+
+@pytest.mark.parametrize("source", [0o600, 0o644])
+def test_nobody_may_read_an_output_who_may_not_read_the_image(
+    scene: Scene, scene_mode: Callable[[str], int], source: int
+) -> None:
+    (scene.theirs / "psk").write_text("sup3rs3cret")
+    for name in ("raw.img", "flasher.img"):
+        (scene.theirs / name).chmod(source)
+    (scene.theirs / "old.img").touch(0o666)
+    (scene.theirs / "old.img").chmod(0o666)
+    add_network = ["network", "add", "wifi", "raw.img", "--ssid", "Lab", "--psk-file", "psk"]
+    plain = ["config", "set", "raw.img", "hostname=x"]
+    expected = {
+        "copy.img": (["write", "raw.img", "copy.img"], source),
+        "old.img": (["write", "raw.img", "old.img", "--overwrite"], source),
+        "plain.img": ([*plain, "-o", "plain.img"], source),
+        "secret.img": ([*add_network, "-o", "secret.img"], 0o600),
+        "inner.img": (["unwrap", "flasher.img", "inner.img"], source),
+        "inner.img.bmap": ([], source),
+        "raw.img.bmap": (["bmap", "create", "raw.img"], source),
+        "got/config.json": (["boot", "get", "raw.img", "/", "got"], 0o600),
+    }
+    modes = {}
+    for name, (command, _) in expected.items():
+        if command:
+            run = commandline.run(*command, cwd=scene.theirs)
+            assert run.returncode == 0, run.stderr
+        modes[name] = scene_mode(name)
+    wanted = {name: mode for name, (_, mode) in expected.items()}
+    if source == 0o644:
+        wanted["old.img"] = 0o666  # as it was
+    assert modes == wanted
+
+
+def test_root_keeps_no_record_and_reads_no_slots_in_a_home_of_somebody_else(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("BALENAFLASH_SLOTS", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(scene.theirs))
+    monkeypatch.setenv("XDG_STATE_HOME", str(scene.theirs / "state"))
+    assert records_directory() == Path("/var/lib/balenaflash")
+    scene.as_nobody("mkdir", "state")
+    (scene.theirs / "state/balenaflash").mkdir()  # of root's, and yet they may exchange it
+    assert records_directory() == Path("/var/lib/balenaflash")
+    assert slot_files() == (SYSTEM_SLOTS,)
+    scene.link("../theirs", "link")
+    monkeypatch.setenv("XDG_STATE_HOME", str(scene.root))
+    assert records_directory() == scene.root / "balenaflash"
+    scene.root.chmod(0o777)
+    assert records_directory() == Path("/var/lib/balenaflash")
+
+
+def test_a_record_of_another_user_holds_up_no_reading(scene: Scene) -> None:
+    image = scene.root / "shared.img"
+    subprocess.run(["cp", "--sparse=always", scene.theirs / "raw.img", image], check=True)
+    scene.root.chmod(0o777)
+    for make in (["touch"], ["mkfifo"], ["ln", "-s", "shadow"]):
+        record = scene.root / f".{image.name}.balenaflash-undo"
+        scene.as_nobody(*make, record)
+        with scene.untouched():
+            run = commandline.run("boot", "ls", image, timeout=60)
+        assert (run.returncode, "of another user" in run.stderr) == (0, True), run.stderr
+        run = commandline.run("config", "set", image, "hostname=x", timeout=60)
+        assert (run.returncode, str(record) in run.stderr) == (3, True), run.stderr
+        record.unlink()
+
+
+def test_a_tree_that_is_copied_out_lands_nowhere_else(scene: Scene) -> None:
+    payload = scene.root / "payload"
+    payload.mkdir()
+    (payload / "1big").write_bytes(bytes(20 << 20))
+    (payload / "zz.sh").write_text("id")
+    image = scene.theirs / "raw.img"
+    assert commandline.run("boot", "put", image, payload, "/").returncode == 0
+    scene.as_nobody("mkdir", "out")
+    swap = (
+        "import os\nwhile not os.path.exists('out/payload/1big'): pass\n"
+        "os.rename('out/payload', 'out/moved')\nos.symlink('../../root/profile.d', 'out/payload')"
+    )
+    prefix = ["setpriv", "--reuid", "nobody", "--clear-groups"]
+    command = [*prefix, capabilities.SYSTEM_PYTHON, "-c", swap]
+    with scene.untouched(), subprocess.Popen(command, cwd=scene.theirs) as attacker:
+        commandline.run("boot", "get", image, "/", scene.theirs / "out")
+        attacker.kill()
+
+
+def test_what_root_makes_in_a_folder_of_somebody_else_has_no_name_to_exchange(
+    scene: Scene,
+) -> None:
+    """Nothing but the output itself is ever seen there."""
+    watch = (
+        "import os, sys\nseen = set()\n"
+        "while not os.path.exists('stop'): seen |= set(os.listdir('.'))\nprint(*sorted(seen))"
+    )
+    prefix = ["setpriv", "--reuid", "nobody", "--clear-groups"]
+    command = [*prefix, capabilities.SYSTEM_PYTHON, "-c", watch]
+    before = {each.name for each in scene.theirs.iterdir()}
+    with subprocess.Popen(command, cwd=scene.theirs, stdout=subprocess.PIPE, text=True) as watcher:
+        for words in (["unwrap", "flasher.img", "a.img"], ["bmap", "create", "raw.img"]):
+            commandline.run(*words, cwd=scene.theirs)
+        commandline.run("config", "set", "raw.img", "hostname=x", cwd=scene.theirs)
+        (scene.theirs / "stop").touch()
+        assert watcher.stdout is not None
+        seen = set(watcher.stdout.read().split())
+    made = {"a.img", "a.img.bmap", "raw.img.bmap"}
+    assert seen - before - {"stop"} <= made | {
+        ".raw.img.balenaflash-undo",  # its name is for the next look; never read but by its owner
+        *(name for name in seen if name.startswith(".balenaflash-") and name.endswith(".new")),
+    }

@@ -26,6 +26,23 @@ def diff_files(
     return tuple(lines)
 
 
+def adds_secrets(before: FatVolume, after: FatVolume, paths: Iterable[str]) -> bool:
+    """Whether one of the files at ``paths`` holds a secret that it did not hold before."""
+    return any(
+        _secrets_in(path, _content(after, path)) - _secrets_in(path, _content(before, path))
+        for path in dict.fromkeys(paths)
+    )
+
+
+def _secrets_in(path: str, content: bytes | None) -> set[str]:
+    """The lines that are not shown as they are; of a file that is a secret as a whole, all."""
+    lines = _lines_of(content)
+    if lines is None or (lines and _has_secret_name(path)):
+        return {repr(content)} if _has_secret_name(path) else set()
+    # Whatever follows a line of JSON changes how that ends.
+    return {line.strip().rstrip(",") for line, shown in lines if line != shown}
+
+
 def _content(volume: FatVolume, path: str) -> bytes | None:
     entry = volume.find(path)
     return None if entry is None or entry.is_directory else volume.read_file(path)

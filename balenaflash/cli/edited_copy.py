@@ -62,6 +62,7 @@ def _write(
     from balenaflash.cli.progress_display import progress_for
     from balenaflash.destination import find_destinations, is_device, open_destination
     from balenaflash.flashing import FlashOptions, Target, flash
+    from balenaflash.output_mode import output_mode
     from balenaflash.planning import plan_write
     from balenaflash.safety import NO_PERMISSIONS
 
@@ -76,6 +77,7 @@ def _write(
         plan=plan,
         permissions=NO_PERMISSIONS,
         overwrite=session.edit.overwrite_output,
+        mode=output_mode(image, adds_secrets=edited.adds_secrets),
     )
     with (
         _own_option_named(),

@@ -11,7 +11,10 @@ from balenaflash.cli.session import Session, with_session
 
 _ENVIRONMENT = (
     ("NO_COLOR", "Where set and not empty, no colour is used."),
-    ("XDG_STATE_HOME", "Where undo records of disks are kept, in a folder balenaflash."),
+    (
+        "XDG_STATE_HOME",
+        "Where undo records of disks are kept; by root only if nobody else may write there.",
+    ),
     ("BALENAFLASH_SLOTS", "The file that keeps names of USB ports, in place of those below."),
     ("SOURCE_DATE_EPOCH", "Seconds since 1970; the time given to files put into an image."),
 )
@@ -26,7 +29,7 @@ _FILES = (
     ),
     (
         "/etc/balenaflash/slots.toml, ~/.config/balenaflash/slots.toml",
-        "Names of USB ports, of the machine and of the user; XDG_CONFIG_HOME names another place.",
+        "Names of USB ports, of the machine and of the user; XDG_CONFIG_HOME moves the latter.",
     ),
     ("/etc/udev/rules.d/60-balenaflash.rules", "Lets a group write removable disks."),
 )

@@ -29,6 +29,9 @@ class WantedImage:
     flasher: dict[str, object] | None
     """What scripts get of it."""
 
+    adds_secrets: bool = False
+    """Whether the edits put a secret there that was not there before."""
+
 
 def wanted_image(
     opened: "ReadableImage",
@@ -60,6 +63,7 @@ def wanted_image(
             edited.warnings,
             flasher_lines(plan),
             flasher_result(plan),
+            edited.adds_secrets,
         )
     if not edits:
         # All that edits is loaded only where something is to be edited.
@@ -68,5 +72,11 @@ def wanted_image(
 
     laid_over = lay_over(opened, edits, repair=repair)
     return WantedImage(
-        laid_over.source, laid_over.changes, laid_over.repairs, laid_over.warnings, [], None
+        laid_over.source,
+        laid_over.changes,
+        laid_over.repairs,
+        laid_over.warnings,
+        [],
+        None,
+        laid_over.adds_secrets,
     )

@@ -125,6 +125,7 @@ def write(
     from balenaflash.flashing import FlashOptions
     from balenaflash.image.opening import open_for_reading
     from balenaflash.image_use import require_unused
+    from balenaflash.output_mode import output_mode
     from balenaflash.planning import plan_write
     from balenaflash.tally import Tally, tally
 
@@ -152,6 +153,7 @@ def write(
             plan=plan,
             permissions=disks.permissions,
             overwrite=overwrite,
+            mode=output_mode(image, adds_secrets=edited.adds_secrets),
         )
         if disks.fix_gpt:
             destinations = plan_gpt_moves(destinations, edited.source, plan)

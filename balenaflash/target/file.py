@@ -125,8 +125,8 @@ def create_file(
 
     ``needed`` is how many bytes will not be zero; the filesystem must have as much room.
     A file that was created is removed if the block fails; its mode is ``mode`` less the umask.
-    With ``overwrite`` a file that is there is emptied first, keeps its owner and links and as much
-    of its mode as ``mode`` has, and stays as the failure left it.
+    With ``overwrite`` a file that is there is emptied first, keeps its owner, links and mode, but
+    for those that ``mode`` keeps from reading, and stays as the failure left it.
 
     Raises:
         TargetRefusedError: ``target-exists``, ``target-is-link``, ``target-locked`` (another
@@ -145,9 +145,9 @@ def create_file(
         medium = FileMedium(path, descriptor, size, is_new=is_new)
         try:
             lock_target(path, descriptor)
-            _set_size(path, descriptor, size)
             if not is_new:
-                os.fchmod(descriptor, stat.S_IMODE(os.fstat(descriptor).st_mode) & mode)
+                _narrow(path, descriptor, mode)
+            _set_size(path, descriptor, size)
             yield medium
             _flush_folder(folder)
         except BaseException:
@@ -265,6 +265,17 @@ def _open_for_writing(folder: Folder, path: Path, mode: int, *, is_new: bool) ->
             return folder.open_file(path.name, os.O_RDWR)
         creation = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
         return os.open(path.name, creation, mode, dir_fd=folder.descriptor)
+    except OSError as error:
+        raise _opening_refused(path, error) from error
+
+
+def _narrow(path: Path, descriptor: int, mode: int) -> None:
+    """Let nobody read the file whom ``mode`` does not let."""
+    before = stat.S_IMODE(os.fstat(descriptor).st_mode)
+    after = before & (mode | mode >> 1 & 0o022 | 0o7700)
+    try:
+        if after != before:
+            os.fchmod(descriptor, after)
     except OSError as error:
         raise _opening_refused(path, error) from error
 

@@ -1,8 +1,9 @@
 """A lab's names for USB ports, kept in a file.
 
 The file is TOML, a line a slot: ``left = "1-2.3"``. There are two: one of the user's own, and one
-for all users of the machine; where both know a name, the user's wins. ``$BALENAFLASH_SLOTS`` names
-one that is used in place of both.
+for all users of the machine; where both know a name, the user's wins. Root has the latter only:
+with sudo the home may be another user's. ``$BALENAFLASH_SLOTS`` names one that is used in place of
+both.
 """
 
 import os
@@ -25,12 +26,14 @@ _KEY_OF_LINE = re.compile(r"""\s*(["']?)(?P<name>[A-Za-z0-9._-]+)\1\s*=""")
 def slot_files() -> tuple[Path, ...]:
     """The files that are read, the one that is overruled first."""
     given = os.environ.get("BALENAFLASH_SLOTS")
-    return (Path(given),) if given else (SYSTEM_SLOTS, _user_slots())
+    if given:
+        return (Path(given),)
+    return (SYSTEM_SLOTS,) if os.geteuid() == 0 else (SYSTEM_SLOTS, _user_slots())
 
 
 def own_file() -> Path:
     """The file in which this user keeps names: root those of the machine."""
-    return slot_files()[0 if os.geteuid() == 0 else -1]
+    return slot_files()[-1]
 
 
 def _user_slots() -> Path:
