@@ -21,6 +21,7 @@ from loopdev import AttachLoop
 from mountlock import no_copies_of_mounts
 from write_judges import compress
 
+from balenaflash.editing import open_boot_volume
 from balenaflash.errors import BalenaflashError, ImageError
 from balenaflash.extent import KIB, MIB
 from balenaflash.flashing import FlashOptions, Outcome, Target, flash
@@ -190,6 +191,12 @@ def test_an_image_that_is_changed_while_it_is_edited_is_not_written(gpt: BuiltIm
             opened.commit([Patch(0, bytes(512))])
         assert failure.value.code == "image-changed"
     assert gpt.path.read_bytes() == before
+
+
+def test_files_are_not_read_from_an_image_that_changes_meanwhile(gpt: BuiltImage) -> None:
+    with pytest.raises(ImageError) as failure, open_boot_volume(gpt.path):
+        write_in_place(gpt.path, 100, b"\1")
+    assert failure.value.code == "image-changed"
 
 
 def test_a_truncated_image_is_told_with_the_bytes_that_it_has(gpt: BuiltImage) -> None:
