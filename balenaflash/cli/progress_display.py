@@ -66,6 +66,7 @@ class TargetsDisplay:
             shown.finish(exit_status)
         elif not self._is_quiet:
             DISPLAY.say(printable(f"{self._names[number]}: {text}"))
+        DISPLAY.flush()  # before anything else is said
 
 
 def show_line(line: str) -> None:
