@@ -165,7 +165,8 @@ def _pause(
     """
     hopeless = error is not None and is_lasting(error)
     enough = tries >= len(remote.pauses)
-    if not (hopeless or enough or remote.closed.is_set()):
+    # The first one is soon over; some servers end each connection after a while.
+    if tries and not (hopeless or enough or remote.closed.is_set()):
         tell_of_pause(remote.name, error, remote.pauses[tries])
     if hopeless or enough or remote.closed.wait(remote.pauses[tries]):
         hint = f"It was tried {tries} times to go on. Check the network and start again."
