@@ -64,7 +64,7 @@ def test_json_tells_the_bytes_of_each_kind_and_progress_is_events(
     result = answer["result"]
     assert result.keys() == {
         *("image", "bmap", "image_size", "block_size", "mapped_blocks", "ranges", "warnings"),
-        *("data_bytes", "zero_bytes", "free_bytes"),
+        *("data_bytes", "zero_bytes", "free_bytes", "warning_codes"),
     }
     assert (result["bmap"], result["warnings"]) == (str(out), [])
     size = built.path.stat().st_size
@@ -79,7 +79,7 @@ def test_json_tells_the_bytes_of_each_kind_and_progress_is_events(
     result = json.loads(checked.stdout)["result"]
     assert result.keys() == {
         *("image", "bmap", "image_size", "checksum_type", "ranges", "compared_bytes"),
-        *("left_out_in_use_bytes", "matches", "warnings"),
+        *("left_out_in_use_bytes", "matches", "warnings", "warning_codes"),
     }
     assert (result["matches"], result["left_out_in_use_bytes"]) == (True, 0)
 

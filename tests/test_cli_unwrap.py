@@ -125,7 +125,7 @@ def test_a_dry_run_tells_every_step_and_writes_nothing(
     assert set(result) == {
         *("flasher", "out", "dry_run", "inner_image", "size", "slug", "os_version"),
         *("expected_devices", "steps", "changes", "recipe", "container", "file_size", "bmap"),
-        "warnings",
+        *("repairs", "warnings", "warning_codes"),
     }
     assert result["slug"] == "generic-amd64"
     assert result["inner_image"] == "/opt/balena-image-generic-amd64.balenaos-img"

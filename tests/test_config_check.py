@@ -28,6 +28,7 @@ def found(config: dict[str, Json], slug: str | None = None) -> list[tuple[str, s
         ("country", "DE"),
         ("debug", {"any": ["thing"]}),
         ("deviceApiKey", "0123456789abcdef0123456789abcdef"),
+        ("deviceApiKey", "tGoBWmSl0123456789XYZabcdefUDWAk"),  # of the API, made beforehand
         ("deviceApiKeys", {"api.balena-cloud.com": "x"}),
         ("developmentMode", False),
         ("developmentMode", "true"),

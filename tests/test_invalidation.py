@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 from boot_volume import edited
 from builders import Layout
+from commandline import RunBalenaflash
 from imagecopies import MakeImage
 
 from balenaflash.boot.fingerprint import listed_paths
@@ -39,6 +40,28 @@ def test_an_edit_of_a_shipped_file_is_warned_of_and_a_file_of_ones_own_is_not(
     assert warnings == (
         "/efi/boot/grub.cfg: a host OS update that ships this file puts its own version there",
     )
+
+
+def test_what_becomes_of_a_file_of_ones_own_is_no_matter_of_an_update(
+    image: MakeImage, balenaflash: RunBalenaflash, tmp_path: Path
+) -> None:
+    path = image(Layout.MSDOS_FAT16).path
+    own = tmp_path / "own.txt"
+    own.write_text("own")
+    commands: tuple[list[str | Path], ...] = (
+        ["boot", "put", path, own],
+        ["boot", "put", path, own, "/EFI/"],
+        ["boot", "mv", path, "/own.txt", "/mine.txt"],
+        ["boot", "rm", path, "/mine.txt", "/EFI/own.txt"],
+        ["network", "add", "wifi", path, "--ssid", "lab", "--open"],
+        ["network", "rm", path, "wifi-lab"],
+    )
+    for command in commands:
+        done = balenaflash(*command)
+        assert done.returncode == 0, done.stderr
+        assert "a host OS update" not in done.stderr, command
+    removed = balenaflash("boot", "rm", path, "/grub.cfg_internal")
+    assert "a host OS update that ships this file" in removed.stderr
 
 
 def test_without_a_fingerprint_any_file_may_be_shipped(image: MakeImage) -> None:

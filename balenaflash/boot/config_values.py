@@ -18,7 +18,7 @@ NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 _URL = re.compile(r"https?://[^\s/?#]+\S*")
 _UUID = re.compile(r"(?:[0-9a-f]{2}){16,31}")  # balena-cli, ``^[0-9a-f]{32,62}$``, whole bytes
-_DEVICE_KEY = re.compile(r"[0-9a-f]{32}")
+_DEVICE_KEY = re.compile(r"[0-9A-Za-z]{32}")
 _HOST_LABEL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?")  # RFC 1123, section 2.1
 _HOST_NAME_MAX = 64  # characters of a Linux host name, linux/utsname.h, __NEW_UTS_LEN
 _PORT_MAX = 65535
@@ -98,10 +98,10 @@ def one_of(*choices: str) -> Callable[[Json], str | None]:
 
 
 def advise_device_key(value: Json) -> str | None:
-    """As os-config makes them."""
+    """As os-config makes them, in hexadecimal, or balena's API, of any letters and digits."""
     if _DEVICE_KEY.fullmatch(str(value)):
         return None
-    return "is not 32 hexadecimal digits, as the keys that balenaOS makes are"
+    return "is not 32 letters and digits, as the keys that balena makes are"
 
 
 def advise_dns_servers(value: Json) -> str | None:

@@ -3,6 +3,9 @@
 ``balenaos.fingerprint`` holds lines of ``md5sum``, sorted by path, of every file but itself and
 those called ``config.json`` in any directory (meta-balena, ``image-balena.bbclass``). Paths have
 no slash before them; builds of resinOS, which call the file ``resinos.fingerprint``, write one.
+
+A line that an edit has added has the mark ``*`` of ``md5sum``, which means nothing to it on Linux:
+so a file of the user's own is told from one of the operating system, which an update may bring.
 """
 
 import hashlib
@@ -18,6 +21,7 @@ from balenaflash.image.fat.volume import FatVolume
 
 _MAX_SIZE = MIB  # bytes of a fingerprint; one of 200 files has 12 KiB
 _UNLISTED_NAME = fold("config.json")
+_ADDED = b" *"
 _LINE = re.compile(rb"([0-9a-fA-F]{32})( [ *])(.+)")
 """Digest, mode mark, path. A name that ``md5sum`` would have to escape, FAT cannot hold."""
 
@@ -118,7 +122,9 @@ def update(volume: FatVolume, touched: Iterable[str]) -> str | None:
 
 
 def listed_paths(volume: FatVolume) -> frozenset[str] | None:
-    """Folded absolute paths (see ``names.fold``) of the files listed; ``None`` without a list.
+    """Folded absolute paths (see ``names.fold``) of the files that the image build has listed.
+
+    ``None`` without a list.
 
     Raises:
         ImageError: the fingerprint is absurdly large, or cannot be read.
@@ -126,7 +132,11 @@ def listed_paths(volume: FatVolume) -> frozenset[str] | None:
     path = _find(volume)
     if path is None:
         return None
-    return frozenset(fold(line.path) for line in _read(volume, path) if line.path is not None)
+    return frozenset(
+        fold(line.path)
+        for line in _read(volume, path)
+        if line.path is not None and not line.before_path.startswith(_ADDED)
+    )
 
 
 def _find(volume: FatVolume) -> str | None:
@@ -213,11 +223,12 @@ def _insert(lines: list[_Line], path: str, digest: str) -> None:
     )
     model = next((line for line in lines if line.path is not None), _Line(b""))
     name = key.removeprefix(b"/")
-    raw = digest.encode() + model.before_path + name + b"\n"
+    before = _ADDED + model.before_path[len(_ADDED) :]
+    raw = digest.encode() + before + name + b"\n"
     if index and not lines[index - 1].raw.endswith(b"\n"):
         last = lines[index - 1]
         lines[index - 1] = replace(last, raw=last.raw + b"\n")
-    lines.insert(index, _Line(raw, digest, path, model.before_path))
+    lines.insert(index, _Line(raw, digest, path, before))
 
 
 def _digest(volume: FatVolume, path: str) -> str:
