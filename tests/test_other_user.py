@@ -282,3 +282,26 @@ def test_what_root_makes_in_a_folder_of_somebody_else_has_no_name_to_exchange(
         ".raw.img.balenaflash-undo",  # its name is for the next look; never read but by its owner
         *(name for name in seen if name.startswith(".balenaflash-") and name.endswith(".new")),
     }
+
+
+@pytest.mark.parametrize("target", ["../../root/shadow", "../../root/private"])
+def test_a_link_among_files_that_are_put_brings_nothing_of_root_into_an_image(
+    scene: Scene, target: str
+) -> None:
+    (scene.root / "private").mkdir(mode=0o700)
+    (scene.root / "private/key").write_bytes(SECRET)
+    scene.as_nobody("mkdir", "files")
+    scene.as_nobody("touch", "files/own")
+    scene.link("own", "files/fine")
+    image = scene.theirs / "raw.img"
+    assert commandline.run("boot", "put", image, "files", "/", cwd=scene.theirs).returncode == 0
+    scene.link(target, "files/passwords")
+    for source in ("files", "files/passwords"):
+        run = commandline.run("boot", "put", image, source, "/", cwd=scene.theirs)
+        assert (run.returncode, "link of another user" in run.stderr) == (3, True), run.stderr
+    run = commandline.run(
+        *("boot", "apply", image, "--files", "passwords:/passwords", "--deploy-dir", "files"),
+        cwd=scene.theirs,
+    )
+    assert run.returncode == 3, run.stderr
+    assert SECRET not in image.read_bytes()
