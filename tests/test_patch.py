@@ -19,9 +19,13 @@ from hypothesis import strategies as st
 
 from balenaflash.errors import EditError, ImageError, VerificationError, WriteError
 from balenaflash.extent import GIB, KIB, MIB
+from balenaflash.image import opening
 from balenaflash.image.commit.commit import EditableImage
 from balenaflash.image.commit.recovery import Recovery
+from balenaflash.image.container.decoder import Compressed
 from balenaflash.image.container.kinds import Container
+from balenaflash.image.container.origin import Origin
+from balenaflash.image.container.recognise import recognise
 from balenaflash.image.opening import open_for_editing, open_for_reading, recover
 from balenaflash.image.patch import Overlay, Patch
 from balenaflash.image.source import FileSource, open_source
@@ -189,6 +193,23 @@ class TestCommit:
 
 
 class TestRefusal:
+    def test_what_takes_the_name_of_an_image_while_it_is_opened_is_not_written(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path, other = tmp_path / "a.img", tmp_path / "other.img"
+        make_image(path)
+        precious = make_image(other, seed=2)
+
+        def exchange(origin: Origin, member: str | None = None) -> Compressed | None:
+            path.unlink()
+            path.symlink_to(other)
+            return recognise(origin, member)
+
+        monkeypatch.setattr(opening, "recognise", exchange)
+        with open_for_editing(path) as image:
+            image.commit([Patch(0, b"new")])
+        assert other.read_bytes() == precious
+
     def test_a_second_editor_is_refused(self, tmp_path: Path) -> None:
         path = tmp_path / "a.img"
         old = make_image(path, MIB)

@@ -57,7 +57,7 @@ def open_for_editing(path: Path) -> Iterator[EditableImage]:
         if source.container is not Container.RAW:
             raise EditError(f"{path}: is a block device, not an image file", code="image-is-device")
         _refuse_compressed(path, source)
-    descriptor = _open_to_write(path)
+        descriptor = _open_to_write(source)
     try:
         _lock(path, descriptor, fcntl.LOCK_EX)
         size = os.fstat(descriptor).st_size
@@ -139,7 +139,7 @@ def _open_file(path: Path) -> Iterator[tuple[FileSource, Recovery | None]]:
         if source.container is not Container.RAW:
             yield source, None
             return
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(_place_of(source), os.O_RDONLY | os.O_CLOEXEC)
         try:
             _lock(path, descriptor, fcntl.LOCK_SH)
             recovery = None
@@ -302,12 +302,17 @@ def _refuse_compressed(path: Path, source: FileSource) -> None:
         )
 
 
-def _open_to_write(path: Path) -> int:
+def _place_of(source: FileSource) -> str:
+    """A path to the file that is open, whatever lies under its name by now."""
+    return f"/proc/self/fd/{source.descriptor}"
+
+
+def _open_to_write(source: FileSource) -> int:
     try:
-        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        return os.open(_place_of(source), os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         raise EditError(
-            f"{path}: cannot be opened for writing: {error.strerror}",
+            f"{source.name}: cannot be opened for writing: {error.strerror}",
             code="image-read-only",
             hint="Make it writable, or edit a copy.",
         ) from error
