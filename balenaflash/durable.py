@@ -40,11 +40,6 @@ class Folder:
         except FileNotFoundError:
             return None
 
-    def has_file(self, name: str) -> bool:
-        """Whether ``name`` is a regular file."""
-        status = self.find(name)
-        return status is not None and stat.S_ISREG(status.st_mode)
-
     def open_file(self, name: str, access: int = os.O_RDONLY) -> int:
         """A descriptor of the regular file ``name``, for whoever closes it.
 

@@ -305,3 +305,21 @@ def test_a_link_among_files_that_are_put_brings_nothing_of_root_into_an_image(
     )
     assert run.returncode == 3, run.stderr
     assert SECRET not in image.read_bytes()
+
+
+def test_a_name_that_somebody_else_chose_does_nothing_to_the_terminal(scene: Scene) -> None:
+    name = "raw\x1b]0;x\x07\u202e\x9b2J.img"
+    (scene.theirs / "raw.img").rename(scene.theirs / name)
+    for words in (["inspect"], ["inspect", "--json"], ["boot", "ls"], ["config", "set"]):
+        last = ["hostname=x"] if words[-1] == "set" else []
+        run = commandline.run(*words, name, *last, cwd=scene.theirs)
+        assert run.returncode == 0, run.stderr
+        assert not set(run.stdout + run.stderr) & set("\x1b\x07\x9b\u202e")
+
+
+def test_what_was_not_checked_is_not_called_checked(scene: Scene) -> None:
+    (scene.theirs / "raw.img.sig").write_bytes(b"no signature")
+    (scene.theirs / "raw.img.bmap").write_bytes(b"<bmap/>")
+    for option in ("--check-signature", "--check-bmap"):
+        run = commandline.run("inspect", option, "raw.img", cwd=scene.theirs)
+        assert run.returncode == 3, run.stdout
