@@ -3,6 +3,7 @@
 BalenaflashError            1   (never raised itself; a plain exception is a bug and ends in 1)
 ├── ImageError              3   the image is not what it should be, or cannot be read
 ├── EditError               3   the edit asked for cannot be made; nothing was changed
+│   └── ExistsError         4   what would be made is there already
 ├── ConfigError             3   config.json, a recipe or a table is not valid
 │   └── InvalidConfigError  3   several things in config.json or a recipe are wrong, told at once
 ├── ToolMissingError        3   a program that the work needs is not installed
@@ -83,6 +84,13 @@ class EditError(BalenaflashError):
 
     exit_status = 3
     default_code = "edit-impossible"
+
+
+class ExistsError(EditError):
+    """What an edit or copy would make is there already. Nothing was changed."""
+
+    exit_status = 4
+    default_code = "file-exists"
 
 
 class ConfigError(BalenaflashError):

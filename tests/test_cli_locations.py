@@ -59,7 +59,7 @@ def test_an_edit_of_what_is_no_file_needs_an_output(built: BuiltImage, tmp_path:
     assert done.returncode == 0, done.stderr
     again = edit("--json", "--output", tmp_path / "out.img")
     [error] = json.loads(again.stdout)["errors"]
-    assert (again.returncode, error["lifted_by"]) == (4, "--overwrite-output")
+    assert (again.returncode, error["lifted_by"]) == (4, "--overwrite")
     assert edit("--overwrite-output", "--output", tmp_path / "out.img").returncode == 0
     offset = built.boot_extent.start
     listed = subprocess.run(

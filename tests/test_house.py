@@ -12,7 +12,7 @@ import balenaflash
 PACKAGE = Path(balenaflash.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-FLOOR = {"durable", "errors", "extent", "progress", "rereading", "waiting"}
+FLOOR = {"durable", "errors", "extent", "progress", "rereading", "waiting", "spelling"}
 """What every layer may use."""
 
 HOMES = {

@@ -9,6 +9,7 @@ from balenaflash.boot.config_keys import GROUPS, KEYS, KeyRule, Kind, is_secret
 from balenaflash.boot.config_path import KeyPath, format_key
 from balenaflash.boot.given_text import BYTE_ORDER_MARK
 from balenaflash.boot.json_text import Json, format_value, kind_of
+from balenaflash.spelling import closest
 
 _SHOWN_LENGTH = 60  # characters of a wrong value in a message
 
@@ -66,7 +67,10 @@ def _check_keys(config: dict[str, Json], above: KeyPath) -> Iterator[Finding]:
         if rule is not None:
             yield from _check_value(key, value, rule)
         elif key not in GROUPS:
-            yield _warning("config-key-unknown", key, "is not a key that balenaOS is known to read")
+            near = closest(format_key(key), map(format_key, KEYS))
+            meant = "" if near is None else f"; did you mean {near}?"
+            fact = f"is not a key that balenaOS is known to read{meant}"
+            yield _warning("config-key-unknown", key, fact)
         elif isinstance(value, dict):
             yield from _check_keys(value, key)
         else:

@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 from balenaflash.boot.json_text import MAX_DEPTH, Json, kind_of
 from balenaflash.errors import ConfigError
+from balenaflash.spelling import closest
 
 KeyPath: TypeAlias = tuple[str, ...]
 """The names from the top of config.json down to a value; never empty."""
@@ -87,10 +88,12 @@ def holder_of(config: dict[str, Json], key: KeyPath) -> dict[str, Json]:
         if not isinstance(here, dict):
             raise not_an_object(key[:depth], here)
         if name not in here:
+            near = closest(name, here)
+            meant = "" if near is None else f"Did you mean {format_key((*key[:depth], near))}? "
             raise ConfigError(
                 f"config.json has no key {format_key(key)}",
                 code="config-key-missing",
-                hint="List what there is: balenaflash config show IMAGE",
+                hint=f"{meant}List what there is: balenaflash config show IMAGE",
             )
         holder, here = here, here[name]
     return holder

@@ -10,7 +10,7 @@ from balenaflash.boot.files import require_entry
 from balenaflash.boot.network import DIRECTORY
 from balenaflash.boot.patterns import find_matches, is_pattern, uppermost
 from balenaflash.durable import Folder, open_folder, open_subfolder, write_all
-from balenaflash.errors import EditError, ImageError, WriteError
+from balenaflash.errors import EditError, ExistsError, ImageError, WriteError
 from balenaflash.image.balenaos import CONFIG_PATH
 from balenaflash.image.fat.names import fold
 from balenaflash.image.fat.volume import FatEntry, FatVolume
@@ -121,8 +121,10 @@ def _require_free(copy: CopiedFile, *, overwrite: bool) -> None:
     else:
         wanted = "directory" if copy.is_directory else "file"
         reason = "is a directory" if target.is_dir() else f"is not a {wanted}"
-    hint = "Overwrite it with -f, or name another OUT." if reason == "exists already" else None
-    raise EditError(f"{target}: {reason}", code="output-exists", hint=hint)
+    hint = "Overwrite it with --overwrite, or name another OUT."
+    if reason == "exists already":
+        raise ExistsError(f"{target}: {reason}", code="output-exists", hint=hint)
+    raise EditError(f"{target}: {reason}", code="output-exists")
 
 
 def _require_distinct(copies: tuple[CopiedFile, ...]) -> None:

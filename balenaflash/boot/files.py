@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from balenaflash.boot.paths import join, parent_of, volume_path
 from balenaflash.boot.patterns import find_matches, uppermost
-from balenaflash.errors import EditError
+from balenaflash.errors import EditError, ExistsError
 from balenaflash.extent import format_size
 from balenaflash.image.fat.volume import FatEntry, FatVolume
 
@@ -101,7 +101,7 @@ class MakeDirectory:
         if self.parents:
             return make_directories(volume, path)
         if volume.find(path) is not None:
-            raise EditError(f"{path}: exists already", code="file-exists")
+            raise ExistsError(f"{path}: exists already")
         require_directory(volume, parent_of(path))
         return (_make_directory(volume, path),)
 

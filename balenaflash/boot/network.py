@@ -14,7 +14,7 @@ from balenaflash.boot.connection import Security, check_passphrase, check_ssid
 from balenaflash.boot.files import FileChange, Remove, make_directories, put_file
 from balenaflash.boot.keyfile import ALIASES, Keyfile, parse_keyfile
 from balenaflash.boot.paths import join
-from balenaflash.errors import EditError, ImageError
+from balenaflash.errors import EditError, ExistsError, ImageError
 from balenaflash.image.fat.names import check_name
 from balenaflash.image.fat.volume import FatVolume
 
@@ -90,7 +90,7 @@ class AddNetwork:
             and not self.overwrite
             and volume.read_file(path) != self.keyfile
         ):
-            raise EditError(
+            raise ExistsError(
                 f"{entry.path}: is there already, and is different",
                 code="network-exists",
                 hint="Replace it with --overwrite, or give another --name.",

@@ -94,10 +94,13 @@ def cat(session: Session, image: "ImageLocation", path: str) -> Answer:
 @click.argument("image", type=IMAGE)
 @click.argument("path")
 @click.argument("out", default=".")
-@click.option("-f", "--force", is_flag=True, help="Overwrite files that exist.")
+@click.option("-f", "--overwrite", is_flag=True, help="Replace files where they exist.")
+@click.option("--force", is_flag=True, hidden=True)  # the name of earlier versions
 @member_option
 @with_session
-def take(session: Session, image: "ImageLocation", path: str, out: str, *, force: bool) -> Answer:
+def take(
+    session: Session, image: "ImageLocation", path: str, out: str, *, overwrite: bool, force: bool
+) -> Answer:
     """Copy the file or directory at PATH in the boot partition of IMAGE to OUT.
 
     OUT is the new name, or a directory to put it in; without it, the current one. A directory is
@@ -107,14 +110,14 @@ def take(session: Session, image: "ImageLocation", path: str, out: str, *, force
     Examples:
       balenaflash boot get balena.img config.json
       balenaflash boot get balena.img /EFI/BOOT/grub.cfg old-grub.cfg
-      balenaflash boot get --force balena.img / boot-files/
+      balenaflash boot get --overwrite balena.img / boot-files/
       balenaflash boot get balena.img '/system-connections/*' networks/
     """
     from balenaflash.boot.copy_out import copy_out
     from balenaflash.editing import open_boot_volume
 
     with open_boot_volume(image, member=session.member) as boot:
-        copies = copy_out(boot.files, path, out, overwrite=force)
+        copies = copy_out(boot.files, path, out, overwrite=overwrite or force)
         warnings = boot.warnings
     result = {
         "image": str(image),

@@ -1,8 +1,6 @@
 """``--output``: an edited image as a new file, while the image itself stays as it is."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,11 +74,10 @@ def _write(
         image=image,
         plan=plan,
         permissions=NO_PERMISSIONS,
-        overwrite=session.edit.overwrite_output,
+        overwrite=session.edit.overwrite,
         mode=output_mode(image, adds_secrets=edited.adds_secrets),
     )
     with (
-        _own_option_named(),
         stop_at_next_block(session) as stop,
         open_destination(destination, plan.least_size) as medium,
     ):
@@ -89,22 +86,6 @@ def _write(
         if isinstance(outcome, BalenaflashError):
             raise outcome
         return outcome
-
-
-@contextmanager
-def _own_option_named() -> Iterator[None]:
-    """Name the option of an edit where a refusal names that of ``write``."""
-    try:
-        yield
-    except TargetRefusedError as error:
-        raise TargetRefusedError([_rename_option(each) for each in error.problems]) from error
-
-
-def _rename_option(problem: Problem) -> Problem:
-    if problem.lifted_by != "--overwrite":
-        return problem
-    option = "--overwrite-output"
-    return replace(problem, hint=f"Name another file, or add {option}.", lifted_by=option)
 
 
 def require_file(image: "ImageLocation") -> Path:

@@ -9,6 +9,8 @@ from typing import IO, Any
 
 import click
 
+from balenaflash.spelling import closest
+
 
 class MissingCommandError(click.UsageError):
     """A group was called without a command: its help is the answer, the status is 2.
@@ -34,6 +36,17 @@ class LazyGroup(click.Group):
         if not args and self.no_args_is_help and not ctx.resilient_parsing:
             raise MissingCommandError("Missing command.", ctx)
         return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does; of a name that is mistyped the right one is told."""
+        name = args[0]
+        if not ctx.resilient_parsing and self.get_command(ctx, name) is None:
+            near = closest(name, self.list_commands(ctx))
+            if near is not None:
+                ctx.fail(f"No such command {name!r}. Did you mean {near!r}?")
+        return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names of all commands, loaded or not."""

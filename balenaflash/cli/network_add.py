@@ -63,6 +63,7 @@ def wifi(
 
     The passphrase comes from a file or standard input, for a command line is seen by every user
     of the machine. What else NetworkManager can do is put in a keyfile, and that with --keyfile.
+    With --overwrite a network of the same name is replaced.
 
     \b
     Examples:
@@ -72,10 +73,14 @@ def wifi(
     """
     if (file := common["keyfile"]) is not None:
         more = any((ssid, psk_file, unsecured, wpa3, hidden))
-        network = network_from_keyfile(common, file, "wifi", more_given=more)
+        network = network_from_keyfile(
+            common, file, "wifi", more_given=more, overwrite=session.edit.overwrite
+        )
     else:
         security = _security(psk_file, unsecured=unsecured, wpa3=wpa3)
-        network = _wifi_network(common, ssid, psk_file, security, hidden=hidden)
+        network = _wifi_network(
+            common, ssid, psk_file, security, hidden=hidden, overwrite=session.edit.overwrite
+        )
     return _add(session, image, network, country)
 
 
@@ -87,6 +92,8 @@ def wifi(
 def ethernet(session: Session, image: "ImageLocation", **common: Unpack[CommonOptions]) -> Answer:
     """Add a wired network to IMAGE. Without one, boards ask any wired network for an address.
 
+    With --overwrite a network of the same name is replaced.
+
     \b
     Examples:
       balenaflash network add ethernet balena.img --address 10.0.0.7/24 --gateway 10.0.0.1
@@ -96,11 +103,13 @@ def ethernet(session: Session, image: "ImageLocation", **common: Unpack[CommonOp
     from balenaflash.boot.network import AddNetwork, default_name
 
     if (file := common["keyfile"]) is not None:
-        network = network_from_keyfile(common, file, "ethernet", more_given=False)
+        network = network_from_keyfile(
+            common, file, "ethernet", more_given=False, overwrite=session.edit.overwrite
+        )
     else:
         settings = common_settings(common, default_name("ethernet", common["interface"] or ""))
         keyfile = EthernetConnection(settings).keyfile()
-        network = AddNetwork(settings.name, keyfile, common["overwrite"])
+        network = AddNetwork(settings.name, keyfile, session.edit.overwrite)
     return _add(session, image, network, None)
 
 
@@ -123,6 +132,7 @@ def _wifi_network(
     security: "Security",
     *,
     hidden: bool,
+    overwrite: bool,
 ) -> "AddNetwork":
     from balenaflash.boot.connection import WifiConnection
     from balenaflash.boot.network import AddNetwork, default_name
@@ -138,7 +148,7 @@ def _wifi_network(
         None if psk_file is None else read_given_text(psk_file),
         hidden,
     )
-    return AddNetwork(settings.name, connection.keyfile(), common["overwrite"])
+    return AddNetwork(settings.name, connection.keyfile(), overwrite)
 
 
 def _add(

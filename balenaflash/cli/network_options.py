@@ -26,7 +26,6 @@ class CommonOptions(TypedDict):
     address: tuple[str, ...]
     gateway: tuple[str, ...]
     dns: tuple[str, ...]
-    overwrite: bool
 
 
 _OPTIONS = (
@@ -52,7 +51,6 @@ _OPTIONS = (
     ),
     click.option("--gateway", metavar="ADDRESS", multiple=True, help="Gateway, with --address."),
     click.option("--dns", metavar="ADDRESS", multiple=True, help="Name server to ask."),
-    click.option("--overwrite", is_flag=True, help="Replace a network that has the same name."),
 )
 
 
@@ -81,7 +79,7 @@ def common_settings(options: CommonOptions, default_name: str) -> "Common":
 
 
 def network_from_keyfile(
-    options: CommonOptions, file: str, kind: str, *, more_given: bool
+    options: CommonOptions, file: str, kind: str, *, more_given: bool, overwrite: bool
 ) -> "AddNetwork":
     """The edit that puts the keyfile ``file``, a connection of ``kind``.
 
@@ -103,4 +101,4 @@ def network_from_keyfile(
         raise click.UsageError("With --keyfile -, --name is needed.")
     content = given_bytes(read_given(file), file)
     check_keyfile(content, file, kind)
-    return AddNetwork(options["name"] or Path(file).name, content, options["overwrite"])
+    return AddNetwork(options["name"] or Path(file).name, content, overwrite)

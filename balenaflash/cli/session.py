@@ -42,7 +42,9 @@ class EditOptions:
     output: Path | None = None
     """Where the edited image goes, while IMAGE stays as it is; ``None``: into IMAGE."""
 
-    overwrite_output: bool = False
+    overwrite: bool = False
+    """Replace what is there already."""
+
     no_repair: bool = False
     """Refuse a damaged boot partition also where it could be repaired without a loss."""
 
@@ -76,7 +78,16 @@ def _store_progress(context: click.Context, _parameter: click.Parameter, value: 
 
 
 def _store_edit_option(context: click.Context, parameter: click.Parameter, value: bool) -> None:  # noqa: FBT001 - click calls it so
-    setattr(context.ensure_object(Session).edit, parameter.name or "", value)
+    options, name = context.ensure_object(Session).edit, parameter.name or ""
+    setattr(options, name, getattr(options, name) or value)
+
+
+def _store_old_overwrite(
+    context: click.Context,
+    _parameter: click.Parameter,
+    value: bool,  # noqa: FBT001 - click calls it so
+) -> None:
+    context.ensure_object(Session).edit.overwrite |= value
 
 
 _OPTIONS = (
@@ -152,7 +163,7 @@ _EDIT_OPTIONS = (
     ("-y", "--yes", YES_HELP),
     ("--allow-internal", ALLOW_INTERNAL_HELP),
     ("--unmount", UNMOUNT_HELP),
-    ("--overwrite-output", "Allow an OUT that is there already."),
+    ("--overwrite", "Replace OUT where it exists."),
 )
 
 
@@ -163,6 +174,14 @@ def edit_options(command: Callable[P, Answer]) -> Callable[P, Answer]:
             *names, is_flag=True, expose_value=False, callback=_store_edit_option, help=text
         )
         command = option(command)
+    # Its name of earlier versions.
+    command = click.option(
+        "--overwrite-output",
+        is_flag=True,
+        hidden=True,
+        expose_value=False,
+        callback=_store_old_overwrite,
+    )(command)
     return _output_option(command)
 
 

@@ -54,7 +54,7 @@ class Source:
         try:
             yield
         except EditError as error:
-            raise EditError(
+            raise type(error)(
                 f"{self.words(place)}: {error}", code=error.code, hint=error.hint
             ) from error
         except ConfigError as error:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 
-from balenaflash.errors import CodedText, EditError
+from balenaflash.errors import CodedText, EditError, ExistsError
 from balenaflash.image.fat.check import Fault, Gravity
 from balenaflash.image.fat.directory import (
     ARCHIVE,
@@ -104,7 +104,7 @@ class FatEditor(FatTree):
         with self._edit():
             parent, name = self._locate(path)
             if parent.find(name) is not None:
-                raise EditError(f"{path}: is there already", code="file-exists")
+                raise ExistsError(f"{path}: is there already")
             check_name(name)
             fields = _new_fields(DIRECTORY, self.fixed_time)
             fields = replace(fields, cluster=self._storage.resize(0, 1, path))
@@ -146,7 +146,7 @@ class FatEditor(FatTree):
             target, new_name = self._locate(new)
             there = target.find(new_name)
             if there is not None and (target is not source or there != record):
-                raise EditError(f"{new}: is there already", code="file-exists")
+                raise ExistsError(f"{new}: is there already")
             check_name(new_name)
             if record.fields.is_directory:
                 self._require_room_below(record, old, new)
