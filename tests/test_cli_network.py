@@ -176,7 +176,7 @@ def test_a_network_that_is_there_needs_overwrite(
     assert balenaflash(*add, "one").returncode == 0
     assert "nothing to change" in balenaflash(*add, "one").stdout
     refused = balenaflash(*add, "two")
-    assert refused.returncode == 3
+    assert refused.returncode == 4
     assert "--overwrite" in refused.stderr
     assert balenaflash(*add, "two", "--overwrite").returncode == 0
 

@@ -41,7 +41,7 @@ def options(command: click.Command) -> set[str]:
     own = {
         name
         for parameter in command.params
-        if isinstance(parameter, click.Option)
+        if isinstance(parameter, click.Option) and not parameter.hidden
         for name in parameter.opts
     }
     if isinstance(command, click.Group):
