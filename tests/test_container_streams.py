@@ -3,10 +3,11 @@ import gzip
 import lzma
 import os
 import shutil
+import subprocess
+import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
-from dataclasses import replace
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -18,8 +19,8 @@ from hypothesis import strategies as st
 from balenaflash.errors import ImageError
 from balenaflash.extent import MIB
 from balenaflash.image.container import bzip2
-from balenaflash.image.container.bzip2_blocks import Bits, split
-from balenaflash.image.container.decoder import Input
+from balenaflash.image.container.bzip2_program import ProgramDecoder
+from balenaflash.image.container.decoder import Decoder
 from balenaflash.image.container.origin import FileOrigin, Origin
 from balenaflash.image.container.recognise import recognise
 from balenaflash.image.container.zstd import zstd
@@ -174,16 +175,6 @@ def test_any_streams_give_what_was_put_in(
     assert decoded(new_origin(stored), step=step) == b"".join(parts)
 
 
-def test_bits_of_a_bzip2_block_that_look_like_the_next_one_are_given_back_to_it() -> None:
-    block, *others = split(Input(MemoryOrigin(bz2.compress(IMAGE, 1)), 4))
-    cut = 123_457
-    places = (block.data[: cut // 8 + 1], block.data[cut // 8 :])
-    head = Bits(places[0], block.first, cut, block.place)
-    tail = Bits(places[1], cut % 8, block.length - cut, block.place + cut // 8)
-    assert head + tail == block
-    assert bzip2._decode(head, tail) == replace(bzip2._decode(block, others[0]), has_next=True)
-
-
 @pytest.mark.parametrize("at", [1, 299_999, 300_000, 1_234_567, 2_499_999])
 @needs_compressors
 def test_blocks_of_xz_are_decoded_from_anywhere(at: int) -> None:
@@ -214,72 +205,143 @@ def test_a_stream_that_needs_much_memory_is_refused_with_the_command_to_type() -
     assert caught.value.hint == "Unpack it first: zstd -dk --long=31 test"
 
 
-OpenOrigin = Callable[[bytes], Origin]
+@pytest.mark.parametrize("new_origin", ORIGINS)
+@pytest.mark.parametrize("kind", COMPRESSORS)
+def test_many_streams_with_nothing_in_them_are_refused(
+    kind: str, new_origin: Callable[[bytes], Origin]
+) -> None:
+    image = COMPRESSORS[kind](IMAGE[:10_000])
+    empty = COMPRESSORS[kind](b"")
+    assert decoded(new_origin(image + empty * 2_000 + image)) == IMAGE[:10_000] * 2
+    with pytest.raises(ImageError, match=r"more than 100000 .* less than 4096 bytes") as caught:
+        decoded(new_origin(image + empty * 100_001 + image))
+    assert caught.value.code == "image-unsupported"
 
 
-@pytest.fixture(params=["memory", "file"])
-def open_origin(request: pytest.FixtureRequest) -> Iterator[OpenOrigin]:
-    """Gives what a program reads through a pipe, or by itself."""
+def test_an_xz_index_of_many_blocks_takes_little_memory() -> None:
+    count = 1_000_000
+    stream = lzma.compress(b"", check=lzma.CHECK_CRC32)
+    integer = bytes([count & 127 | 128, count >> 7 & 127 | 128, count >> 14])
+    index = b"\0" + integer + b"\x08\x01" * count
+    index += bytes(-len(index) % 4)
+    index += zlib.crc32(index).to_bytes(4, "little")
+    tail = (len(index) // 4 - 1).to_bytes(4, "little") + stream[6:8]
+    footer = zlib.crc32(tail).to_bytes(4, "little") + tail + b"YZ"
+    origin = MemoryOrigin(stream[:12] + bytes(8 * count) + index + footer)
+    tracemalloc.start()
+    try:
+        compressed = recognise(origin)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert compressed is not None
+    assert not compressed.seekable, "decoded in order, by liblzma, which keeps no index"
+    assert peak < 8 * MIB
+
+
+@pytest.fixture
+def in_file() -> Iterator[Callable[[bytes], FileOrigin]]:
+    """Gives what a program reads by itself."""
     with TemporaryFile() as file:
 
-        def in_file(stored: bytes) -> Origin:
+        def new_origin(stored: bytes) -> FileOrigin:
             os.ftruncate(file.fileno(), 0)
             os.pwrite(file.fileno(), stored, 0)
             return FileOrigin("test", file.fileno(), len(stored))
 
-        yield in_file if request.param == "file" else MemoryOrigin
+        yield new_origin
 
 
-def decoded_by_program(origin: Origin) -> bytes:
-    program = shutil.which("lbzip2")
-    assert program is not None
-    decoder = bzip2.CompressedBzip2(origin, program).open_decoder()
+def judged(decoder: Decoder) -> bytes | tuple[str, str]:
+    """The image, or the error's code and its words up to the place in the image.
+
+    That is as near as what was asked for at a time.
+    """
+    found = bytearray()
+    buffer = memoryview(bytearray(300_000))
     with closing(decoder):
-        found = bytearray()
-        buffer = memoryview(bytearray(300_000))
-        while count := decoder.readinto(buffer):
-            found += buffer[:count]
+        try:
+            while count := decoder.readinto(buffer):
+                found += buffer[:count]
+        except ImageError as error:
+            return error.code, str(error).partition(" (byte")[0]
     return bytes(found)
 
 
+def judged_by_both(origin: FileOrigin) -> bytes | tuple[str, str]:
+    program = shutil.which("lbzip2")
+    assert program is not None
+    decoder = bzip2.CompressedBzip2(origin, program).open_decoder()
+    assert isinstance(decoder, ProgramDecoder)
+    verdict = judged(decoder)
+    assert verdict == judged(bzip2.CompressedBzip2(origin).open_decoder())
+    return verdict
+
+
 @needs_compressors
-def test_lbzip2_decodes_the_same_and_is_believed_only_when_all_was_right(
-    open_origin: OpenOrigin,
+def test_a_bzip2_file_is_judged_in_one_way_with_lbzip2_and_without(
+    in_file: Callable[[bytes], FileOrigin],
 ) -> None:
     stored = bz2.compress(IMAGE, 1)
-    assert decoded_by_program(open_origin(stored)) == IMAGE
-    assert decoded_by_program(open_origin(stored + stored + bytes(1000))) == IMAGE + IMAGE
-    for place in some_places(len(stored), 10):
-        with pytest.raises(ImageError) as cut:
-            decoded_by_program(open_origin(stored[:place]))
-        assert cut.value.code in {"image-cut-short", "image-corrupt"}
+    assert judged_by_both(in_file(stored)) == IMAGE
+    assert judged_by_both(in_file(stored + stored + bytes(1000))) == IMAGE + IMAGE
+    for place in some_places(5, len(stored)):
+        cut = judged_by_both(in_file(stored[:place]))
+        assert cut[0] == "image-cut-short", place
         spoilt = bytearray(stored)
         spoilt[place] ^= 1
-        found = None
-        with suppress(ImageError):
-            found = decoded_by_program(open_origin(bytes(spoilt)))
-        assert found in {None, IMAGE}
-    with pytest.raises(ImageError) as behind:
-        decoded_by_program(open_origin(stored + b"garbage"))
-    assert behind.value.code == "image-trailing-garbage"
-    assert f"ends at byte {len(stored)} " in str(behind.value)
+        assert judged_by_both(in_file(bytes(spoilt)))[0] == "image-corrupt", place
+    for length in range(1, 10):
+        assert judged_by_both(in_file(stored + stored[:length]))[0] == "image-cut-short"
+    code, words = judged_by_both(in_file(stored + b"garbage"))
+    assert code == "image-trailing-garbage"
+    assert str(words).endswith(f"ends at byte {len(stored)}")
+
+
+@needs_compressors
+def test_a_bzip2_block_larger_than_its_header_allows_is_damage(
+    in_file: Callable[[bytes], FileOrigin],
+) -> None:
+    stored = bytearray(bz2.compress(noise(1, 350_000), 9))
+    stored[3] = ord("1")
+    for program in ("bzip2", "lbzip2"):
+        with pytest.raises(subprocess.CalledProcessError):
+            run(program, "-t", content=bytes(stored))
+    assert judged_by_both(in_file(bytes(stored)))[0] == "image-corrupt"
 
 
 @needs_compressors
 @pytest.mark.parametrize("gap", [1, 100_000, 20 * MIB])
-def test_a_stream_behind_zeros_that_lbzip2_leaves_out_is_missed(
-    open_origin: OpenOrigin, gap: int
+def test_a_bzip2_stream_behind_zeros_is_missed(
+    in_file: Callable[[bytes], FileOrigin], gap: int
 ) -> None:
+    # bzip2 and lbzip2 end with status 0, and leave it out.
     stored = bz2.compress(IMAGE, 1)
-    assert decoded_by_program(open_origin(stored + bytes(gap))) == IMAGE
-    with pytest.raises(ImageError) as behind:
-        decoded_by_program(open_origin(stored + bytes(gap) + stored))
-    assert behind.value.code == "image-trailing-garbage"
+    assert judged_by_both(in_file(stored + bytes(gap))) == IMAGE
+    code, words = judged_by_both(in_file(stored + bytes(gap) + stored))
+    assert code == "image-trailing-garbage"
+    assert str(words).endswith(f"ends at byte {len(stored)}")
 
 
 @needs_compressors
-def test_a_decoder_in_a_process_can_be_closed_in_the_middle(open_origin: OpenOrigin) -> None:
-    decoder = bzip2.CompressedBzip2(open_origin(bz2.compress(IMAGE)), "lbzip2").open_decoder()
+def test_an_image_is_whole_although_lbzip2_was_killed(
+    in_file: Callable[[bytes], FileOrigin],
+) -> None:
+    decoder = bzip2.CompressedBzip2(in_file(bz2.compress(IMAGE * 4)), "lbzip2").open_decoder()
+    assert isinstance(decoder, ProgramDecoder)
+    buffer = memoryview(bytearray(len(IMAGE)))
+    assert decoder.readinto(buffer) == len(IMAGE)
+    decoder._process.kill()
+    rest = judged(decoder)
+    assert bytes(buffer) == IMAGE
+    assert rest == IMAGE * 3
+
+
+@needs_compressors
+def test_a_decoder_in_a_process_can_be_closed_in_the_middle(
+    in_file: Callable[[bytes], FileOrigin],
+) -> None:
+    decoder = bzip2.CompressedBzip2(in_file(bz2.compress(IMAGE)), "lbzip2").open_decoder()
     assert decoder.readinto(memoryview(bytearray(1000))) == 1000
     decoder.close()
     decoder.close()

@@ -1,168 +1,149 @@
-"""bzip2 decoded by lbzip2, where that is installed: its decoder is faster than libbz2's.
-
-It checks every CRC and says by its exit status whether all was right; only what does not follow a
-stream at once, be it another stream, it leaves out without a word. So that is looked at here.
-"""
+"""bzip2 decoded by lbzip2, on all processors, and judged by libbz2 where anything is amiss."""
 
 import os
 import shutil
 import subprocess
-import threading
-from collections import deque
-from typing import IO
 
-from balenaflash.errors import ImageError
 from balenaflash.extent import MIB
-from balenaflash.image.container.bzip2_blocks import END_MAGIC, MAGIC_BITS, find_bits
-from balenaflash.image.container.decoder import Input, corrupt, cut_short, trailing_garbage
-from balenaflash.image.container.kinds import Container
+from balenaflash.image.container.decoder import Input, corrupt
 from balenaflash.image.container.origin import Origin
 from balenaflash.image.container.parallel import usable_cores
+from balenaflash.image.container.stream import StreamDecoder, StreamFormat
 
-_PROGRAM = "lbzip2"
-_MAGIC = b"BZh"
-_READ_AHEAD = MIB  # bytes that each of its threads has before it, lbzip2 2.5; seen by lseek
+_END_MAGIC = 0x177245385090  # what ends a stream; section 2.2.2 of the format's specification
+_MAGIC_BITS = 48
 _CRC_BITS = 32
-_CUT_SHORT = "unexpected end of file"  # lbzip2 2.5, src/decompress.c
-_TOLD = 200  # characters of what the program says
+_READ_AHEAD = MIB  # bytes that each of its threads has before it, lbzip2 2.5; seen by lseek
 
 
-def find_program() -> str | None:
+def find_lbzip2() -> str | None:
     """The path of the program; ``None`` where it is not installed."""
-    return shutil.which(_PROGRAM)
+    return shutil.which("lbzip2")
 
 
-class ProgramDecoder:
-    """A `balenaflash.image.container.decoder.Decoder` in a process of its own."""
+def open_program(program: str, origin: Origin, layout: StreamFormat) -> "ProgramDecoder | None":
+    """A decoder by lbzip2; ``None`` if ``origin`` is not in a file, or it cannot be started.
 
-    def __init__(self, origin: Origin, program: str) -> None:
-        self._done = 0
-        threads = usable_cores()
-        self._tail_size = 2 * (threads + 1) * _READ_AHEAD
-        # A file it reads by itself: passing the bytes on takes time that decoding needs.
-        self._file = origin.open_file()
-        self._process = subprocess.Popen(
+    A file it reads by itself: passing the bytes on takes time that decoding needs. And a file can
+    be read once more, to tell what is wrong with it.
+    """
+    file = origin.open_file()
+    if file is None:
+        return None
+    threads = usable_cores()
+    try:
+        process = subprocess.Popen(
             [program, "-dc", "-n", str(threads)],
-            stdin=subprocess.PIPE if self._file is None else self._file,
+            stdin=file,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
             bufsize=0,
             # What any user may ask for (pipe(7)); with 64 KiB both sides would wake far more often.
             pipesize=MIB,
             # A Ctrl-C is for this program to deal with.
             start_new_session=True,
         )
+    except OSError:
+        os.close(file)
+        return None  # no more processes, no memory, no right to be another user
+    return ProgramDecoder(process, file, origin, layout)
+
+
+class ProgramDecoder:
+    """A `balenaflash.image.container.decoder.Decoder` in a process of its own.
+
+    ``process`` decodes what is in ``file``, the bytes of ``origin``.
+    """
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], file: int, origin: Origin, layout: StreamFormat
+    ) -> None:
+        self._process = process
+        self._file = file
         self._origin = origin
-        self._feeder = None
-        if self._process.stdin is not None:
-            self._feeder = _Feeder(Input(origin), self._process.stdin, self._tail_size)
+        self._format = layout
+        self._done = 0
+        self._rest: StreamDecoder | None = None
 
     def readinto(self, buffer: memoryview) -> int:
         """Fill ``buffer``; see ``Decoder``."""
         filled = 0
-        while filled < len(buffer) and self._process.stdout is not None:
-            count = self._process.stdout.readinto(buffer[filled:])  # type: ignore[attr-defined]  # IO[bytes] of bufsize=0 is a FileIO
-            if not count:
-                if not filled:
-                    self._check_end()
-                break
+        while filled < len(buffer) and self._rest is None:
+            count = self._read(buffer[filled:])
             filled += count
-        self._done += filled
+            self._done += count
+            if not count:
+                self._rest = self._open_rest()
+        if self._rest is not None:
+            filled += self._rest.readinto(buffer[filled:])
         return filled
 
     def close(self) -> None:
         """End the process."""
         if self._process.poll() is None:
             self._process.kill()
-        if self._feeder is not None:
-            self._feeder.close()
-        for stream in (self._process.stdout, self._process.stderr):
-            if stream is not None:
-                stream.close()
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
         self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+        if self._rest is not None:
+            self._rest.close()
 
-    def _check_end(self) -> None:
-        """Raise unless all was read and decoded.
+    def _read(self, buffer: memoryview) -> int:
+        stdout = self._process.stdout
+        count: int = stdout.readinto(buffer)  # type: ignore[union-attr]  # a FileIO, by bufsize=0
+        return count
 
-        Raises:
-            ImageError: it was not, or something follows.
-        """
-        tail, rest = self._end_of_input()
-        name, place = self._origin.name, rest.position
-        if self._process.wait():
-            told = b"" if self._process.stderr is None else self._process.stderr.read(_TOLD)
-            why = told.decode(errors="replace").strip().rpartition(": ")[2] or "it is not sound"
-            if why == _CUT_SHORT:
-                raise cut_short(name, Container.BZIP2, place, self._done)
-            raise corrupt(name, Container.BZIP2, place, self._done, f"cannot be decoded: {why}")
-        end = _end_of_streams(tail)
-        if tail[end:].strip(b"\0"):
-            raise trailing_garbage(name, Container.BZIP2, place - len(tail) + end, self._done)
-        while data := rest.read():
-            if data.strip(b"\0"):
-                place = rest.position - len(data)
-                raise trailing_garbage(name, Container.BZIP2, place, self._done)
+    def _open_rest(self) -> StreamDecoder:
+        """A decoder of what the program has left out.
 
-    def _end_of_input(self) -> tuple[bytes, Input]:
-        """The last bytes that the program has read, and what it has not.
+        It says by its exit status whether all was right with what it has decoded, and leaves out
+        without a word what does not follow a stream at once.
 
         Raises:
-            ImageError: they cannot be read.
+            ImageError: what it has decoded is not right.
         """
-        if self._feeder is not None:
-            return self._feeder.end()
+        end = self._find_end() if self._process.wait() == 0 else None
+        if end is not None:
+            return StreamDecoder(
+                Input(self._origin, end), self._format, is_behind=True, done=self._done
+            )
+        decoder = StreamDecoder(Input(self._origin), self._format)
+        left = self._done
+        buffer = memoryview(bytearray(min(left, MIB)))
+        while left and (count := decoder.readinto(buffer[:left])):
+            left -= count
+        if left:
+            name = self._origin.name
+            raise corrupt(name, self._format.container, 0, self._done, "is decoded in two ways")
+        return decoder
+
+    def _find_end(self) -> int | None:
+        """Where the first stream ends that no other follows at once, as far as that is seen."""
         # The program shares the descriptor's offset.
-        place = 0 if self._file is None else os.lseek(self._file, 0, os.SEEK_CUR)
-        start = max(0, place - self._tail_size)
-        return self._origin.read_at(start, place - start), Input(self._origin, place)
+        place = os.lseek(self._file, 0, os.SEEK_CUR)
+        start = max(0, place - 2 * (usable_cores() + 1) * _READ_AHEAD)
+        tail = self._origin.read_at(start, place - start)
+        for bit in _find_bits(tail, _END_MAGIC):
+            end = (bit + _MAGIC_BITS + _CRC_BITS + 7) // 8
+            if not tail.startswith(self._format.magics, end):
+                return start + end
+        return None
 
 
-def _end_of_streams(tail: bytes) -> int:
-    """Where the first stream ends that no other follows at once; 0 if there is none."""
-    ends = sorted((end + MAGIC_BITS + _CRC_BITS + 7) // 8 for end in find_bits(tail, END_MAGIC))
-    return next((end for end in ends if not tail.startswith(_MAGIC, end)), 0)
-
-
-class _Feeder:
-    """A thread that passes the bytes of an origin on to a program."""
-
-    def __init__(self, source: Input, stdin: IO[bytes], tail_size: int) -> None:
-        self._input = source
-        self._stdin = stdin
-        self._tail = deque[bytes](maxlen=tail_size // MIB + 1)
-        self._failure: ImageError | None = None
-        self._closing = False
-        self._thread = threading.Thread(target=self._feed, name="feed-lbzip2", daemon=True)
-        self._thread.start()
-
-    def end(self) -> tuple[bytes, Input]:
-        """When no more is passed on: the last bytes that were, and what was not.
-
-        Raises:
-            ImageError: reading failed.
-        """
-        self._thread.join()
-        if self._failure is not None:
-            raise self._failure
-        return b"".join(self._tail), self._input
-
-    def close(self) -> None:
-        """Return when nothing more is passed on; the program has ended."""
-        self._closing = True
-        self._thread.join()
-
-    def _feed(self) -> None:
-        try:
-            with self._stdin:
-                while not self._closing and (data := self._input.read(MIB)):
-                    self._tail.append(data)
-                    view = memoryview(data)
-                    while view:
-                        view = view[self._stdin.write(view) :]
-        except BrokenPipeError:
-            return  # it has ended, and its status says why
-        except ImageError as error:
-            self._failure = error
+def _find_bits(data: bytes, magic: int) -> list[int]:
+    """Where, in bits, the 48 bits of ``magic`` stand in ``data``, in order."""
+    found: list[int] = []
+    for shift in range(8):
+        pattern = (magic << 8 - shift).to_bytes(7, "big")
+        # The bytes that the magic fills; what it shares with others is compared behind.
+        core, start = (pattern[:6], 0) if shift == 0 else (pattern[1:6], 1)
+        place = data.find(core, start)
+        while place >= 0:
+            around = int.from_bytes(data[place - start : place - start + 7].ljust(7, b"\0"), "big")
+            if around >> 8 - shift & (1 << _MAGIC_BITS) - 1 == magic:
+                found.append((place - start) * 8 + shift)
+            place = data.find(core, place + 1)
+    return sorted(found)

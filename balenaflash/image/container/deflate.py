@@ -30,4 +30,5 @@ GZIP = StreamFormat(
     magics=(b"\x1f\x8b\x08",),  # RFC 1952, section 2.3.1: the magic, and deflate as the method
     new_engine=_new_gzip_engine,
     failures=DEFLATE_FAILURES,
+    unpack="gzip -dk",
 )

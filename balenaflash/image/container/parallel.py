@@ -7,11 +7,8 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from queue import Empty, SimpleQueue
-from typing import TypeVar
 
 from balenaflash.extent import KIB
-
-Result = TypeVar("Result")
 
 _BUFFER_SIZE = 256 * KIB
 """Bytes of most pieces."""
@@ -20,25 +17,6 @@ _BUFFER_SIZE = 256 * KIB
 def usable_cores() -> int:
     """Processors that this process may run on."""
     return len(os.sched_getaffinity(0))
-
-
-def in_order(jobs: Iterator[Callable[[], Result]], workers: int) -> Generator[Result, None, None]:
-    """The results of ``jobs``, in their order, done by ``workers`` threads.
-
-    ``jobs`` is advanced by the thread that takes the results. One job more than there are workers
-    is begun before its result is asked for. What a job raises is raised here in its turn.
-    """
-    waiting: deque[Future[Result]] = deque()
-    executor = ThreadPoolExecutor(workers)
-    try:
-        for job in jobs:
-            waiting.append(executor.submit(job))
-            if len(waiting) > workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        executor.shutdown(cancel_futures=True)
 
 
 def pieces_in_order(

@@ -1,5 +1,6 @@
 """Streams one after another, decoded from the start: gzip, xz, bzip2 and zstd alike."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,6 +19,17 @@ from balenaflash.image.container.origin import Origin
 
 _PIECE_SIZE = 256 * KIB
 """Bytes decoded in one call at most: they are copied while they are in the processor's cache."""
+
+_FIRST_STEP = 4 * KIB
+"""Bytes put into the engine of a stream that begins: it copies those that the stream leaves."""
+
+_SMALL_STREAM = 4 * KIB
+"""Bytes of an image that a stream holds at least. Those of bgzip hold 64 KiB, of pbzip2 900 kB."""
+
+_MAX_SMALL_STREAMS = 100_000
+"""Smaller streams in one container: each takes time, and memory where there is an index."""
+
+_ZEROS = re.compile(rb"\0*")
 
 
 class Engine(Protocol):
@@ -52,14 +64,17 @@ class StreamFormat:
     failures: tuple[type[Exception], ...]
     """What an engine raises for damaged data."""
 
+    unpack: str
+    """The command that decodes such a stream."""
+
     padding: int | None = 1
-    """Zeros may stand between and behind streams, in multiples of this; ``None``: none may."""
+    """Zeros may stand behind the last stream, in multiples of this; ``None``: none may."""
+
+    padding_between: bool = False
+    """Whether zeros may stand between streams too."""
 
     too_large: str = ""
     """Part of an engine's message for a stream that needs more memory than it may have."""
-
-    unpack: str = ""
-    """The command that decodes such a stream."""
 
 
 def too_large(name: str, layout: StreamFormat) -> ImageError:
@@ -72,24 +87,36 @@ def too_large(name: str, layout: StreamFormat) -> ImageError:
 
 
 class StreamDecoder:
-    """The streams of a container, decoded in order from where ``source`` stands."""
+    """The streams of a container, decoded in order from where ``source`` stands.
 
-    def __init__(self, source: Input, layout: StreamFormat) -> None:
+    A stream begins there or, with ``is_behind``, has ended there. ``done`` is the offset in the
+    image of what is decoded first.
+    """
+
+    def __init__(
+        self, source: Input, layout: StreamFormat, *, is_behind: bool = False, done: int = 0
+    ) -> None:
         self._input = source
         self._format = layout
-        self._engine: Engine | None = layout.new_engine()
-        self._pending = b""
-        """What was read and is still to be put into the engine."""
-        self._done = 0
+        self._is_behind = is_behind
+        self._done = done
+        self._engine: Engine | None = None
+        self._data = b""
+        """What was read last."""
+        self._used = 0
+        """Bytes of it that are decoded."""
+        self._step = _FIRST_STEP
+        self._began = done
+        """Offset in the image of the stream that is being decoded."""
+        self._small = 0
+        """Streams so far that hold next to nothing."""
+        self._ended = False
 
     def readinto(self, buffer: memoryview) -> int:
         """Fill ``buffer``; see ``Decoder``."""
         filled = 0
-        while filled < len(buffer) and self._engine is not None:
-            if self._engine.eof:
-                self._engine = self._next_engine(self._engine.unused_data)
-                continue
-            piece = self._decode(self._engine, min(_PIECE_SIZE, len(buffer) - filled))
+        while filled < len(buffer) and (engine := self._current_engine()) is not None:
+            piece = self._decode(engine, min(_PIECE_SIZE, len(buffer) - filled))
             end = filled + len(piece)
             buffer[filled:end] = piece
             self._done += len(piece)
@@ -99,46 +126,106 @@ class StreamDecoder:
     def close(self) -> None:
         """Give the engine's memory back."""
         self._engine = None
+        self._ended = True
+
+    def _current_engine(self) -> Engine | None:
+        """The engine of the stream that is not at its end; ``None`` behind the last one."""
+        while not self._ended and (self._engine is None or self._engine.eof):
+            if self._engine is not None:
+                self._end_stream(self._engine)
+            self._engine = self._begin_stream()
+            self._ended = self._engine is None
+        return self._engine
 
     def _decode(self, engine: Engine, length: int) -> bytes:
         """Up to ``length`` bytes; none does not mean the end."""
-        data, self._pending = self._pending, b""
-        if not data and engine.needs_input:
-            data = self._input.read()
-            if not data:
-                place = self._input.position
-                raise cut_short(self._input.name, self._format.container, place, self._done)
+        data = b""
+        if engine.needs_input:
+            if not self._peek(1):
+                raise self._cut_short()
+            data = self._data[self._used : self._used + self._step]
+            self._used += len(data)
+            self._step = min(2 * self._step, Input.CHUNK_SIZE)
         try:
             return engine.decompress(data, length)
         except self._format.failures as error:
             raise self._failed(error) from error
 
-    def _next_engine(self, data: bytes) -> Engine | None:
-        """The engine of the stream that follows in ``data``; ``None`` at the end."""
-        data, padding = self._behind_padding(data)
-        if padding % (self._format.padding or 1):
-            raise self._corrupt(f"has {padding} bytes of padding")
-        if not data:
+    def _end_stream(self, engine: Engine) -> None:
+        """Go back to where the stream ended.
+
+        Raises:
+            ImageError: there were too many streams with next to nothing in them.
+        """
+        self._used -= len(engine.unused_data)
+        self._step = _FIRST_STEP
+        self._is_behind = True
+        self._small += self._done - self._began < _SMALL_STREAM
+        self._began = self._done
+        if self._small > _MAX_SMALL_STREAMS:
+            raise ImageError(
+                f"{self._input.name}: has more than {_MAX_SMALL_STREAMS} {self._format.container} "
+                f"streams of less than {_SMALL_STREAM} bytes each",
+                code="image-unsupported",
+                hint="No image is compressed so; if it is one, unpack it first: "
+                f"{self._format.unpack} {self._input.name}",
+            )
+
+    def _begin_stream(self) -> Engine | None:
+        """The engine of the stream that comes next; ``None`` if there is none.
+
+        Raises:
+            ImageError: something else comes.
+        """
+        if self._is_behind and not self._is_followed():
             return None
-        while len(data) < len(self._format.magics[0]) and (more := self._input.read()):
-            data += more
-        if not data.startswith(self._format.magics):
-            place = self._input.position - len(data)
-            raise trailing_garbage(self._input.name, self._format.container, place, self._done)
-        self._pending = data
         return self._format.new_engine()
 
-    def _behind_padding(self, data: bytes) -> tuple[bytes, int]:
-        """What follows the zeros that stand next, and how many they are."""
-        padding = 0
-        while True:
-            rest = data.lstrip(b"\0") if self._format.padding else data
-            padding += len(data) - len(rest)
-            if rest:
-                return rest, padding
-            data = self._input.read()
-            if not data:
-                return b"", padding
+    def _is_followed(self) -> bool:
+        """Whether another stream follows the one that has ended.
+
+        Raises:
+            ImageError: something else follows.
+        """
+        place, magics = self._place, self._format.magics
+        padding = self._skip_zeros() if self._format.padding else 0
+        if padding % (self._format.padding or 1):
+            raise self._corrupt(f"has {padding} bytes of padding")
+        start = self._peek(len(magics[0]))
+        if not start:
+            return False
+        if not padding or self._format.padding_between:
+            if start.startswith(magics):
+                return True
+            if any(magic.startswith(start) for magic in magics):
+                raise self._cut_short()
+        raise trailing_garbage(self._input.name, self._format.container, place, self._done)
+
+    def _skip_zeros(self) -> int:
+        """Go on behind the zeros that come next; how many they are."""
+        skipped = 0
+        while self._peek(1) == b"\0":
+            zeros = _ZEROS.match(self._data, self._used)
+            end = self._used if zeros is None else zeros.end()
+            skipped += end - self._used
+            self._used = end
+        return skipped
+
+    def _peek(self, length: int) -> bytes:
+        """The next ``length`` bytes, fewer only at the end; they are still to be decoded."""
+        while len(self._data) < self._used + length and (more := self._input.read()):
+            self._data = self._data[self._used :] + more
+            self._used = 0
+        return self._data[self._used : self._used + length]
+
+    @property
+    def _place(self) -> int:
+        """Offset in the container of the next byte to be decoded."""
+        return self._input.position - len(self._data) + self._used
+
+    def _cut_short(self) -> ImageError:
+        place = self._input.position
+        return cut_short(self._input.name, self._format.container, place, self._done)
 
     def _failed(self, error: Exception) -> ImageError:
         if self._format.too_large and self._format.too_large in str(error):
@@ -146,8 +233,7 @@ class StreamDecoder:
         return self._corrupt(f"cannot be decoded: {error}")
 
     def _corrupt(self, why: str) -> ImageError:
-        name, place = self._input.name, self._input.position
-        return corrupt(name, self._format.container, place, self._done, why)
+        return corrupt(self._input.name, self._format.container, self._place, self._done, why)
 
 
 @dataclass(frozen=True, slots=True)

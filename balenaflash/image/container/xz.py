@@ -52,6 +52,7 @@ XZ = StreamFormat(
     new_engine=new_xz_engine,
     failures=(lzma.LZMAError,),
     padding=4,  # section 2.2
+    padding_between=True,
     too_large="Memory usage limit",
     unpack="xz -dk",
 )

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from balenaflash.errors import ImageError
-from balenaflash.extent import KIB, MIB
+from balenaflash.extent import KIB
 from balenaflash.image.container.decoder import DOWNLOAD_AGAIN, corrupt
 from balenaflash.image.container.kinds import Container
 from balenaflash.image.container.origin import Origin
@@ -18,8 +18,16 @@ _FOOTER_MAGIC = b"YZ"  # section 2.1.2.4
 FRAME_SIZE = 12
 """Bytes of a stream's header, and of its footer."""
 
-_MAX_INDEX = 16 * MIB  # of one stream, in bytes
-_MAX_BLOCKS = 1 << 18  # of the file: 6 TiB in blocks of xz -T0
+_MAX_STREAMS = 1 << 16
+"""Streams of a file that are looked for. Most files have one; `compress` makes one of 24 MiB."""
+
+_MAX_BLOCKS = 1 << 16
+"""Blocks of a file that are kept: 1.5 TiB in those of xz -T0, 64 GiB in blocks of 1 MiB."""
+
+_MAX_INTEGER = 9  # bytes of a variable-length integer, section 1.2
+_MAX_INDEX = (
+    _MAX_BLOCKS * 2 * _MAX_INTEGER + 20
+)  # bytes: section 4, with all that is beside records
 _KNOWN_CHECKS = frozenset({0, 1, 4, 10})  # section 2.1.1.2: none, CRC-32, CRC-64, SHA-256
 _MAX_SHIFT = 56  # of the ninth and last byte of a variable-length integer, section 1.2
 _MAX_UNPADDED = 1 << 63  # section 4.3.1
@@ -51,9 +59,10 @@ class Block:
 
 
 def read_blocks(origin: Origin, size: int) -> tuple[Block, ...] | None:
-    """The blocks of all streams of an xz file of ``size`` bytes; ``None`` if they are very many.
+    """The blocks of all streams of an xz file of ``size`` bytes.
 
-    Headers, footers, padding and indexes are checked; the blocks are not read.
+    Headers, footers, padding and indexes are checked; the blocks are not read. ``None`` if there
+    are so many streams or blocks that they are better decoded one after another.
 
     Raises:
         ImageError: the file does not end as an xz file does, or an index is not true.
@@ -62,10 +71,10 @@ def read_blocks(origin: Origin, size: int) -> tuple[Block, ...] | None:
     count, end = 0, size
     while end:
         end = _behind_footer(origin, end)
-        stream = _read_stream(origin, end)
-        count += 0 if stream is None else len(stream.records)
-        if stream is None or count > _MAX_BLOCKS:
+        stream = _read_stream(origin, end, _MAX_BLOCKS - count)
+        if stream is None or len(streams) == _MAX_STREAMS:
             return None
+        count += len(stream.records)
         streams.append(stream)
         end = stream.start
     return tuple(_blocks(reversed(streams)))
@@ -94,22 +103,22 @@ def _blocks(streams: Iterable[_Stream]) -> Iterator[Block]:
 
 def _behind_footer(origin: Origin, end: int) -> int:
     """Where the stream ends that stands, with padding behind it, in front of ``end``."""
-    stop = end
+    stop, length = end, FRAME_SIZE
     while stop:
-        start = max(0, stop - 64 * KIB)
+        start = max(0, stop - length)
         rest = origin.read_at(start, stop - start).rstrip(b"\0")
         if rest:
             # The footer's magic is not zero, so that every zero behind it is padding.
             stop = start + len(rest)
             break
-        stop = start
+        stop, length = start, 64 * KIB
     if (end - stop) % 4:
         raise _no_footer(origin, end)
     return stop
 
 
-def _read_stream(origin: Origin, end: int) -> _Stream | None:
-    """The stream whose footer ends at ``end``; ``None`` where its index is very large."""
+def _read_stream(origin: Origin, end: int, most: int) -> _Stream | None:
+    """The stream whose footer ends at ``end``; ``None`` if it has more than ``most`` blocks."""
     footer = origin.read_at(max(0, end - FRAME_SIZE), FRAME_SIZE)
     if len(footer) < FRAME_SIZE or footer[10:] != _FOOTER_MAGIC:
         raise _no_footer(origin, end)
@@ -121,7 +130,9 @@ def _read_stream(origin: Origin, end: int) -> _Stream | None:
         raise _untrue(origin, end, "has an index larger than the file")
     if index_size > _MAX_INDEX:
         return None
-    records = _parse_index(origin, origin.read_at(index_start, index_size), end)
+    records = _parse_index(origin, origin.read_at(index_start, index_size), end, most)
+    if records is None:
+        return None
     start = index_start - sum(_padded(size) for size, _ in records) - FRAME_SIZE
     if start < 0:
         raise _untrue(origin, end, "has blocks larger than the file")
@@ -142,13 +153,18 @@ def _check_header(origin: Origin, start: int, header: bytes, flags: bytes) -> No
         )
 
 
-def _parse_index(origin: Origin, index: bytes, end: int) -> list[tuple[int, int]]:
-    """The records of an index (section 4), whose stream ends at ``end``."""
+def _parse_index(origin: Origin, index: bytes, end: int, most: int) -> list[tuple[int, int]] | None:
+    """The records of an index (section 4) if there are at most ``most``.
+
+    ``end`` is where its stream ends.
+    """
     if index[0] or zlib.crc32(index[:-4]) != _number(index[-4:]):
         raise _untrue(origin, end, "has an index whose checksum is wrong")
     numbers = _integers(index[1:-4])
     count = next(numbers, 0)
-    records = [(next(numbers, 0), next(numbers, 0)) for _ in range(min(count, len(index)))]
+    if count > most:
+        return None
+    records = [(next(numbers, 0), next(numbers, 0)) for _ in range(count)]
     if len(records) < count or not all(0 < size < _MAX_UNPADDED for size, _ in records):
         raise _untrue(origin, end, "has an index that makes no sense")
     return records
