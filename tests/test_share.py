@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 import pytest
+from click.shell_completion import ShellComplete
 from commandline import RunBalenaflash, clean_environment, commands_of
 
 import balenaflash as package
@@ -85,3 +86,34 @@ def test_the_wheel_holds_all_of_it(tmp_path: Path) -> None:
     ):
         assert name in names
     assert not [name for name in names if name.startswith("tests/")]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_shipped_completions_are_those_of_the_command(
+    shell: str, balenaflash: RunBalenaflash
+) -> None:
+    script = balenaflash("completion", shell).stdout
+    assert script.strip() == (SHARE / f"completion.{shell}").read_text().strip()
+    assert 'split "," ' not in script  # a help may have a comma in it
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["inspect", ""],
+        ["network", "add", "wifi", "x.img", "--psk-file", ""],
+        ["network", "add", "ethernet", "x.img", "--keyfile", ""],
+        ["config", "merge", "x.img", ""],
+        ["boot", "put", "x.img", ""],
+        ["boot", "get", "x.img", "/config.json", ""],
+        ["boot", "splash", "x.img", ""],
+        ["inspect", "--certificate", ""],
+        ["edit", "x.img", "--recipe", ""],
+        ["write", "x.img", "/dev/s"],
+    ],
+    ids=" ".join,
+)
+def test_what_names_a_file_is_completed_by_the_shell(words: list[str]) -> None:
+    completion = ShellComplete(app, {}, "balenaflash", "_BALENAFLASH_COMPLETE")
+    found = completion.get_completions(words[:-1], words[-1])
+    assert [each.type for each in found] == ["file"]

@@ -8,7 +8,7 @@ import click
 
 from balenaflash.cli.answer import Answer
 from balenaflash.cli.edit_answer import answer_edits
-from balenaflash.cli.given_content import read_given
+from balenaflash.cli.given_content import complete_file, read_given
 from balenaflash.cli.image_argument import IMAGE
 from balenaflash.cli.session import Session, edit_options, with_session
 
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("image", type=IMAGE)
-@click.argument("sources", metavar="SRC... [DEST]", nargs=-1, required=True)
+@click.argument(
+    "sources", metavar="SRC... [DEST]", nargs=-1, required=True, shell_complete=complete_file
+)
 @edit_options
 @with_session
 def put(session: Session, image: "ImageLocation", sources: tuple[str, ...]) -> Answer:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from balenaflash.cli.answer import Answer
+from balenaflash.cli.given_content import complete_file
 from balenaflash.cli.image_argument import IMAGE
 from balenaflash.cli.image_options import member_option
 from balenaflash.cli.session import Session, with_session
@@ -93,7 +94,7 @@ def cat(session: Session, image: "ImageLocation", path: str) -> Answer:
 @click.command("get")
 @click.argument("image", type=IMAGE)
 @click.argument("path")
-@click.argument("out", default=".")
+@click.argument("out", default=".", shell_complete=complete_file)
 @click.option("-f", "--overwrite", is_flag=True, help="Replace files where they exist.")
 @click.option("--force", is_flag=True, hidden=True)  # the name of earlier versions
 @member_option

@@ -6,7 +6,7 @@ import click
 
 from balenaflash.cli.answer import Answer
 from balenaflash.cli.edit_answer import answer_edits
-from balenaflash.cli.given_content import read_given
+from balenaflash.cli.given_content import complete_file, read_given
 from balenaflash.cli.image_argument import IMAGE
 from balenaflash.cli.session import Session, edit_options, with_session
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("image", type=IMAGE)
-@click.argument("logo", metavar="LOGO.png")
+@click.argument("logo", metavar="LOGO.png", shell_complete=complete_file)
 @edit_options
 @with_session
 def splash(session: Session, image: "ImageLocation", logo: str) -> Answer:

@@ -8,6 +8,7 @@ import click
 from balenaflash.cli.answer import Answer
 from balenaflash.cli.edit_answer import answer_edits
 from balenaflash.cli.given_content import (
+    complete_file,
     read_given,
     read_given_text,
     require_one_standard_input,
@@ -70,7 +71,7 @@ def unset(session: Session, image: "ImageLocation", keys: tuple[str, ...]) -> An
 
 @click.command()
 @click.argument("image", type=IMAGE)
-@click.argument("file")
+@click.argument("file", shell_complete=complete_file)
 @edit_options
 @with_session
 def merge(session: Session, image: "ImageLocation", file: str) -> Answer:

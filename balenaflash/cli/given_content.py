@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import click
+from click.shell_completion import CompletionItem
 
 from balenaflash.cli.confirmation import take_standard_input
 from balenaflash.errors import EditError
@@ -16,6 +17,13 @@ _MAX_SIZE = GIB
 
 _MAX_TEXT_SIZE = MIB
 """Bytes taken of a text; a key, a passphrase or a list has a few KiB."""
+
+
+def complete_file(
+    _context: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Let the shell complete the names of files, for an option or argument that names one."""
+    return [CompletionItem(incomplete, type="file")]
 
 
 def read_given(name: str, *, limit: int = _MAX_SIZE) -> bytes:

@@ -7,7 +7,7 @@ import click
 
 from balenaflash.cli.answer import Answer
 from balenaflash.cli.edit_answer import answer_edits
-from balenaflash.cli.given_content import read_given_text
+from balenaflash.cli.given_content import complete_file, read_given_text
 from balenaflash.cli.image_argument import IMAGE
 from balenaflash.cli.network_options import (
     CommonOptions,
@@ -37,7 +37,12 @@ def add() -> None:
 @add.command()
 @click.argument("image", type=IMAGE)
 @click.option("--ssid", metavar="SSID", help="Name of the network; any bytes, 32 at most.")
-@click.option("--psk-file", metavar="FILE", help="File with the passphrase; - is standard input.")
+@click.option(
+    "--psk-file",
+    metavar="FILE",
+    shell_complete=complete_file,
+    help="File with the passphrase; - is standard input.",
+)
 @click.option("--open", "unsecured", is_flag=True, help="The network has no passphrase.")
 @click.option("--wpa3", is_flag=True, help="Join with WPA3 (SAE) only, never with WPA2.")
 @click.option("--hidden", is_flag=True, help="The network does not announce its name.")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypedDict, TypeVar
 
 import click
 
-from balenaflash.cli.given_content import STANDARD_INPUT, read_given
+from balenaflash.cli.given_content import STANDARD_INPUT, complete_file, read_given
 
 if TYPE_CHECKING:
     from balenaflash.boot.connection import Common
@@ -33,6 +33,7 @@ _OPTIONS = (
     click.option(
         "--keyfile",
         metavar="FILE",
+        shell_complete=complete_file,
         help="Put this keyfile of NetworkManager as it is, such as for WPA Enterprise.",
     ),
     click.option("--interface", metavar="IF", help="Use this interface only, such as wlan0."),
