@@ -80,12 +80,14 @@ def plan_gpt_move(source: Source, table: PartitionTable, disk_size: int) -> tupl
     return move_backup(source, table, disk_size)
 
 
-def lay_move_over(source: Source, patches: Sequence[Patch], image_end: int) -> Source:
+def lay_move_over(source: Source, patches: Sequence[Patch]) -> Source:
     """The image as it is on a disk with ``patches``, up to its own end."""
+    # Past the end of a stream, wherever that is, nothing is read.
+    end = source.size
     inside = [
-        Patch(patch.offset, patch.data[: image_end - patch.offset])
+        patch if end is None else Patch(patch.offset, patch.data[: end - patch.offset])
         for patch in patches
-        if patch.offset < image_end
+        if end is None or patch.offset < end
     ]
     return Overlay(source, inside) if inside else source
 

@@ -149,6 +149,23 @@ def test_a_counterfeit_card_accepts_more_than_it_holds(
     assert read_direct(device.node)[: 5 * MIB] == expected
 
 
+def test_what_was_not_flushed_is_lost_with_the_power(fault_device: MakeFaultDevice) -> None:
+    device = fault_device(size=SIZE)
+    device.set(volatile=True)
+    write_direct(device.node, pattern(SIZE)[: 4 * MIB])
+    write_direct(device.node, bytes(MIB), flush=False)
+    assert device.raw(0, MIB) == bytes(MIB)
+    device.set()
+    assert device.raw(0, SIZE) == pattern(SIZE)[: 4 * MIB] + bytes(4 * MIB)
+
+
+def test_a_cache_is_lost_once_and_without_an_error(fault_device: MakeFaultDevice) -> None:
+    device = fault_device(size=SIZE)
+    device.set(volatile=True, cache_lost_after=4 * MIB)
+    write_direct(device.node, pattern(SIZE))
+    assert device.raw(0, SIZE) == bytes(4 * MIB) + pattern(SIZE)[4 * MIB :]
+
+
 def test_a_device_vanishes_after_just_so_many_bytes(fault_device: MakeFaultDevice) -> None:
     device = fault_device(size=SIZE)
     device.set(vanish_after=2 * MIB + 4096)

@@ -108,7 +108,7 @@ def verify(
         source = edited.source
         with stop_at_next_block(session) as stop, open_for_comparison(target) as medium:
             move = plan_gpt_move(source, plan.table, medium.size) if fix_gpt else ()
-            source = lay_move_over(source, move, plan.least_size)
+            source = lay_move_over(source, move)
             comparison = compare(source, medium, plan, progress_for(session), stop)
             comparison.require_equal(source, plan, str(target))
             require_moved(medium, move)

@@ -59,7 +59,10 @@ if TYPE_CHECKING:
 @click.option(
     "--skip-equal",
     is_flag=True,
-    help="Read TARGET first and write only what differs: for a card that had this image before.",
+    help=(
+        "Read TARGET first and write only what differs, then read all of it once more: for a card "
+        "that had this image before."
+    ),
 )
 @click.option(
     "--unwrap",

@@ -76,8 +76,10 @@ def left_text(ending: "Ending") -> str:
 
 def _report_lines(name: str, report: "FlashReport") -> list[str]:
     texts = [_speed("written", report.bytes_written, report.write_seconds)]
+    is_read_back = report.bytes_read_back is not None
     if report.bytes_equal:
-        texts.append(f"{format_size(report.bytes_equal)} held already")
+        when = "" if is_read_back or not report.bytes_written else ", before the rest was written"
+        texts.append(f"{format_size(report.bytes_equal)} held already{when}")
     if report.bytes_read_back is None or report.verify_seconds is None:
         texts.append("nothing was read back (--no-verify)")
     else:
@@ -94,7 +96,7 @@ def _report_lines(name: str, report: "FlashReport") -> list[str]:
         lines.append(f"{name}: the backup GPT was moved to the end of the disk")
     if report.failed_reads:
         lines.append(
-            f"{name}: {report.failed_reads} reads failed first and succeeded the second time: "
+            f"{name}: {report.failed_reads} times a read failed first and succeeded then: "
             "the reader or the cable is not reliable"
         )
     if report.unsteady_reads:

@@ -100,6 +100,12 @@ class Behaviour:
     gone: bool = False
     """Whether it has vanished already, and its size with it."""
 
+    volatile: bool = False
+    """Whether what was not flushed is lost when the behaviour is set anew, as by a power cut."""
+
+    cache_lost_after: int | None = None
+    """Bytes written after which what was not flushed is lost, once and without a word."""
+
     write_bps: float | None = None
     """Bytes a second, as ``read_bps``; ``None`` for as fast as it goes."""
 

@@ -28,6 +28,9 @@ class Medium:
         self._lock = threading.Lock()
         self._idle_at = 0.0
         self._stats = Stats()
+        self._cache: list[tuple[int, bytes]] = []
+        """What was stored where before each write since the last flush, if that may be lost."""
+
         self._set(Behaviour())
 
     @property
@@ -44,6 +47,7 @@ class Medium:
     def set(self, behaviour: Behaviour) -> None:
         """Behave differently from the next request on, and count from zero."""
         with self._lock:
+            self._lose_cache()
             self._set(behaviour)
 
     def write(self, offset: int, data: bytearray) -> int:
@@ -63,6 +67,7 @@ class Medium:
                     data[fault.start - offset] ^= fault.mask
         self._store(offset, memoryview(data)[:present])
         self._add(writes=1, bytes_written=present, unflushed=present)
+        self._lose_cache_in_time()
         if present < len(data):
             raise OSError(errno.ENODEV, "the medium vanished")
         return len(data)
@@ -89,6 +94,7 @@ class Medium:
         for fault in self._hits(Operation.FLUSH, 0, 1)[:1]:
             raise OSError(fault.errno, "flush fault")
         with self._lock:
+            self._cache.clear()
             self._stats = replace(self._stats, flushes=self._stats.flushes + 1, unflushed=0)
 
     def zero(self, offset: int, length: int) -> None:
@@ -96,6 +102,7 @@ class Medium:
         self._admit(0)
         for start, size in self._places(offset, length):
             if start is not None:
+                self._remember(start, size)
                 self._punch_hole(start, size)
         self._add(discards=1)
 
@@ -167,8 +174,27 @@ class Medium:
         done = 0
         for start, size in self._places(offset, len(data)):
             if start is not None:
+                self._remember(start, size)
                 os.pwrite(self._descriptor, data[done : done + size], start)
             done += size
+
+    def _remember(self, start: int, size: int) -> None:
+        """Keep what is about to be overwritten, if the write may be lost."""
+        if self._behaviour.volatile:
+            with self._lock:
+                self._cache.append((start, os.pread(self._descriptor, size, start)))
+
+    def _lose_cache(self) -> None:
+        while self._cache:
+            start, before = self._cache.pop()
+            os.pwrite(self._descriptor, before, start)
+
+    def _lose_cache_in_time(self) -> None:
+        with self._lock:
+            limit = self._behaviour.cache_lost_after
+            if limit is not None and self._stats.bytes_written >= limit:
+                self._lose_cache()
+                self._behaviour = replace(self._behaviour, cache_lost_after=None)
 
     def _keep_old(self, fault: Fault, offset: int, data: bytearray) -> None:
         """Put what is stored already where ``data`` is not to be stored."""
