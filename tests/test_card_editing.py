@@ -526,6 +526,21 @@ def test_an_edit_that_lands_in_the_partition_table_too_is_found(
     assert records(state) == []
 
 
+def test_a_bit_wrong_beside_the_mark_of_an_edit_is_put_right(
+    built: BuiltImage, fault_device: MakeFaultDevice, state: Path
+) -> None:
+    before = built.path.read_bytes()
+    device = fault_device(size=len(before))
+    device.fill(before)
+    card = find_card(device.node)
+    # In the boot sector, which no edit changes but for the mark.
+    device.set(faults=[replace(bit_flip(built.boot_extent.start + 54), count=1)])
+    with pytest.raises(VerificationError, match="it is as it was before"):
+        edit_card(card, EDITS)
+    assert device.raw(0, device.size) == before
+    assert records(state) == []
+
+
 def test_a_write_that_is_lost_is_found_by_reading_back(
     built: BuiltImage, device: FaultDevice, state: Path
 ) -> None:

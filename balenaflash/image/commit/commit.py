@@ -7,7 +7,7 @@ record deals with it first (`balenaflash.image.opening`). Whoever finds the mark
 since the image was moved without it, knows that it is half-edited.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -161,11 +161,15 @@ def commit(
         return CommitReport(())
     mark, marked = how.mark, MarkedStore(store, how.mark)
     unmarked = tuple(_without_mark(run, mark) for run in runs)
+    recorded = sorted(
+        (*unmarked, *_around_mark(source, mark, store.alignment, unmarked)),
+        key=lambda run: run.offset,
+    )
     replacements = (
         Replacement.between(run.offset, source.read(run.offset, len(run.new)), run.new)
-        for run in unmarked
+        for run in recorded
     )
-    write_record(file, store.size, mark, len(runs), replacements)
+    write_record(file, store.size, mark, len(recorded), replacements)
     try:
         marked.begin()
         write_runs(marked, unmarked)
@@ -192,6 +196,22 @@ def _without_mark(run: Run, mark: EditMark | None) -> Run:
     new = bytearray(run.new)
     new[mark.offset - run.offset] = mark.before
     return Run(run.offset, memoryview(new))
+
+
+def _around_mark(
+    source: Source, mark: EditMark | None, unit: int, runs: Sequence[Run]
+) -> Iterator[Run]:
+    """The rest of the sector that the mark is in, as it is: it is written with the mark.
+
+    Should that go wrong, it has to be undone like all else. Of a file only one byte is written.
+    """
+    if mark is None or unit == 1:
+        return
+    first = mark.offset - mark.offset % unit
+    for start in range(first, first + unit, SECTOR_SIZE):
+        sector = Extent(start, start + SECTOR_SIZE)
+        if not any(run.extent.overlaps(sector) for run in runs):
+            yield Run(start, memoryview(source.read(start, SECTOR_SIZE)))
 
 
 def _undo(store: Store, file: RecordFile) -> str:
