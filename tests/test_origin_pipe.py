@@ -45,7 +45,7 @@ def fed(pieces: list[bytes], *, pause: float = 0) -> Iterator[int]:
 
 @settings(max_examples=50)
 @given(
-    pieces=st.lists(st.binary(max_size=5000), max_size=20),
+    pieces=st.lists(st.binary(max_size=5000), max_size=20).filter(any),
     steps=st.lists(st.integers(1, 9000), min_size=1, max_size=30),
 )
 def test_the_bytes_come_whole_however_they_were_written(
@@ -74,6 +74,14 @@ def test_a_slow_writer_is_waited_for() -> None:
         sizes.append(origin.size)
         assert sizes == [None, None, 9]
         assert origin.read_at(9, 1) == b""
+
+
+def test_an_input_without_a_byte_is_told_with_what_may_be_the_cause() -> None:
+    with fed([]) as descriptor, pytest.raises(ImageError) as caught:
+        PipeOrigin(descriptor).read_at(0, 512)
+    assert caught.value.code == "image-empty"
+    assert str(caught.value) == "standard input: is empty"
+    assert caught.value.hint == "Did the command before the pipe fail?"
 
 
 def test_the_first_64_kib_can_be_read_again() -> None:

@@ -39,7 +39,7 @@ class PipeOrigin:
         """The bytes ``[offset, offset + length)``, fewer only at the end.
 
         Raises:
-            ImageError: reading failed.
+            ImageError: reading failed, or there is nothing at all.
             ValueError: as `ForwardReader.read_at`.
         """
         return self._forward.read_at(offset, length)
@@ -54,6 +54,12 @@ class PipeOrigin:
             block = _read_some(self._descriptor, min(limit, MIB))
         except OSError as error:
             raise _unreadable(self.name, f"at byte {self._passed}: {error.strerror}") from error
+        if not block and not self._passed:
+            raise ImageError(
+                "standard input: is empty",
+                code="image-empty",
+                hint="Did the command before the pipe fail?",
+            )
         self._passed += len(block)
         self._ended = not block
         return block
