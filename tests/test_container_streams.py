@@ -95,6 +95,89 @@ def test_zeros_behind_are_padding(
     assert decoded(new_origin(compress(TAIL) + bytes(6_000_001))) == TAIL
 
 
+@needs_compressors
+@pytest.mark.parametrize("new_origin", ORIGINS)
+@pytest.mark.parametrize("kind", ["gzip", "bzip2"])
+def test_a_stream_behind_zeros_is_missed(kind: str, new_origin: Callable[[bytes], Origin]) -> None:
+    stored = COMPRESSORS[kind](TAIL)
+    content = stored + bytes(1000) + stored
+    tool = subprocess.run((kind, "-dc"), input=content, capture_output=True, check=False)
+    assert tool.stdout == TAIL, "it leaves the second one out"
+    with pytest.raises(ImageError, match=f"ends at byte {len(stored)} ") as caught:
+        decoded(new_origin(content))
+    assert caught.value.code == "image-trailing-garbage"
+
+
+def refused_by(tool: str, content: bytes) -> bool:
+    tested = subprocess.run((tool, "-t"), input=content, capture_output=True, check=False)
+    return tested.returncode != 0
+
+
+@needs_compressors
+@pytest.mark.parametrize("new_origin", ORIGINS)
+@pytest.mark.parametrize("flag", [0x20, 0x40, 0x80])
+def test_a_reserved_flag_of_gzip_is_not_passed_over(
+    flag: int, new_origin: Callable[[bytes], Origin]
+) -> None:
+    stored = gzip.compress(TAIL)
+    flagged = stored[:3] + bytes([flag]) + stored[4:]
+    for content in (flagged, stored + flagged):
+        assert refused_by("gzip", content)
+        with pytest.raises(ImageError, match=f"flags \\({flag:#x}\\)") as caught:
+            decoded(new_origin(content))
+        assert caught.value.code == "image-unsupported"
+
+
+def xz_of(content: bytes, *, check: int = 1, index: bytes = b"") -> bytes:
+    """``content`` in xz, with another kind of check, of 4 bytes, and other bytes of its index."""
+    stored = lzma.compress(content, check=lzma.CHECK_CRC32)
+    flags = bytes([0, check])
+    index_size = (int.from_bytes(stored[-8:-4], "little") + 1) * 4
+    body = index or stored[-12 - index_size : -16]
+    tail = ((len(body) + 4) // 4 - 1).to_bytes(4, "little") + flags
+    parts = [
+        stored[:6] + flags + zlib.crc32(flags).to_bytes(4, "little"),
+        stored[12 : -12 - index_size],
+        body + zlib.crc32(body).to_bytes(4, "little"),
+        zlib.crc32(tail).to_bytes(4, "little") + tail + b"YZ",
+    ]
+    return b"".join(parts)
+
+
+@needs_compressors
+@pytest.mark.parametrize("new_origin", ORIGINS)
+def test_an_unknown_check_of_xz_is_told(new_origin: Callable[[bytes], Origin]) -> None:
+    assert decoded(new_origin(xz_of(TAIL))) == TAIL
+    for content in (xz_of(TAIL, check=2), xz_of(TAIL) + xz_of(TAIL, check=3)):
+        assert refused_by("xz", content)
+        with pytest.raises(ImageError, match=r"checksum \(xz flags 000[23]\)") as caught:
+            decoded(new_origin(content))
+        assert caught.value.code == "image-unsupported"
+
+
+@needs_compressors
+@pytest.mark.parametrize("new_origin", ORIGINS)
+@pytest.mark.parametrize("change", ["padding", "longer padding", "long integer"])
+def test_an_xz_index_is_checked_as_by_xz(
+    change: str, new_origin: Callable[[bytes], Origin]
+) -> None:
+    content = b"Hello\n" * 40
+    stored = lzma.compress(content, check=lzma.CHECK_CRC32)
+    index = stored[-12 - (int.from_bytes(stored[-8:-4], "little") + 1) * 4 : -16]
+    records = index.rstrip(b"\0")
+    assert len(records) < len(index), "it has padding"
+    changed = {
+        "padding": index[:-1] + b"\1",
+        "longer padding": index + bytes(4),
+        "long integer": (b"\0\x81\0" + records[2:]).ljust(8, b"\0"),
+    }[change]
+    assert not refused_by("xz", xz_of(content, index=index))
+    assert refused_by("xz", xz_of(content, index=changed))
+    with pytest.raises(ImageError) as caught:
+        decoded(new_origin(xz_of(content, index=changed)))
+    assert caught.value.code == "image-corrupt"
+
+
 @pytest.mark.parametrize("new_origin", ORIGINS)
 @pytest.mark.parametrize("garbage", [b"something else", bytes(70_000) + b"x" * 70_000])
 @pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress, zstd.compress])
@@ -305,8 +388,7 @@ def test_a_bzip2_block_larger_than_its_header_allows_is_damage(
     stored = bytearray(bz2.compress(noise(1, 350_000), 9))
     stored[3] = ord("1")
     for program in ("bzip2", "lbzip2"):
-        with pytest.raises(subprocess.CalledProcessError):
-            run(program, "-t", content=bytes(stored))
+        assert refused_by(program, bytes(stored))
     assert judged_by_both(in_file(bytes(stored)))[0] == "image-corrupt"
 
 

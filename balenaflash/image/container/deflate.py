@@ -9,6 +9,12 @@ from balenaflash.image.container.stream import Engine, StreamFormat
 DEFLATE_FAILURES: tuple[type[Exception], ...] = (igzip_lib.error,)  # type: ignore[assignment]
 """What the engines here raise for damaged data."""
 
+# RFC 1952, section 2.3.1; 2.3.1.2: the reserved flags "must give an error indication", as what
+# follows may then mean something else.
+_GZIP_HEADER = 4  # bytes that end with the flags
+_FLAGS = 3
+_RESERVED = 0xE0
+
 
 def new_deflate_engine() -> Engine:
     """An engine for deflate without header and trailer, as zip has it."""
@@ -25,10 +31,19 @@ def _new_gzip_engine() -> Engine:
     return igzip_lib.IgzipDecompressor(igzip_lib.DECOMP_GZIP)
 
 
+def _find_reserved(header: bytes) -> str | None:
+    flags = header[_FLAGS] if len(header) == _GZIP_HEADER else 0
+    if not flags & _RESERVED:
+        return None
+    return f"has gzip flags ({flags:#04x}) that are not known"
+
+
 GZIP = StreamFormat(
     container=Container.GZIP,
     magics=(b"\x1f\x8b\x08",),  # RFC 1952, section 2.3.1: the magic, and deflate as the method
     new_engine=_new_gzip_engine,
     failures=DEFLATE_FAILURES,
     unpack="gzip -dk",
+    header_size=_GZIP_HEADER,
+    find_unknown=_find_reserved,
 )

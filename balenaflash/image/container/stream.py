@@ -51,6 +51,10 @@ class Engine(Protocol):
         """At most ``max_length`` decoded bytes; what is left of ``data`` is kept."""
 
 
+def _nothing_unknown(_header: bytes) -> None:
+    """The engine understands every stream that it decodes."""
+
+
 @dataclass(frozen=True, slots=True)
 class StreamFormat:
     """A format whose files are streams one after another."""
@@ -73,8 +77,19 @@ class StreamFormat:
     padding_between: bool = False
     """Whether zeros may stand between streams too."""
 
+    header_size: int = 0
+    """Bytes of a stream that ``find_unknown`` looks at."""
+
+    find_unknown: Callable[[bytes], str | None] = _nothing_unknown
+    """What a stream's first bytes say that its engine does not understand, but may pass over."""
+
     too_large: str = ""
     """Part of an engine's message for a stream that needs more memory than it may have."""
+
+
+def not_known(name: str, fact: str) -> ImageError:
+    """The error for a stream that says what is not understood."""
+    return ImageError(f"{name}: {fact}", code="image-unsupported")
 
 
 def too_large(name: str, layout: StreamFormat) -> ImageError:
@@ -175,10 +190,13 @@ class StreamDecoder:
         """The engine of the stream that comes next; ``None`` if there is none.
 
         Raises:
-            ImageError: something else comes.
+            ImageError: something else comes, or its header says what is not understood.
         """
         if self._is_behind and not self._is_followed():
             return None
+        unknown = self._format.find_unknown(self._peek(self._format.header_size))
+        if unknown is not None:
+            raise not_known(self._input.name, unknown)
         return self._format.new_engine()
 
     def _is_followed(self) -> bool:

@@ -27,7 +27,13 @@ from balenaflash.image.container.stream import (
     StreamFormat,
     too_large,
 )
-from balenaflash.image.container.xz_index import STREAM_MAGIC, Block, read_blocks
+from balenaflash.image.container.xz_index import (
+    FRAME_SIZE,
+    STREAM_MAGIC,
+    Block,
+    find_unknown_check,
+    read_blocks,
+)
 
 MEMORY_LIMIT = 256 * MIB
 """What decoding one block may take, above all its dictionary: of xz -9 it is 64 MiB."""
@@ -53,6 +59,8 @@ XZ = StreamFormat(
     failures=(lzma.LZMAError,),
     padding=4,  # section 2.2
     padding_between=True,
+    header_size=FRAME_SIZE,
+    find_unknown=find_unknown_check,
     too_large="Memory usage limit",
     unpack="xz -dk",
 )

@@ -12,6 +12,7 @@ from balenaflash.extent import KIB
 from balenaflash.image.container.decoder import DOWNLOAD_AGAIN, corrupt
 from balenaflash.image.container.kinds import Container
 from balenaflash.image.container.origin import Origin
+from balenaflash.image.container.stream import not_known
 
 STREAM_MAGIC = b"\xfd7zXZ\0"  # section 2.1.1.1
 _FOOTER_MAGIC = b"YZ"  # section 2.1.2.4
@@ -29,6 +30,7 @@ _MAX_INDEX = (
     _MAX_BLOCKS * 2 * _MAX_INTEGER + 20
 )  # bytes: section 4, with all that is beside records
 _KNOWN_CHECKS = frozenset({0, 1, 4, 10})  # section 2.1.1.2: none, CRC-32, CRC-64, SHA-256
+_ALIGNMENT = 4  # bytes, of blocks and indexes
 _MAX_SHIFT = 56  # of the ninth and last byte of a variable-length integer, section 1.2
 _MAX_UNPADDED = 1 << 63  # section 4.3.1
 
@@ -146,11 +148,21 @@ def _check_header(origin: Origin, start: int, header: bytes, flags: bytes) -> No
         raise _untrue(origin, start, "does not start where its index says")
     if header[6:8] != flags:
         raise _untrue(origin, start, "has a header and a footer that differ")
-    if flags[0] or flags[1] not in _KNOWN_CHECKS:
-        raise ImageError(
-            f"{origin.name}: has a kind of checksum (xz flags {flags.hex()}) that is not known",
-            code="image-unsupported",
-        )
+    unknown = find_unknown_check(header)
+    if unknown is not None:
+        raise not_known(origin.name, unknown)
+
+
+def find_unknown_check(header: bytes) -> str | None:
+    """What a stream's ``header`` says of its checksums that is not understood.
+
+    liblzma decodes such a stream without checking its content.
+    """
+    flags = header[6:8]
+    is_sound = len(header) == FRAME_SIZE and zlib.crc32(flags) == _number(header[8:])
+    if not is_sound or (not flags[0] and flags[1] in _KNOWN_CHECKS):
+        return None
+    return f"has a kind of checksum (xz flags {flags.hex()}) that is not known"
 
 
 def _parse_index(origin: Origin, index: bytes, end: int, most: int) -> list[tuple[int, int]] | None:
@@ -161,25 +173,34 @@ def _parse_index(origin: Origin, index: bytes, end: int, most: int) -> list[tupl
     if index[0] or zlib.crc32(index[:-4]) != _number(index[-4:]):
         raise _untrue(origin, end, "has an index whose checksum is wrong")
     numbers = _integers(index[1:-4])
-    count = next(numbers, 0)
+    count, end_of_records = next(numbers, (0, 0))
     if count > most:
         return None
-    records = [(next(numbers, 0), next(numbers, 0)) for _ in range(count)]
-    if len(records) < count or not all(0 < size < _MAX_UNPADDED for size, _ in records):
+    records = []
+    for _ in range(count):
+        unpadded_size, _end = next(numbers, (0, 0))
+        content_size, end_of_records = next(numbers, (0, 0))
+        records.append((unpadded_size, content_size))
+    padding = index[1 + end_of_records : -4]
+    is_sound = end_of_records and len(padding) < _ALIGNMENT and not any(padding)  # section 4.4
+    if not is_sound or not all(0 < size < _MAX_UNPADDED for size, _ in records):
         raise _untrue(origin, end, "has an index that makes no sense")
     return records
 
 
-def _integers(data: bytes) -> Iterator[int]:
-    """The variable-length integers (section 1.2) in ``data``."""
+def _integers(data: bytes) -> Iterator[tuple[int, int]]:
+    """The variable-length integers (section 1.2) in ``data``, each with where it ends."""
     value = shift = 0
-    for byte in data:
+    for place, byte in enumerate(data):
         value |= (byte & 0x7F) << shift
-        shift += 7
         if not byte & 0x80:
-            yield value
+            if shift and not byte:
+                return  # longer than it need be
+            yield value, place + 1
             value = shift = 0
-        elif shift > _MAX_SHIFT:
+            continue
+        shift += 7
+        if shift > _MAX_SHIFT:
             return
 
 
