@@ -12,7 +12,10 @@ import balenaflash
 PACKAGE = Path(balenaflash.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-FLOOR = {"durable", "errors", "extent", "progress", "rereading", "waiting", "spelling"}
+FLOOR = {
+    *("durable", "errors", "extent", "progress", "rereading", "spelling", "system_programs"),
+    "waiting",
+}
 """What every layer may use."""
 
 HOMES = {
@@ -99,3 +102,18 @@ def test_help_loads_no_heavy_library() -> None:
     loaded = {line.rpartition("|")[2].strip() for line in run.stderr.splitlines()}
     assert not loaded & {"parted", "pyfatfs", "pyudev", "tqdm", "xxhash", "concurrent.futures"}
     assert "click" in loaded
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_id)
+def test_a_program_gets_nothing_of_the_environment_that_it_does_not_need(path: Path) -> None:
+    # `balenaflash.system_programs` says where programs are found, and what they get.
+    for call in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(call, ast.Call):
+            continue
+        called = ast.unparse(call.func)
+        if called in {"subprocess.run", "subprocess.Popen"}:
+            environment = next(word.value for word in call.keywords if word.arg == "env")
+            assert "environment(" in ast.unparse(environment)
+        else:
+            assert not called.startswith(("subprocess.", "os.exec", "os.spawn", "os.system"))
+            assert called != "shutil.which" or path.stem == "system_programs"

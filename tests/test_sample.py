@@ -217,39 +217,40 @@ def test_the_tools_are_found_where_an_ordinary_user_has_no_path_to(tmp_path: Pat
     make(tmp_path / "sample.img", PATH="/usr/bin:/bin")
 
 
-@pytest.mark.needs("root")
-@pytest.mark.parametrize("tool", TOOLS)
-def test_a_missing_tool_is_named_with_its_package(tmp_path: Path, tool: str) -> None:
-    # In a mount namespace of its own, something that is no program lies over the tool.
+def sample_with(tool: str, other: Path, place: Path) -> subprocess.CompletedProcess[str]:
+    """Make a sample in a mount namespace of its own, where ``other`` lies over the tool."""
     there = Path(shutil.which(tool) or "").resolve()
-    hidden = f'mount --bind /dev/null {there} && exec "$@"'
-    command = [sys.executable, "-m", "balenaflash", "sample", str(tmp_path / "sample.img")]
+    hidden = f'mount --bind {other} {there} && exec "$@"'
+    command = [sys.executable, "-m", "balenaflash", "sample", str(place)]
     with no_mounts_of_others():
-        result = subprocess.run(
+        return subprocess.run(
             ["unshare", "--mount", "sh", "-c", hidden, "sh", *command],
             env=clean_environment(),
             capture_output=True,
             text=True,
             check=False,
         )
+
+
+@pytest.mark.needs("root")
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_missing_tool_is_named_with_its_package(tmp_path: Path, tool: str) -> None:
+    result = sample_with(tool, Path("/dev/null"), tmp_path / "sample.img")
     assert (result.returncode, result.stdout) == (3, "")
     assert f"{tool}: not installed" in result.stderr
     assert f"apt install {TOOLS[tool]}" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.needs("root")
 @pytest.mark.parametrize("tool", TOOLS)
-def test_a_tool_that_fails_leaves_nothing_behind(
-    balenaflash: RunBalenaflash, tmp_path: Path, tool: str
-) -> None:
-    broken = tmp_path / "bin" / tool
-    broken.parent.mkdir()
+def test_a_tool_that_fails_leaves_nothing_behind(tmp_path: Path, tool: str) -> None:
+    broken = tmp_path / tool
     broken.write_text("#!/bin/sh\necho 'not today' >&2\nexit 9\n", encoding="utf-8")
     broken.chmod(0o755)
     place = tmp_path / "place"
     place.mkdir()
-    search = f"{broken.parent}{os.pathsep}{os.environ['PATH']}"
-    result = balenaflash("sample", place / "sample.img", environment={"PATH": search})
+    result = sample_with(tool, broken, place / "sample.img")
     assert (result.returncode, result.stdout) == (3, "")
     assert f"{tool} failed with status 9: not today" in result.stderr
     assert list(place.iterdir()) == []

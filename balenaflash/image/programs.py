@@ -1,16 +1,12 @@
 """Programs of the system that make partition tables and filesystems."""
 
-import os
-import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from balenaflash.errors import ToolFailedError, ToolMissingError
-
-_SYSTEM_DIRECTORIES = ("/usr/local/sbin", "/usr/sbin", "/sbin")
-"""Where Debian keeps these programs; the PATH of its ordinary users leaves them out."""
+from balenaflash.system_programs import find_system_program, minimal_environment
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +30,7 @@ def require_programs(programs: Sequence[Program]) -> None:
     Raises:
         ToolMissingError: some are not installed; it names every one.
     """
-    missing = [program for program in programs if _find(program) is None]
+    missing = [program for program in programs if find_system_program(program.name) is None]
     if not missing:
         return
     names = " and ".join(program.name for program in missing)
@@ -57,7 +53,7 @@ def run_program(
         ToolMissingError: it is not installed.
         ToolFailedError: it ended with another status than 0.
     """
-    path = _find(program)
+    path = find_system_program(program.name)
     if path is None:
         require_programs([program])
     done = subprocess.run(
@@ -83,14 +79,8 @@ def failure(program: Program, fact: str, told: str) -> ToolFailedError:
     )
 
 
-def _find(program: Program) -> str | None:
-    directories = [os.environ.get("PATH", os.defpath), *_SYSTEM_DIRECTORIES]
-    return shutil.which(program.name, path=os.pathsep.join(directories))
-
-
 def _environment(epoch: int | None) -> dict[str, str]:
-    environment = {**os.environ, "LC_ALL": "C"}
-    if epoch is not None:
-        # The second is what e2fsprogs went by before 1.47.1.
-        environment["SOURCE_DATE_EPOCH"] = environment["E2FSPROGS_FAKE_TIME"] = str(epoch)
-    return environment
+    if epoch is None:
+        return minimal_environment()
+    # The second is what e2fsprogs went by before 1.47.1.
+    return minimal_environment(SOURCE_DATE_EPOCH=str(epoch), E2FSPROGS_FAKE_TIME=str(epoch))

@@ -1,10 +1,10 @@
 """Switch a disk off, so that it can be unplugged."""
 
 import os
-import shutil
 import time
 from pathlib import Path
 
+from balenaflash.system_programs import find_system_program
 from balenaflash.target import sysfs
 from balenaflash.target.bus import find_usb_device
 from balenaflash.target.discovery import Disk
@@ -60,7 +60,7 @@ def _remove(disk: Disk, usb_device: Path) -> str | None:
 
 
 def _ask_udisks(disk: Disk) -> str | None:
-    if shutil.which(UDISKSCTL) is None:
+    if find_system_program(UDISKSCTL) is None:
         return "cannot be switched off without root: udisks2, which would do it, is not installed"
     said = run_program(
         [UDISKSCTL, "power-off", "--no-user-interaction", "--block-device", str(disk.node)]

@@ -1,14 +1,12 @@
 """Programs of the system that do to a disk what the kernel allows only them."""
 
-import os
 import subprocess
 from collections.abc import Sequence
 
+from balenaflash.system_programs import minimal_environment
+
 UDISKSCTL = "udisksctl"
 """The command line of udisks2: what the user of the seat may do to disks without being root."""
-
-_SYSTEM_DIRECTORIES = ("/usr/local/sbin", "/usr/sbin", "/sbin")
-"""Where programs of the administrator are; not in the PATH that `su` leaves."""
 
 _TIME_LIMIT = 60
 """Seconds: what was not written yet goes to a slow medium first."""
@@ -19,7 +17,7 @@ def run_program(command: Sequence[str]) -> str | None:
     try:
         run = subprocess.run(
             command,
-            env={**os.environ, "LC_ALL": "C.UTF-8", "PATH": _path()},
+            env=minimal_environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             encoding="utf-8",
@@ -34,7 +32,3 @@ def run_program(command: Sequence[str]) -> str | None:
     if run.returncode == 0:
         return None
     return (run.stderr.strip().splitlines() or [f"{command[0]} failed"])[-1]
-
-
-def _path() -> str:
-    return os.pathsep.join([os.environ.get("PATH", os.defpath), *_SYSTEM_DIRECTORIES])

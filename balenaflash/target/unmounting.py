@@ -3,12 +3,12 @@
 import os
 import re
 import shlex
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from balenaflash.errors import Problem, TargetRefusedError
+from balenaflash.system_programs import find_system_program
 from balenaflash.target import sysfs
 from balenaflash.target.discovery import Disk
 from balenaflash.target.holders import find_mount_holders, list_holders
@@ -64,7 +64,7 @@ def _unmount(disk: Disk, mount: Mount, kernel: Kernel) -> None:
 
 
 def _commands(mount: Mount) -> Iterator[list[str]]:
-    if os.geteuid() != 0 and shutil.which(UDISKSCTL):
+    if os.geteuid() != 0 and find_system_program(UDISKSCTL):
         yield [UDISKSCTL, "unmount", "--no-user-interaction", "--block-device", mount.source]
     # Also without udisksctl: fstab may allow it, and mounts by udisks2 have a helper of umount.
     yield ["umount", mount.mount_point]
@@ -99,7 +99,7 @@ def _find_obstacle(mount: Mount, kernel: Kernel) -> str:
 def _refusal(disk: Disk, mount: Mount, obstacle: str) -> TargetRefusedError:
     point = shlex.quote(mount.mount_point)
     hint = f"End what uses it; to see all of it: sudo fuser --verbose --mount {point}"
-    if os.geteuid() != 0 and not shutil.which(UDISKSCTL):
+    if os.geteuid() != 0 and not find_system_program(UDISKSCTL):
         hint = f"An ordinary user needs udisks2 for that; else: sudo umount {point}"
     return TargetRefusedError(
         [

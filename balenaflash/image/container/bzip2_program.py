@@ -1,7 +1,6 @@
 """bzip2 decoded by lbzip2, on all processors, and judged by libbz2 where anything is amiss."""
 
 import os
-import shutil
 import subprocess
 
 from balenaflash.extent import MIB
@@ -9,16 +8,18 @@ from balenaflash.image.container.decoder import Input, corrupt
 from balenaflash.image.container.origin import Origin
 from balenaflash.image.container.parallel import usable_cores
 from balenaflash.image.container.stream import StreamDecoder, StreamFormat
+from balenaflash.system_programs import find_system_program, minimal_environment
 
 _END_MAGIC = 0x177245385090  # what ends a stream; section 2.2.2 of the format's specification
 _MAGIC_BITS = 48
 _CRC_BITS = 32
+_NOBODY = 65534  # user and group; the kernel's own number for whom it does not know
 _READ_AHEAD = MIB  # bytes that each of its threads has before it, lbzip2 2.5; seen by lseek
 
 
 def find_lbzip2() -> str | None:
     """The path of the program; ``None`` where it is not installed."""
-    return shutil.which("lbzip2")
+    return find_system_program("lbzip2")
 
 
 def open_program(program: str, origin: Origin, layout: StreamFormat) -> "ProgramDecoder | None":
@@ -31,12 +32,19 @@ def open_program(program: str, origin: Origin, layout: StreamFormat) -> "Program
     if file is None:
         return None
     threads = usable_cores()
+    # What somebody else has compressed is not decoded with root's rights.
+    user = _NOBODY if os.geteuid() == 0 else None
     try:
         process = subprocess.Popen(
             [program, "-dc", "-n", str(threads)],
             stdin=file,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            cwd="/",
+            env=minimal_environment(),
+            user=user,
+            group=user,
+            extra_groups=None if user is None else [],
             bufsize=0,
             # What any user may ask for (pipe(7)); with 64 KiB both sides would wake far more often.
             pipesize=MIB,
