@@ -11,7 +11,6 @@ from balenaflash.boot import fingerprint, sample_files
 from balenaflash.boot.files import make_directories, put_file
 from balenaflash.boot.paths import parent_of
 from balenaflash.extent import KIB, MIB, Extent
-from balenaflash.image.balenaos import FINGERPRINT_PATHS
 from balenaflash.image.commit.undo import forget_record
 from balenaflash.image.fat.time import time_of_edit
 from balenaflash.image.fat.volume import FatVolume
@@ -187,11 +186,10 @@ def _fill(image: Path, design: _Design, partitions: list[NewPartition], progress
 def _put_boot_files(volume: Path, boot_files: Mapping[str, bytes]) -> None:
     with open_source(volume) as source:
         fat = FatVolume.open(source, Extent(0, source.size))
-        files = {FINGERPRINT_PATHS[0]: b"", **boot_files}
-        for path, content in files.items():
+        for path, content in boot_files.items():
             make_directories(fat, parent_of(path))
             put_file(fat, path, content)
-        fingerprint.update(fat, ["/"])
+        fingerprint.build(fat)
         changes = fat.changes()
     with volume.open("r+b") as file:
         for patch in changes:

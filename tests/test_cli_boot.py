@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -65,7 +66,10 @@ def fingerprint(files: dict[str, bytes]) -> dict[str, bytes]:
 def require_fingerprint(files: dict[str, bytes]) -> None:
     """Each line is what md5sum says of the file, and no file is without a line."""
     lines = files[FINGERPRINT].decode().splitlines()
-    listed = {f"/{path}": digest for digest, path in (line.split("  ", 1) for line in lines)}
+    listed = {
+        f"/{path}": digest
+        for digest, path in (re.split(" [ *]", line, maxsplit=1) for line in lines)
+    }
     expected = {
         path: hashlib.md5(content, usedforsecurity=False).hexdigest()
         for path, content in files.items()

@@ -1,6 +1,7 @@
 """``boot mv``, patterns, and options of edits, as users meet them."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def require_fingerprint(found: dict[str, bytes], folder: Path) -> None:
     """Return if ``md5sum --check`` finds all that the fingerprint lists, and it lists all."""
     run("sh", "-c", f"cd {folder} && md5sum --check --strict --quiet balenaos.fingerprint")
     lines = found["/balenaos.fingerprint"].decode().splitlines()
-    listed = {"/" + line.split("  ", 1)[1] for line in lines}
+    listed = {"/" + re.split(" [ *]", line, maxsplit=1)[1] for line in lines}
     assert listed == set(found) - {"/config.json", "/balenaos.fingerprint"}
 
 

@@ -100,6 +100,17 @@ def check(volume: FatVolume, *, contents: bool = True) -> FingerprintReport | No
     )
 
 
+def build(volume: FatVolume) -> None:
+    """Write a fingerprint of all files, as the image build does: every file counts as listed.
+
+    Raises:
+        EditError: there is no room for it.
+    """
+    files = sorted(_listable(volume, "/"))
+    lines = [f"{_digest(volume, file)}  {file.removeprefix('/')}\n" for file in files]
+    volume.write_file(FINGERPRINT_PATHS[0], "".join(lines).encode())
+
+
 def update(volume: FatVolume, touched: Iterable[str]) -> str | None:
     """Bring the lines of ``touched`` paths up to date; the fingerprint's path if that changed it.
 
