@@ -94,7 +94,6 @@ def test_the_shipped_completions_are_those_of_the_command(
 ) -> None:
     script = balenaflash("completion", shell).stdout
     assert script.strip() == (SHARE / f"completion.{shell}").read_text().strip()
-    assert 'split "," ' not in script  # a help may have a comma in it
 
 
 @pytest.mark.parametrize(
@@ -109,7 +108,8 @@ def test_the_shipped_completions_are_those_of_the_command(
         ["boot", "splash", "x.img", ""],
         ["inspect", "--certificate", ""],
         ["edit", "x.img", "--recipe", ""],
-        ["write", "x.img", "/dev/s"],
+        ["boot", "apply", "x.img", "--files", ""],
+        ["write", "x.img", "/dev/n"],
     ],
     ids=" ".join,
 )

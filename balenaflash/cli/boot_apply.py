@@ -7,7 +7,7 @@ import click
 
 from balenaflash.cli.answer import Answer
 from balenaflash.cli.edit_answer import answer_edits
-from balenaflash.cli.given_content import read_given_text
+from balenaflash.cli.given_content import complete_file, read_given_text
 from balenaflash.cli.image_argument import IMAGE
 from balenaflash.cli.session import Session, edit_options, with_session
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     "--files",
     metavar="LIST",
     required=True,
+    shell_complete=complete_file,
     help="The list, a file that holds it, or - for standard input.",
 )
 @click.option(

@@ -9,7 +9,7 @@ from click.shell_completion import CompletionItem
 
 from balenaflash.cli.answer import printable
 
-_INERT = re.compile(r"[\w.:-]+", re.ASCII)
+_INERT = re.compile(r"(/dev/)?[\w.:-]+", re.ASCII)
 """Words that a shell takes as they are: a USB device is free to send commands as its serial."""
 
 if TYPE_CHECKING:
@@ -53,20 +53,37 @@ class TargetArgument(_ParamType):
         param: click.Parameter,  # noqa: ARG002 - click's interface
         incomplete: str,
     ) -> list[CompletionItem]:
-        """The names of disks that begin so, and files for the shell to complete."""
-        from balenaflash.errors import BalenaflashError
-        from balenaflash.target.naming import list_names
-
-        try:
-            names = list_names()
-        except BalenaflashError:
-            names = {}  # nothing is to be told in the middle of a command line
+        """The nodes and names of disks that begin so, or else files for the shell to complete."""
         found = [
             CompletionItem(name, help=printable(about))
-            for name, about in names.items()
-            if incomplete and name.startswith(incomplete) and _INERT.fullmatch(name)
+            for name, about in _list_targets(with_names=bool(incomplete)).items()
+            if name.startswith(incomplete) and _INERT.fullmatch(name)
         ]
+        if not incomplete:
+            from balenaflash.target.naming import NameKind
+
+            found += [CompletionItem(f"{kind}:") for kind in NameKind]
         return found or [CompletionItem(incomplete, type="file")]
+
+
+def _list_targets(*, with_names: bool) -> dict[str, str]:
+    """The nodes of disks that may be written, and the names of disks, and which disk each is."""
+    from balenaflash.errors import BalenaflashError
+    from balenaflash.safety import assess_all
+    from balenaflash.target.discovery import list_disks
+    from balenaflash.target.naming import describe_shortly, list_names
+
+    found = {}
+    try:
+        for item in assess_all(list_disks()):
+            # Under sudo the shell completes as the user, who may not open it.
+            if {problem.code for problem in item.problems} <= {"target-no-permission"}:
+                found[str(item.disk.node)] = describe_shortly(item.disk)
+        if with_names:
+            found |= list_names()
+    except BalenaflashError:
+        pass  # nothing is to be told in the middle of a command line
+    return found
 
 
 TARGET = TargetArgument()

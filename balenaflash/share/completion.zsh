@@ -1,40 +1,47 @@
 #compdef balenaflash
 
 _balenaflash_completion() {
-    local -a completions
-    local -a completions_with_descriptions
-    local -a response
+    local -a plain described prefixes response
+    local type key help option
     (( ! $+commands[balenaflash] )) && return 1
 
     response=("${(@f)$(env COMP_WORDS="${words[*]}" COMP_CWORD=$((CURRENT-1)) _BALENAFLASH_COMPLETE=zsh_complete balenaflash)}")
 
-    for type key descr in ${response}; do
-        if [[ "$type" == "plain" ]]; then
-            if [[ "$descr" == "_" ]]; then
-                completions+=("$key")
-            else
-                completions_with_descriptions+=("$key":"$descr")
-            fi
-        elif [[ "$type" == "dir" ]]; then
+    # Of an option and its value in one word, the value alone is told.
+    if [[ ${words[CURRENT]} == --*=* ]]; then
+        option=${words[CURRENT]%%=*}=
+    fi
+    for type key help in ${response}; do
+        key=$option${key//\\:/:}
+        if [[ $type == dir ]]; then
+            [[ -n $option ]] && compset -P '*='
             _path_files -/
-        elif [[ "$type" == "file" ]]; then
+        elif [[ $type == file ]]; then
+            [[ -n $option ]] && compset -P '*='
             _path_files -f
+        elif [[ $key == *: ]]; then
+            prefixes+=("$key")
+        elif [[ $help == _ ]]; then
+            plain+=("$key")
+        else
+            described+=("${key//:/\\:}:$help")
         fi
     done
 
-    if [ -n "$completions_with_descriptions" ]; then
-        _describe -V unsorted completions_with_descriptions -U
+    if (( $#described )); then
+        _describe -V unsorted described -U
     fi
-
-    if [ -n "$completions" ]; then
-        compadd -U -V unsorted -a completions
+    if (( $#plain )); then
+        compadd -U -V unsorted -a plain
+    fi
+    if (( $#prefixes )); then
+        compadd -U -V unsorted -S '' -a prefixes
     fi
 }
 
 if [[ $zsh_eval_context[-1] == loadautofunc ]]; then
-    # autoload from fpath, call function directly
+    # zsh has loaded this file as a function.
     _balenaflash_completion "$@"
 else
-    # eval/source/. command, register function for later
     compdef _balenaflash_completion balenaflash
 fi

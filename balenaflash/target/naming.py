@@ -99,10 +99,15 @@ def list_names(
         if disk.usb_port in ports:
             named.setdefault(DiskName(NameKind.SLOT, ports[disk.usb_port]), []).append(disk)
     return {
-        str(name): " ".join(filter(None, [str(meant.node), format_size(meant.size), meant.model]))
+        str(name): f"{meant.node} {describe_shortly(meant)}"
         for name, found in named.items()
         if (meant := _find_meant(found)) is not None
     }
+
+
+def describe_shortly(disk: Disk) -> str:
+    """The size, and the model where it is known."""
+    return " ".join(filter(None, [format_size(disk.size), disk.model]))
 
 
 def _port_of(target: DiskName, slots: Mapping[str, str]) -> str:
