@@ -322,6 +322,28 @@ def test_an_xz_index_of_many_blocks_takes_little_memory() -> None:
     assert peak < 8 * MIB
 
 
+class CountingOrigin(MemoryOrigin):
+    """A container on a server."""
+
+    is_local = False
+    requests = 0
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        self.requests += 1
+        return super().read_at(offset, length)
+
+
+def test_streams_of_an_xz_file_on_a_server_are_not_asked_for_one_by_one() -> None:
+    stored = lzma.compress(IMAGE[:5000])
+    for count, is_looked_up in ((20, True), (1000, False)):
+        origin = CountingOrigin(stored * count)
+        compressed = recognise(origin)
+        assert compressed is not None
+        assert compressed.seekable is is_looked_up
+        assert origin.requests < 200
+        assert decoded(origin) == IMAGE[:5000] * count
+
+
 @pytest.fixture
 def in_file() -> Iterator[Callable[[bytes], FileOrigin]]:
     """Gives what a program reads by itself."""

@@ -22,6 +22,9 @@ FRAME_SIZE = 12
 _MAX_STREAMS = 1 << 16
 """Streams of a file that are looked for. Most files have one; `compress` makes one of 24 MiB."""
 
+_MAX_REMOTE_STREAMS = 32
+"""The same over a network, where each takes a few requests, one after another."""
+
 _MAX_BLOCKS = 1 << 16
 """Blocks of a file that are kept: 1.5 TiB in those of xz -T0, 64 GiB in blocks of 1 MiB."""
 
@@ -69,12 +72,13 @@ def read_blocks(origin: Origin, size: int) -> tuple[Block, ...] | None:
     Raises:
         ImageError: the file does not end as an xz file does, or an index is not true.
     """
+    most_streams = _MAX_STREAMS if origin.is_local else _MAX_REMOTE_STREAMS
     streams: list[_Stream] = []
     count, end = 0, size
     while end:
         end = _behind_footer(origin, end)
         stream = _read_stream(origin, end, _MAX_BLOCKS - count)
-        if stream is None or len(streams) == _MAX_STREAMS:
+        if stream is None or len(streams) == most_streams:
             return None
         count += len(stream.records)
         streams.append(stream)
