@@ -68,7 +68,7 @@ def _check_keys(config: dict[str, Json], above: KeyPath) -> Iterator[Finding]:
             yield from _check_value(key, value, rule)
         elif key not in GROUPS:
             near = closest(format_key(key), map(format_key, KEYS))
-            meant = "" if near is None else f"; did you mean {near}?"
+            meant = "" if near is None else f" (did you mean {near}?)"
             fact = f"is not a key that balenaOS is known to read{meant}"
             yield _warning("config-key-unknown", key, fact)
         elif isinstance(value, dict):

@@ -76,7 +76,7 @@ _FLAGS = (
     ("--unmount", UNMOUNT_HELP),
     (
         "--fix-gpt",
-        "On a disk larger than IMAGE, move the backup GPT to its end after the read-back.",
+        "On a disk larger than IMAGE, move the backup GPT to its end.",
     ),
     ("--eject", "Switch the disk off when all went well, so that it can be unplugged."),
 )
