@@ -209,7 +209,7 @@ def is_private(path: Path) -> bool:
 def _is_kept(path: Path) -> bool:
     try:
         status = path.lstat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return True  # the folder above tells who may make it
     others_write = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     is_ours = status.st_uid in {0, os.geteuid()} and not stat.S_ISLNK(status.st_mode)
