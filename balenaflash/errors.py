@@ -16,7 +16,8 @@ BalenaflashError            1   (never raised itself; a plain exception is a bug
     └── ImageFailedError    7   the image failed while it was written; the medium did not
 
 The class answers whether the target was touched, the message names the thing and
-the fact, and the hint says what to do next. Wrong usage (2) is click's own.
+the fact, and the hint says what to do next. Wrong usage (2) is click's own, or made of
+one of these where it was raised for a word of the command line; see cli/usage.py.
 """
 
 from collections.abc import Sequence

@@ -159,7 +159,6 @@ class TestPut:
         [
             (["missing"], "missing: cannot be read: No such file or directory", ""),
             (["small", "/nowhere/"], "/nowhere: no such directory", "mkdir -p"),
-            (["small", "../x"], "'../x': holds '..'", "/EFI/BOOT"),
             (["small", 'a"b'], "a FAT volume cannot hold", ""),
             (["large"], "large: 62914560 bytes (60.0 MiB) are needed", "boot rm"),
             (["small", "large", "/"], "large: 62914560 bytes (60.0 MiB) are needed", "boot rm"),
@@ -311,8 +310,6 @@ class TestRead:
             ("cat", "EFI", "/EFI: is a directory"),
             ("ls", "/missing", "/missing: no such file"),
             ("get", "/missing", "/missing: no such file"),
-            ("cat", "../../etc/passwd", "holds '..'"),
-            ("get", "EFI/../..", "holds '..'"),
         ],
     )
     def test_what_is_not_there_is_told_in_a_line(

@@ -222,13 +222,14 @@ def test_whatever_a_recipe_says_it_is_read_or_refused(
 
 def test_the_right_word_is_suggested(tmp_path: Path) -> None:
     for text, hint in (
-        (HEAD + 'putt = "a"', "Is put meant?"),
-        (HEAD + 'mkdir = "a"\nparent = true', "Is parents meant?"),
-        ('name = "a"\n[[steps]]\nrm = "/a"', "Is step meant?"),
+        (HEAD + 'putt = "a"', "Did you mean put?"),
+        (HEAD + 'mkdir = "a"\nparent = true', "Did you mean parents?"),
+        ('name = "a"\n[[steps]]\nrm = "/a"', "Did you mean step?"),
         (HEAD + 'rm = "/${x}"', "Define it: --var x=VALUE"),
+        (HEAD + 'rm = "/${bord}"', "Did you mean ${board}? Define it: --var bord=VALUE"),
     ):
         with pytest.raises(ConfigError) as caught:
-            read(tmp_path, text)
+            read(tmp_path, text, {"board": "a"})
         assert hint in [each.hint for each in caught.value.problems]
 
 

@@ -1,5 +1,6 @@
 """``boot apply``: files of a Yocto deploy directory, as the image build puts them there."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,8 +11,10 @@ from balenaflash.cli.edit_answer import answer_edits
 from balenaflash.cli.given_content import complete_file, read_given_text
 from balenaflash.cli.image_argument import IMAGE
 from balenaflash.cli.session import Session, edit_options, with_session
+from balenaflash.cli.usage import words_of_command_line
 
 if TYPE_CHECKING:
+    from balenaflash.boot.file_list import FileListEntry
     from balenaflash.image.container.location import ImageLocation
 
 
@@ -49,7 +52,17 @@ def apply(session: Session, image: "ImageLocation", *, files: str, deploy_dir: P
       bitbake-getvar -r balena-image --value BALENA_BOOT_PARTITION_FILES |
         balenaflash boot apply balena.img --deploy-dir deploy --files -
     """
-    from balenaflash.boot.file_list import ApplyFileList, parse, read_list
+    from balenaflash.boot.file_list import ApplyFileList
 
-    entries = parse(read_given_text("-")) if files == "-" else read_list(files)
-    return answer_edits(session, image, [ApplyFileList(entries, deploy_dir)])
+    return answer_edits(session, image, [ApplyFileList(_entries(files), deploy_dir)])
+
+
+def _entries(files: str) -> "tuple[FileListEntry, ...]":
+    from balenaflash.boot.file_list import parse, read_list
+
+    if files == "-":
+        return parse(read_given_text("-"))
+    if ":" in files and not os.path.exists(files):  # noqa: PTH110 - a list may be longer than a path
+        with words_of_command_line():
+            return parse(files)
+    return read_list(files)

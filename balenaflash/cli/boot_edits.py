@@ -11,6 +11,7 @@ from balenaflash.cli.edit_answer import answer_edits
 from balenaflash.cli.given_content import complete_file, read_given
 from balenaflash.cli.image_argument import IMAGE
 from balenaflash.cli.session import Session, edit_options, with_session
+from balenaflash.cli.usage import BOOT_PATH, words_of_command_line
 
 if TYPE_CHECKING:
     from balenaflash.editing import Edit
@@ -44,7 +45,7 @@ def put(session: Session, image: "ImageLocation", sources: tuple[str, ...]) -> A
 
 @click.command("rm")
 @click.argument("image", type=IMAGE)
-@click.argument("paths", metavar="PATH...", nargs=-1, required=True)
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=BOOT_PATH)
 @click.option("-r", "--recursive", is_flag=True, help="Remove directories and all they hold.")
 @edit_options
 @with_session
@@ -68,8 +69,8 @@ def remove(
 
 @click.command("mv")
 @click.argument("image", type=IMAGE)
-@click.argument("sources", metavar="SRC...", nargs=-1, required=True)
-@click.argument("target", metavar="DEST")
+@click.argument("sources", metavar="SRC...", nargs=-1, required=True, type=BOOT_PATH)
+@click.argument("target", metavar="DEST", type=BOOT_PATH)
 @edit_options
 @with_session
 def move(session: Session, image: "ImageLocation", sources: tuple[str, ...], target: str) -> Answer:
@@ -90,7 +91,7 @@ def move(session: Session, image: "ImageLocation", sources: tuple[str, ...], tar
 
 @click.command("mkdir")
 @click.argument("image", type=IMAGE)
-@click.argument("paths", metavar="PATH...", nargs=-1, required=True)
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=BOOT_PATH)
 @click.option("-p", "--parents", is_flag=True, help="Make those above too; existing ones are fine.")
 @edit_options
 @with_session
@@ -111,8 +112,12 @@ def make_directory(
 
 @click.command("use-internal")
 @click.argument("image", type=IMAGE)
-@click.option("--from", "source", metavar="FILE", help="The settings to use, in the image.")
-@click.option("--to", "target", metavar="PATH", help="Where the board reads its settings.")
+@click.option(
+    "--from", "source", metavar="FILE", type=BOOT_PATH, help="The settings to use, in the image."
+)
+@click.option(
+    "--to", "target", metavar="PATH", type=BOOT_PATH, help="Where the board reads its settings."
+)
 @click.option("--keep-old", is_flag=True, help="Keep what is replaced as PATH.old.")
 @edit_options
 @with_session
@@ -145,7 +150,10 @@ def use_internal(
 def _copy_edit(sources: Sequence[str], target: str) -> "Edit":
     from balenaflash.boot.copy_in import CopyIn
     from balenaflash.boot.files import PutFile
+    from balenaflash.boot.paths import volume_path
 
+    with words_of_command_line():
+        volume_path(target)
     if "-" not in sources:
         return CopyIn(tuple(map(Path, sources)), target)
     if len(sources) > 1 or target.endswith("/"):

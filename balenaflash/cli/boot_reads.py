@@ -11,6 +11,7 @@ from balenaflash.cli.given_content import complete_file
 from balenaflash.cli.image_argument import IMAGE
 from balenaflash.cli.image_options import member_option
 from balenaflash.cli.session import Session, with_session
+from balenaflash.cli.usage import BOOT_PATH
 
 if TYPE_CHECKING:
     from balenaflash.boot.copy_out import CopiedFile
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 @click.command("ls")
 @click.argument("image", type=IMAGE)
-@click.argument("path", default="/")
+@click.argument("path", default="/", type=BOOT_PATH)
 @click.option("-l", "--long", is_flag=True, help="Also print sizes in bytes and times.")
 @click.option("-R", "--recursive", is_flag=True, help="Also list what directories hold.")
 @member_option
@@ -59,7 +60,7 @@ def list_files(
 
 @click.command()
 @click.argument("image", type=IMAGE)
-@click.argument("path")
+@click.argument("path", type=BOOT_PATH)
 @member_option
 @with_session
 def cat(session: Session, image: "ImageLocation", path: str) -> Answer:
@@ -93,7 +94,7 @@ def cat(session: Session, image: "ImageLocation", path: str) -> Answer:
 
 @click.command("get")
 @click.argument("image", type=IMAGE)
-@click.argument("path")
+@click.argument("path", type=BOOT_PATH)
 @click.argument("out", default=".", shell_complete=complete_file)
 @click.option("-f", "--overwrite", is_flag=True, help="Replace files where they exist.")
 @click.option("--force", is_flag=True, hidden=True)  # the name of earlier versions

@@ -15,6 +15,7 @@ from balenaflash.cli.given_content import (
 )
 from balenaflash.cli.image_argument import IMAGE
 from balenaflash.cli.session import Session, edit_options, with_session
+from balenaflash.cli.usage import words_of_command_line
 
 if TYPE_CHECKING:
     from balenaflash.boot.config_assignment import Assignment
@@ -44,7 +45,8 @@ def set_keys(session: Session, image: "ImageLocation", assignments: tuple[str, .
     """
     from balenaflash.boot.config_assignment import parse_assignment
 
-    parsed = [parse_assignment(text) for text in assignments]
+    with words_of_command_line():
+        parsed = [parse_assignment(text) for text in assignments]
     require_one_standard_input([each.source for each in parsed])
     return _edit_config(session, image, [_step(each) for each in parsed])
 
@@ -65,7 +67,8 @@ def unset(session: Session, image: "ImageLocation", keys: tuple[str, ...]) -> An
     from balenaflash.boot.config_path import parse_key
     from balenaflash.boot.config_steps import UnsetKey
 
-    steps = [UnsetKey(parse_key(key)) for key in keys]
+    with words_of_command_line():
+        steps = [UnsetKey(parse_key(key)) for key in keys]
     return _edit_config(session, image, steps)
 
 
@@ -98,11 +101,10 @@ def _step(assignment: "Assignment") -> "ConfigStep":
     from balenaflash.boot.config_path import format_key
 
     if assignment.source is not None:
-        text, name = read_given_text(assignment.source), assignment.source
-    else:
-        text, name = assignment.text or "", format_key(assignment.key)
-    value = assignment.value_in(text, name)
-    if assignment.source is None:
+        text = read_given_text(assignment.source)
+        return assignment.step(assignment.value_in(text, assignment.source))
+    with words_of_command_line():
+        value = assignment.value_in(assignment.text or "", format_key(assignment.key))
         refuse_secret(assignment.key, value)
     return assignment.step(value)
 

@@ -8,6 +8,7 @@ from balenaflash.cli.answer import Answer
 from balenaflash.cli.image_argument import IMAGE
 from balenaflash.cli.image_options import member_option
 from balenaflash.cli.session import Session, with_session
+from balenaflash.cli.usage import words_of_command_line
 
 if TYPE_CHECKING:
     from balenaflash.boot.config_check import Finding
@@ -66,7 +67,8 @@ def get(session: Session, image: "ImageLocation", key: str, *, show_secrets: boo
     from balenaflash.editing import open_boot_volume
     from balenaflash.errors import ConfigError
 
-    path = parse_key(key)
+    with words_of_command_line():
+        path = parse_key(key)
     with open_boot_volume(image, member=session.member) as boot:
         value = value_at(read_config(boot.files).content, path)
         warnings = boot.warnings

@@ -4,6 +4,7 @@ import click
 
 from balenaflash.cli.answer import Answer
 from balenaflash.cli.session import Session, with_session
+from balenaflash.cli.usage import words_of_command_line
 
 
 @click.command("name")
@@ -37,6 +38,9 @@ def name_port(_session: Session, *, port: str, name: str | None, removes: bool) 
     if name is None:
         raise click.UsageError("Missing argument 'NAME'.")
     found = _port_of(port)
+    with words_of_command_line():
+        slots.check_name(name)
+        slots.check_port(found)
     slots.name_port(path, name, found)
     line = f"{path}: port {found} is slot:{name} now."
     return Answer({"slot": name, "port": found, "file": str(path)}, [line])

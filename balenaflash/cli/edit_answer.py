@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from balenaflash.cli.answer import Answer, say
 from balenaflash.cli.session import Session
+from balenaflash.cli.usage import words_of_command_line
 from balenaflash.extent import format_size
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ def answer_edits(session: Session, image: "ImageLocation", edits: Sequence["Edit
             show_secrets=options.show_secrets,
         )
     elif card is None:
-        path = require_file(image)
+        with words_of_command_line():
+            path = require_file(image)
         report = edit(path, edits, keep_fingerprint=keep, repair=repair)
     else:
         from balenaflash.card import edit_card

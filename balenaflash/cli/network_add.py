@@ -16,6 +16,7 @@ from balenaflash.cli.network_options import (
     network_from_keyfile,
 )
 from balenaflash.cli.session import Session, edit_options, with_session
+from balenaflash.cli.usage import words_of_command_line
 
 if TYPE_CHECKING:
     from balenaflash.boot.connection import Security
@@ -139,16 +140,18 @@ def _wifi_network(
     hidden: bool,
     overwrite: bool,
 ) -> "AddNetwork":
-    from balenaflash.boot.connection import WifiConnection
+    from balenaflash.boot.connection import WifiConnection, check_ssid
     from balenaflash.boot.network import AddNetwork, default_name
 
     if ssid is None:
         raise click.UsageError("One of --ssid and --keyfile is needed.")
+    with words_of_command_line():
+        # Bytes that are no UTF-8 come back as they were on the command line (PEP 383).
+        ssid_bytes = check_ssid(os.fsencode(ssid))
     settings = common_settings(common, default_name("wifi", ssid))
     connection = WifiConnection(
         settings,
-        # Bytes that are no UTF-8 come back as they were on the command line (PEP 383).
-        os.fsencode(ssid),
+        ssid_bytes,
         security,
         None if psk_file is None else read_given_text(psk_file),
         hidden,

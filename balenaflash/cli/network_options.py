@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypedDict, TypeVar
 import click
 
 from balenaflash.cli.given_content import STANDARD_INPUT, complete_file, read_given
+from balenaflash.cli.usage import words_of_command_line
 
 if TYPE_CHECKING:
     from balenaflash.boot.connection import Common
@@ -66,17 +67,23 @@ def common_settings(options: CommonOptions, default_name: str) -> "Common":
     """The settings that ``options`` ask for.
 
     Raises:
-        EditError: an address is not one.
+        WrongUsageError: an address, or the name of the network or interface, is not one.
     """
-    from balenaflash.boot.connection import Common, parse_ip
+    from balenaflash.boot.connection import Common, check_interface_name, parse_ip
+    from balenaflash.boot.network import check_network_name
 
-    return Common(
-        name=options["name"] or default_name,
-        interface=options["interface"],
-        autoconnect=not options["no_autoconnect"],
-        priority=options["priority"],
-        ip=parse_ip(options["address"], options["gateway"], options["dns"]),
-    )
+    name = options["name"] or default_name
+    with words_of_command_line():
+        check_network_name(name)
+        if options["interface"] is not None:
+            check_interface_name(options["interface"])
+        return Common(
+            name=name,
+            interface=options["interface"],
+            autoconnect=not options["no_autoconnect"],
+            priority=options["priority"],
+            ip=parse_ip(options["address"], options["gateway"], options["dns"]),
+        )
 
 
 def network_from_keyfile(

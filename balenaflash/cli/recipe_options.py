@@ -7,11 +7,17 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from balenaflash.cli.usage import WrongUsageError
+
 if TYPE_CHECKING:
     from balenaflash.boot.files import FileChange
     from balenaflash.recipe.reading import Recipe
+    from balenaflash.recipe.variables import Variables
 
 F = TypeVar("F", bound=Callable[..., object])
+
+_OF_WORDS = ("recipe-", "config-assignment", "config-key-invalid", "config-secret", "path-invalid")
+"""How the codes begin of what is wrong with a step itself, whatever the files that it names."""
 
 
 def _split_variables(
@@ -70,15 +76,28 @@ def chosen_recipe(
         if variables:
             raise click.UsageError("--var is for a recipe, and there is no --recipe.")
         return None
-    from balenaflash.recipe.reading import parse_steps, read_recipe
+    from balenaflash.recipe.reading import read_recipe
     from balenaflash.recipe.variables import Variables
 
     given = Variables(variables)
     read = None if path is None else read_recipe(path, given)
-    single = parse_steps(steps, given) if steps else None
+    single = _parse_words(steps, given) if steps else None
     if read is None or single is None:
         return read or single
     return replace(read, edits=(*read.edits, *single.edits))
+
+
+def _parse_words(steps: Sequence[str], variables: "Variables") -> "Recipe":
+    from balenaflash.errors import ConfigError
+    from balenaflash.recipe.reading import parse_steps
+
+    try:
+        return parse_steps(steps, variables)
+    except ConfigError as error:
+        # Of the rest a file that a step names may be at fault.
+        if any(problem.code.startswith(_OF_WORDS) for problem in error.problems):
+            raise WrongUsageError(error) from error
+        raise
 
 
 def recipe_result(

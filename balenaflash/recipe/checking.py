@@ -1,6 +1,5 @@
 """Tables of a recipe compared with what they may hold."""
 
-import difflib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from balenaflash.recipe.places import Place
 from balenaflash.recipe.schema import STEPS, Field, Holds, Use
 from balenaflash.recipe.step import Source, Step, Value
 from balenaflash.recipe.variables import Variables
+from balenaflash.spelling import closest
 
 _TYPES: Mapping[type, str] = {
     str: "a string",
@@ -128,8 +128,8 @@ def _kind_of(table: Mapping[str, object]) -> str:
 
 
 def _unknown(what: str, name: str, known: Collection[str]) -> ConfigError:
-    near = difflib.get_close_matches(name, known, n=1)
-    shown = f"Is {near[0]} meant?" if near else f"There are {', '.join(known)}."
+    near = closest(name, known)
+    shown = f"Did you mean {near}?" if near else f"There are {', '.join(known)}."
     return ConfigError(f"{name!r} is not a known {what}", code=f"recipe-{what}-unknown", hint=shown)
 
 

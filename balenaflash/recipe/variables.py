@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from balenaflash.boot.given_text import without_mark
 from balenaflash.errors import ConfigError
+from balenaflash.spelling import closest
 
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 """What a variable can be called."""
@@ -57,7 +58,9 @@ class Variables:
                 "Take it from a file, or from the environment with ${env:NAME}.",
             )
         if name not in self.given:
-            raise _invalid(f"${{{name}}} is not defined", f"Define it: --var {name}=VALUE")
+            near = closest(name, self.given)
+            meant = "" if near is None else f"Did you mean ${{{near}}}? "
+            raise _invalid(f"${{{name}}} is not defined", f"{meant}Define it: --var {name}=VALUE")
         return self.given[name]
 
     def _from_environment(self, name: str, *, secret: bool) -> str:
