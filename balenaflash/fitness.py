@@ -103,7 +103,10 @@ def _find_switch(disk: Disk) -> str:
 def _no_permission(disk: Disk) -> Problem:
     status = disk.node.stat()
     group = _find_group(status.st_gid)
-    ways = ["run it as root", "install the udev rule"]
+    ways = [
+        "run it as root (sudo balenaflash ...)",
+        "install the udev rule (sudo balenaflash udev install)",
+    ]
     if status.st_gid != 0 and status.st_mode & _GROUP_MAY == _GROUP_MAY:
         ways.insert(1, f"join the group {group}")
     hint = ", ".join(ways[:-1]) + f" or {ways[-1]}"

@@ -12,6 +12,12 @@ def find_system_program(name: str) -> str | None:
     return shutil.which(name, path=_search_path())
 
 
+def find_typed_program(name: str, *, by_sudo: bool) -> str | None:
+    """What the user's shell, or sudo, takes for ``name``; to be told, never to be run."""
+    # The folders are those of sudo's secure_path, as Debian and Ubuntu configure it.
+    return shutil.which(name, path=os.pathsep.join(_FOLDERS) if by_sudo else None)
+
+
 def minimal_environment(**more: str) -> dict[str, str]:
     """The environment that a program is run with: it gets no variable of the user's but PATH.
 

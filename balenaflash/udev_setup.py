@@ -180,7 +180,7 @@ def find_covered_system(
 
 _NAMED_PORTS_ONLY = (
     "Give access to single USB ports: balenaflash devices name PORT NAME; then "
-    "balenaflash udev install --slots-only"
+    "sudo balenaflash udev install --slots-only"
 )
 
 
@@ -253,19 +253,19 @@ def find_problems(slots: Mapping[str, str]) -> Iterator[Problem]:
     """
     root = Path("/")
     scope = find_scope(root)
-    again = "balenaflash udev install" + (" --slots-only" if scope is Scope.SLOTS else "")
+    again = "sudo balenaflash udev install" + (" --slots-only" if scope is Scope.SLOTS else "")
     files = read_files(root, slots, scope)
     for file in files:
         if not file.is_settled:
             yield Problem(
                 f"udev-rules-{file.state}",
                 f"{file.path}: {_STATES[file.state]}",
-                f"Run as root: {again}",
+                f"Run: {again}",
             )
     if any(os.path.lexists(file.path) for file in files):
         yield from find_covered_system(slots, scope)
     if not has_group():
-        yield Problem("udev-group-missing", f"there is no group {GROUP}", f"Run as root: {again}")
+        yield Problem("udev-group-missing", f"there is no group {GROUP}", f"Run: {again}")
     elif os.geteuid() != 0 and grp.getgrnam(GROUP).gr_gid not in os.getgroups():
         yield Problem(
             "udev-not-member",

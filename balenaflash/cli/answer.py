@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import click
 
 from balenaflash.cli.color import ColoredLine
+from balenaflash.cli.invocation import as_called
 from balenaflash.errors import BalenaflashError, CodedText, Problem
 
 FORMAT = 1
@@ -43,8 +44,9 @@ def show_answer(
     answer: Answer, *, command: str, exit_status: int, as_json: bool, quiet: bool
 ) -> None:
     """Put the result on stdout and the warnings on stderr."""
+    warnings = [as_called(warning) for warning in answer.warnings]
     if not quiet:
-        for warning in answer.warnings:
+        for warning in warnings:
             say(f"balenaflash: warning: {warning}")
     problems = [problem for failure in answer.failures for problem in failure.problems]
     _echo_problems(problems)
@@ -52,7 +54,7 @@ def show_answer(
         codes = (each.code for each in answer.warnings if isinstance(each, CodedText))
         result = {
             **answer.result,
-            "warnings": list(answer.warnings),
+            "warnings": warnings,
             "warning_codes": list(dict.fromkeys(codes)),
         }
         _echo_envelope(command, exit_status, result, problems)
@@ -78,7 +80,7 @@ def _echo_problems(problems: Sequence[Problem]) -> None:
     for problem in problems:
         say(f"balenaflash: {problem.message}")
         if problem.hint:
-            say(f"  {problem.hint}")
+            say(f"  {as_called(problem.hint)}")
 
 
 def say(line: str, *, err: bool = True) -> None:
@@ -128,7 +130,7 @@ def problem_result(problem: Problem) -> dict[str, object]:
     return {
         "code": problem.code,
         "message": problem.message,
-        "hint": problem.hint,
+        "hint": problem.hint and as_called(problem.hint),
         "lifted_by": problem.lifted_by,
     }
 

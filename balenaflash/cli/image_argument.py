@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 from click.shell_completion import CompletionItem
 
+from balenaflash.cli.invocation import as_called
 from balenaflash.errors import ImageError
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class ImageArgument(_ParamType):
         try:
             location = parse_location(value)
         except ImageError as error:
-            self.fail(f"{error}. {error.hint}", param, ctx)
+            self.fail(f"{error}. {as_called(error.hint or '')}", param, ctx)
         if isinstance(location, StandardInput):
             take_standard_input()
         if isinstance(location, Path) and not os.path.lexists(location):

@@ -10,6 +10,7 @@ import click
 import balenaflash
 from balenaflash.cli.answer import Answer, say, show_answer, show_problems
 from balenaflash.cli.interrupts import die_by, interruptible, unblock_signals
+from balenaflash.cli.invocation import COMMANDS
 from balenaflash.cli.lazy import LazyGroup
 from balenaflash.cli.session import Session
 from balenaflash.cli.standard_streams import (
@@ -23,10 +24,10 @@ from balenaflash.errors import BalenaflashError, InterruptedWriteError, Problem
 _EPILOG = """\b
 Exit status:
   0  done, and read back unless --no-verify
-  1  a bug: please report the traceback
+  1  a bug (please report the traceback), or the result could not be printed
   2  wrong usage; nothing was touched
   3  image or edit not valid or not readable; nothing was written
-  4  target refused or not confirmed; nothing was written
+  4  target refused, there already or not confirmed; nothing was written
   5  I/O failed while writing: the target's content is undefined
   6  the read-back differs
   7  the image failed midway (unreadable, damaged, changed, wrong sum): the
@@ -47,28 +48,9 @@ def _show_version(context: click.Context, _parameter: click.Parameter, value: bo
     context.exit()
 
 
-_COMMANDS = (
-    "bmap",
-    "boot",
-    "completion",
-    "config",
-    "devices",
-    "edit",
-    "inspect",
-    "manual",
-    "network",
-    "sample",
-    "udev",
-    "unwrap",
-    "verify",
-    "write",
-)
-"""Each in a module of its name."""
-
-
 @click.group(
     cls=LazyGroup,
-    places={name: f"{name}:{name}" for name in _COMMANDS},
+    places={name: f"{name}:{name}" for name in COMMANDS},
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=_EPILOG,
 )

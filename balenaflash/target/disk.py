@@ -177,7 +177,7 @@ def _opening_refused(disk: Disk, error: OSError, kernel: Kernel) -> TargetRefuse
             return _refusal(
                 "target-no-permission",
                 f"{disk.node}: {error.strerror}",
-                "Run it as root or as a member of the node's group; see ls -l.",
+                "Run it as root (sudo balenaflash ...) or join the group of the node; see ls -l.",
             )
         case errno.EROFS:
             return _refusal("target-read-only", f"{disk.node}: is read-only")
