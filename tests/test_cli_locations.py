@@ -53,7 +53,7 @@ def test_an_edit_of_what_is_no_file_needs_an_output(built: BuiltImage, tmp_path:
         )
 
     refused = edit()
-    assert (refused.returncode, refused.stdout) == (3, b"")
+    assert (refused.returncode, refused.stdout) == (2, b"")
     assert b"--output" in refused.stderr
     done = edit("--output", tmp_path / "out.img")
     assert done.returncode == 0, done.stderr
