@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 from balenaflash.errors import ImageError
 from balenaflash.extent import Extent
+from balenaflash.image.foreign import refuse_iso
 from balenaflash.image.source import Source
 from balenaflash.image.table import mbr
 from balenaflash.image.table.model import (
@@ -101,6 +102,7 @@ def read_table(source: Source) -> PartitionTable:
             it differently (``table-invalid``), or the image is shorter than its table says
             (``image-truncated``).
     """
+    refuse_iso(source)
     reading = read_table_sectors(source)
     seen = _read_with_libparted(source, reading)
     difference = _find_difference(reading.table, seen)

@@ -12,7 +12,7 @@ from itertools import pairwise
 from balenaflash.errors import ImageError
 from balenaflash.extent import MIB, SECTOR_SIZE, Extent
 from balenaflash.image import filesystems
-from balenaflash.image.foreign import refuse_foreign, refuse_iso
+from balenaflash.image.foreign import refuse_foreign
 from balenaflash.image.source import Source
 from balenaflash.image.table.gpt import read_gpt
 from balenaflash.image.table.mbr import find_protective, read_entries, read_mbr
@@ -31,9 +31,8 @@ def read_table_sectors(source: Source) -> TableReading:
     Raises:
         ImageError: there is no table (``table-missing``), it contradicts itself
             (``table-invalid``), or the image is shorter than it says (``image-truncated``).
-        ImageError: it is no disk image (``image-foreign``).
+        ImageError: it is not a disk image (``image-foreign``).
     """
-    refuse_iso(source)
     if source.size is not None and source.size < SECTOR_SIZE:
         raise _missing(source)
     sector = source.read(0, SECTOR_SIZE)
