@@ -1,7 +1,6 @@
 """Where programs of the system are found, and what they get of the environment."""
 
 import os
-import shutil
 
 _FOLDERS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
 """Only root writes to them. The PATH of Debian's ordinary users leaves some of them out."""
@@ -9,13 +8,13 @@ _FOLDERS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin
 
 def find_system_program(name: str) -> str | None:
     """The path of a program; ``None`` if it is not installed."""
-    return shutil.which(name, path=_search_path())
+    return _which(name, _search_path())
 
 
 def find_typed_program(name: str, *, by_sudo: bool) -> str | None:
     """What the user's shell, or sudo, takes for ``name``; to be told, never to be run."""
     # The folders are those of sudo's secure_path, as Debian and Ubuntu configure it.
-    return shutil.which(name, path=os.pathsep.join(_FOLDERS) if by_sudo else None)
+    return _which(name, os.pathsep.join(_FOLDERS) if by_sudo else None)
 
 
 def minimal_environment(**more: str) -> dict[str, str]:
@@ -31,3 +30,9 @@ def _search_path() -> str:
         # The PATH that `su` or `sudo -E` leaves to root may begin with a folder of a user.
         return os.pathsep.join(_FOLDERS)
     return os.pathsep.join([os.environ.get("PATH", os.defpath), *_FOLDERS])
+
+
+def _which(name: str, path: str | None) -> str | None:
+    import shutil  # noqa: PLC0415 - it loads every compressor, and every command this module
+
+    return shutil.which(name, path=path)
