@@ -166,7 +166,7 @@ def inspect(location: ImageLocation, scope: Scope = QUICK) -> ImageReport:
             signature=signature,
             carried=carried,
             bmap=bmap,
-            warnings=tuple(dict.fromkeys(warnings)),
+            warnings=tuple(dict.fromkeys((*warnings, *image.reading_warnings))),
         )
 
 

@@ -91,6 +91,7 @@ def unwrap_to_file(
             progress=progress,
             stop=stop,
         )
+        warnings += opened.reading_warnings
     if bmap is not None:
         # An older one is of another image; until the new one is there, better none.
         bmap.unlink(missing_ok=True)

@@ -60,10 +60,15 @@ def file_origin(path: Path) -> Iterator[FileOrigin]:
 
 
 def decoded(
-    origin: Origin, *, member: str | None = None, step: int = 1 << 20, at: int = 0
+    origin: Origin,
+    *,
+    member: str | None = None,
+    step: int = 1 << 20,
+    at: int = 0,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> bytes:
     """The whole image from ``at`` on, read ``step`` bytes at a time."""
-    compressed = recognise(origin, member)
+    compressed = recognise(origin, member, warn)
     assert compressed is not None, "not recognised"
     decoder = compressed.open_decoder(at) if at else compressed.open_decoder()
     try:

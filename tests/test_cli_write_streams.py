@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -157,6 +158,20 @@ def test_an_image_from_standard_input(form: str, gpt: BuiltImage, tmp_path: Path
     assert run.returncode == 0, run.stderr
     assert sha256(copy) == sha256(gpt.path)
     assert json.loads(run.stdout)["result"]["bytes_read_back"] == gpt.path.stat().st_size
+
+
+def test_of_two_images_in_a_zip_file_from_a_pipe_the_second_is_named(
+    gpt: BuiltImage, tmp_path: Path
+) -> None:
+    packed, out = tmp_path / "two.zip", tmp_path / "out.img"
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(gpt.path, "first.img")
+        archive.writestr("second.img", b"another")
+    run = piped(packed, "write", "--yes", "--json", "-", out)
+    result = json.loads(run.stdout)["result"]
+    assert (run.returncode, result["warning_codes"]) == (0, ["zip-member-ambiguous"])
+    assert "'second.img'" in result["warnings"][0]
+    assert sha256(out) == sha256(gpt.path)
 
 
 def test_bytes_behind_all_partitions_come_along_from_a_pipe_as_from_a_file(

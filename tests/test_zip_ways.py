@@ -278,9 +278,27 @@ def test_of_two_members_with_one_name_the_first_is_the_image(way: str, tmp_path:
 @pytest.mark.parametrize("way", ["pipe", "http without"])
 def test_of_two_images_in_a_stream_the_first_is_the_image(way: str, tmp_path: Path) -> None:
     path = tmp_path / "case.zip"
-    zipped(path, ("a.img", IMAGE), ("b.img", OTHER))
+    zipped(path, ("a.img", IMAGE), ("b.img", OTHER), ("notes.txt", OTHER))
+    warnings: list[str] = []
     with ExitStack() as stack:
-        assert decoded(come(way, path, stack)) == IMAGE
+        assert decoded(come(way, path, stack), warn=warnings.append) == IMAGE
+    (warning,) = warnings
+    assert "'a.img', 'b.img'; 'a.img', the first, was used" in warning
+
+
+@pytest.mark.parametrize(
+    ("members", "wanted"),
+    [(["a.img", "b.img"], "a.img"), (["a.img", "notes.txt", ".DS_Store"], None)],
+)
+def test_what_lies_after_the_image_in_a_stream_is_no_cause_for_a_warning(
+    members: list[str], wanted: str | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "case.zip"
+    zipped(path, *((member, IMAGE) for member in members))
+    warnings: list[str] = []
+    with ExitStack() as stack:
+        decoded(come("pipe", path, stack), member=wanted, warn=warnings.append)
+    assert not warnings
 
 
 def test_lzma_of_no_known_size_is_refused_before_it_is_decoded(tmp_path: Path) -> None:

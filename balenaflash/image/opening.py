@@ -209,11 +209,12 @@ def _open_origin(
     origin: Origin, member: str | None, checks: Sequence[Check], at_end: Callable[[], None]
 ) -> Iterator[ReadableImage]:
     """The image that comes from elsewhere."""
+    warnings: list[str] = []
     if not checks:
-        yield from _open_unchecked(origin, member, at_end)
+        yield from _open_unchecked(origin, member, at_end, warnings)
         return
     with closing(HashedOrigin(origin)) as hashed:
-        compressed = _recognise(hashed, member)
+        compressed = _recognise(hashed, member, warnings.append)
         opener = _plain(hashed) if compressed is None else compressed.open_decoder
         stream = StreamSource(
             origin.name,
@@ -225,13 +226,13 @@ def _open_origin(
             at_end=at_end,
         )
         with closing(stream):
-            yield _readable(stream, compressed)
+            yield _readable(stream, compressed, warnings)
 
 
 def _open_unchecked(
-    origin: Origin, member: str | None, at_end: Callable[[], None]
+    origin: Origin, member: str | None, at_end: Callable[[], None], warnings: list[str]
 ) -> Iterator[ReadableImage]:
-    compressed = _recognise(origin, member)
+    compressed = _recognise(origin, member, warnings.append)
     is_jumping = origin.seekable if compressed is None else compressed.seekable
     stream = StreamSource(
         origin.name,
@@ -243,13 +244,16 @@ def _open_unchecked(
         at_end=at_end,
     )
     with closing(stream):
-        yield _readable(stream, compressed)
+        yield _readable(stream, compressed, warnings)
 
 
-def _readable(source: Source, compressed: Compressed | None) -> ReadableImage:
-    if compressed is None:
-        return ReadableImage(source, Container.RAW, None, None, _nothing)
-    return ReadableImage(source, compressed.container, compressed.member, None, _nothing)
+def _readable(
+    source: Source, compressed: Compressed | None, late_warnings: Sequence[str]
+) -> ReadableImage:
+    container, member = Container.RAW, None
+    if compressed is not None:
+        container, member = compressed.container, compressed.member
+    return ReadableImage(source, container, member, None, _nothing, late_warnings=late_warnings)
 
 
 def _plain(origin: Origin) -> Callable[[int], Decoder]:
@@ -268,8 +272,10 @@ def _checking(
     return lambda at: CheckedDecoder(name, open_decoder(at), checks, stored)
 
 
-def _recognise(origin: Origin, member: str | None) -> Compressed | None:
-    compressed = recognise(origin, member)
+def _recognise(
+    origin: Origin, member: str | None, warn: Callable[[str], None] = lambda _: None
+) -> Compressed | None:
+    compressed = recognise(origin, member, warn)
     if member is not None and (compressed is None or compressed.member is None):
         raise ImageError(
             f"{origin.name}: has no members: it is no zip file",

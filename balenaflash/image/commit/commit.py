@@ -101,10 +101,13 @@ class ReadableImage:
     rereads: Rereads = field(default_factory=Rereads, kw_only=True)
     """Reads of what it is stored on that had to be repeated."""
 
+    late_warnings: Sequence[str] = field(default=(), kw_only=True)
+    """What turned out about its container while it was read; complete at its end."""
+
     @property
     def reading_warnings(self) -> tuple[str, ...]:
         """Warnings about reading it, a sentence each; complete when it has been read."""
-        return self.rereads.warnings(self.source.name)
+        return (*self.rereads.warnings(self.source.name), *self.late_warnings)
 
     @property
     def warnings(self) -> tuple[str, ...]:

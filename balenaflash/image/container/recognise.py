@@ -1,5 +1,7 @@
 """Which container an image is in, told by its content."""
 
+from collections.abc import Callable
+
 from balenaflash.image.container.decoder import Compressed
 from balenaflash.image.container.origin import Origin, Peeked
 
@@ -11,18 +13,21 @@ _ZSTD_STARTS = (b"\x28\xb5\x2f\xfd", *(bytes([0x50 + n]) + b"\x2a\x4d\x18" for n
 """RFC 8878, 3.1.1 of a frame with content, and 3.1.2 of the sixteen kinds to be skipped."""
 
 
-def recognise(origin: Origin, member: str | None = None) -> Compressed | None:
+def recognise(
+    origin: Origin, member: str | None = None, warn: Callable[[str], None] = lambda _: None
+) -> Compressed | None:
     """What ``origin`` is compressed or packed with; ``None`` where it is none of what is known.
 
     ``member`` is the name of the image in a container that has members; it is of no meaning for
     the others. A member that is compressed itself is decoded too, so that what comes is the image.
+    ``warn`` is called with what turns out only at the end, and is no failure.
 
     Raises:
         ImageError: it cannot be read, or is a container without a usable image in it.
     """
     peeked = Peeked(origin)
     if peeked.peek(4) in _ZIP_STARTS:
-        return _recognise_zip(peeked, member)
+        return _recognise_zip(peeked, member, warn)
     return _recognise_streams(peeked)
 
 
@@ -52,7 +57,7 @@ def _recognise_streams(peeked: Peeked) -> Compressed | None:
     return None
 
 
-def _recognise_zip(peeked: Peeked, member: str | None) -> Compressed:
+def _recognise_zip(peeked: Peeked, member: str | None, warn: Callable[[str], None]) -> Compressed:
     from balenaflash.image.container.nested import look_inside  # noqa: PLC0415 - see above
     from balenaflash.image.container.zip_directory import find_zipped  # noqa: PLC0415
     from balenaflash.image.container.zip_stream import find_streamed  # noqa: PLC0415
@@ -62,5 +67,5 @@ def _recognise_zip(peeked: Peeked, member: str | None) -> Compressed:
     if is_seekable and peeked.size is not None:
         outer = find_zipped(peeked, peeked.size, member)
     else:
-        outer = find_streamed(peeked, member)
+        outer = find_streamed(peeked, member, warn)
     return look_inside(peeked.name, outer, _recognise_streams, again=is_seekable)

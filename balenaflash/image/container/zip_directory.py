@@ -6,6 +6,7 @@ import struct
 import zipfile
 from collections.abc import Generator
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from balenaflash.errors import ImageError
 from balenaflash.extent import KIB, MIB
@@ -26,6 +27,17 @@ from balenaflash.image.container.zip_methods import STORED, Method
 
 _MAX_DIRECTORY = 16 * MIB  # bytes of a central directory that are read at once
 _PIECE_SIZE = 256 * KIB
+
+
+class OffsetReader(Protocol):
+    """What `read_directory` needs of an `Origin`."""
+
+    @property
+    def name(self) -> str:
+        """What to call it in messages."""
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """The bytes from ``offset`` on: ``length`` of them, or fewer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +96,7 @@ def find_zipped(origin: Origin, size: int, member: str | None) -> ZippedImage:
 def _choose_entry(origin: Origin, size: int, member: str | None) -> zipfile.ZipInfo:
     files: dict[str, zipfile.ZipInfo] = {}
     # In the order of a stream: of two with the same name the first counts.
-    for entry in sorted(_read_directory(origin, size), key=lambda each: each.header_offset):
+    for entry in sorted(read_directory(origin, size), key=lambda each: each.header_offset):
         if not entry.filename.endswith("/"):
             files.setdefault(entry.filename, entry)
     sizes = {name: entry.file_size for name, entry in files.items()}
@@ -113,7 +125,12 @@ def _stored_pieces(origin: Origin, start: int, size: int, at: int) -> Generator[
         at += len(data)
 
 
-def _read_directory(origin: Origin, size: int) -> list[zipfile.ZipInfo]:
+def read_directory(origin: OffsetReader, size: int) -> list[zipfile.ZipInfo]:
+    """The central directory of a zip file of ``size`` bytes.
+
+    Raises:
+        ImageError: it has none that is sound.
+    """
     try:
         with zipfile.ZipFile(_File(origin, size)) as archive:
             return archive.infolist()
@@ -128,7 +145,7 @@ def _read_directory(origin: Origin, size: int) -> list[zipfile.ZipInfo]:
 class _File(io.RawIOBase):
     """An origin as ``zipfile`` wants it."""
 
-    def __init__(self, origin: Origin, size: int) -> None:
+    def __init__(self, origin: OffsetReader, size: int) -> None:
         super().__init__()
         self._origin = origin
         self._size = size

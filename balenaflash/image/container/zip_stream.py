@@ -2,14 +2,16 @@
 
 The rule is that of a zip file read by its directory, `balenaflash.image.container.zip_choice`,
 with the one difference that a stream does not tell what follows: the first member that may be
-the image is the image, and whatever comes after it is passed over.
+the image is the image, and whatever comes after it is passed over. A warning names what may be the
+image as well, since the directory at the end lists it.
 """
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from balenaflash.errors import ImageError
-from balenaflash.extent import GIB, KIB, format_size
+from balenaflash.errors import CodedText, ImageError
+from balenaflash.extent import GIB, KIB, MIB, format_size
 from balenaflash.image.container.decoder import Decoder, Input, corrupt, cut_short
 from balenaflash.image.container.kinds import Container
 from balenaflash.image.container.origin import Origin
@@ -20,6 +22,7 @@ from balenaflash.image.container.zip_choice import (
     is_called,
     standing_of,
 )
+from balenaflash.image.container.zip_directory import read_directory
 from balenaflash.image.container.zip_header import (
     FIXED_SIZE,
     LocalHeader,
@@ -37,7 +40,7 @@ END_MAGIC = b"PK\x05\x06"
 _DESCRIPTOR_MAGIC = b"PK\x07\x08"  # section 4.3.9
 _DESCRIPTOR_LAYOUTS = (struct.Struct("<IQQ"), struct.Struct("<III"))
 _MAX_PASSED = GIB  # bytes decoded of a member that is not the image
-_MAX_END = 64 * KIB + 22  # bytes of the end record with its comment
+_MAX_END = MIB  # bytes kept of the end: the directory, and its end record with its comment
 _PIECE_SIZE = 256 * KIB
 
 _HINT = "Download the file first, or pipe the image unpacked: unzip -p"
@@ -78,10 +81,11 @@ class StreamedZip:
         return self.decoder
 
 
-def find_streamed(origin: Origin, wanted: str | None) -> StreamedZip:
+def find_streamed(origin: Origin, wanted: str | None, warn: Callable[[str], None]) -> StreamedZip:
     """The image in a zip file read from its start.
 
-    Small members that are the image only where no other is one are kept until the end.
+    Small members that are the image only where no other is one are kept until the end. Unless
+    ``wanted`` names the image, ``warn`` is called at the end if another member may be it.
 
     Raises:
         ImageError: there is none, or it cannot be told where it ends.
@@ -92,12 +96,14 @@ def find_streamed(origin: Origin, wanted: str | None) -> StreamedZip:
     while (header := _read_header(source)) is not None:
         standing = standing_of(header.name)
         if _is_image(header.name, standing, wanted):
-            return StreamedZip(source, header, _ImageDecoder(source, header))
+            decoder = _ImageDecoder(source, header, None if wanted else warn)
+            return StreamedZip(source, header, decoder)
         if standing is Standing.PERHAPS and wanted is None and _can_be_decoded(source, header):
             reader = _MemberReader(source, header)
             head = _read_up_to(reader, LARGEST_OTHER + 1)
             if len(head) > LARGEST_OTHER:
-                return StreamedZip(source, header, _ImageDecoder(source, header, reader, head))
+                decoder = _ImageDecoder(source, header, warn, reader, head)
+                return StreamedZip(source, header, decoder)
             # The last one is enough: of two neither is the image.
             content = content if header.name in passed else head
         else:
@@ -162,18 +168,21 @@ class _MemberReader:
 class _ImageDecoder:
     """The member that is the image, and everything after it up to the end of the zip file.
 
-    ``head`` is what was already decoded of it.
+    ``head`` is what was already decoded of it. ``warn`` is told of other images at the end.
     """
 
     def __init__(
         self,
         source: Input,
         header: LocalHeader,
+        warn: Callable[[str], None] | None,
         reader: _MemberReader | None = None,
         head: bytes = b"",
     ) -> None:
         _require_end(source.name, header)
         self._input = source
+        self._member = header.name
+        self._warn = warn
         self._reader = reader or _MemberReader(source, header)
         self._head = _KeptDecoder(head)
         self._ended = False
@@ -185,7 +194,9 @@ class _ImageDecoder:
             filled += self._reader.readinto(buffer[filled:])
         if filled < len(buffer) and not self._ended:
             self._ended = True
-            _read_to_end(self._input, self._reader.done)
+            tail = _read_to_end(self._input, self._reader.done)
+            if self._warn is not None:
+                _warn_of_others(_Tail(self._input, tail), self._member, self._warn)
         return filled
 
     def close(self) -> None:
@@ -208,6 +219,36 @@ class _KeptDecoder:
 
     def close(self) -> None:
         """Hold nothing."""
+
+
+class _Tail:
+    """The end of a zip file that was passed over, with its directory."""
+
+    def __init__(self, source: Input, content: bytes) -> None:
+        self.name = source.name
+        self.size = source.position
+        self._content = content
+        self._start = self.size - len(content)
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """The bytes from ``offset`` on; none of those that were not kept."""
+        start = offset - self._start
+        return self._content[start : start + length] if start >= 0 else b""
+
+
+def _warn_of_others(tail: _Tail, used: str, warn: Callable[[str], None]) -> None:
+    """Warn if, by its directory, the zip file would be refused when read as a file."""
+    try:
+        files = read_directory(tail, tail.size)
+    except ImageError:
+        return  # it is longer than what was kept of the end
+    sizes = {file.filename: file.file_size for file in files if not file.filename.endswith("/")}
+    try:
+        choose_member(tail.name, sizes, None)
+    except ImageError as error:
+        (problem,) = error.problems
+        text = f"{problem.message}; {used!r}, the first, was used. {problem.hint}"
+        warn(CodedText(text, code=problem.code))
 
 
 def _is_image(member: str, standing: Standing, wanted: str | None) -> bool:
@@ -277,8 +318,12 @@ def _read_up_to(reader: _MemberReader, length: int) -> bytes:
     return bytes(content)
 
 
-def _read_to_end(source: Input, done: int) -> None:
-    """Pass over what is left; a zip file that is whole ends with its end record."""
+def _read_to_end(source: Input, done: int) -> bytes:
+    """Pass over what is left, and give the last of it.
+
+    Raises:
+        ImageError: it does not end with an end record, as a zip file that is whole does.
+    """
     tail = b""
     while data := source.read():
         tail = (tail + data)[-_MAX_END:]
@@ -286,3 +331,4 @@ def _read_to_end(source: Input, done: int) -> None:
     comment = int.from_bytes(tail[end + 20 : end + 22], "little")
     if end < 0 or len(tail) < end + 22 + comment:
         raise cut_short(source.name, Container.ZIP, source.position, done)
+    return tail
