@@ -16,6 +16,7 @@ from commandline import RunBalenaflash, clean_environment
 from faultdev import MakeFaultDevice
 from imagecopies import MakeImage
 from loopdev import AttachLoop
+from write_judges import compress
 
 from balenaflash.cli.confirmation import confirm_erasing
 from balenaflash.extent import MIB
@@ -85,6 +86,24 @@ def test_the_answer_no_is_the_default_and_writes_nothing(
     assert status == 4, shown
     assert f"Erase all of {device.node}?" in shown
     assert "was not confirmed" in shown
+    assert device.stats().bytes_written == 0
+
+
+@pytest.mark.parametrize("form", ["raw", "gz"])
+def test_an_image_that_is_changed_before_the_answer_is_refused_and_writes_nothing(
+    form: str, gpt: BuiltImage, fault_device: MakeFaultDevice
+) -> None:
+    path = compress(gpt.path) if form == "gz" else gpt.path
+    device = fault_device(size=size_of(gpt))
+
+    def change() -> None:
+        with path.open("r+b") as file:
+            file.seek(100)
+            file.write(b"\1\2\3\4")
+
+    status, shown = at_terminal(["write", path, device.node], answer="y\n", meanwhile=change)
+    assert status == 3, shown
+    assert "was changed while it was read" in shown
     assert device.stats().bytes_written == 0
 
 

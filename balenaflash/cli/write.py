@@ -181,6 +181,8 @@ def write(
                 reads_back=not no_verify,
                 yes=disks.yes,
             )
+            # A question may wait for long.
+            opened.require_unchanged()
             unmount(session, destinations)
             tallies = ()
             done = flash_all(
