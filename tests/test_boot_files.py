@@ -364,8 +364,9 @@ class TestCopyOut:
         (tmp_path / "out" / "config.json").symlink_to(tmp_path / "precious")
         (tmp_path / "out" / "EFI").symlink_to(tmp_path)
         for path in ("/config.json", "/EFI"):
-            with pytest.raises(EditError, match="symbolic link"):
+            with pytest.raises(EditError, match="symbolic link") as caught:
                 copy_out(made.volume, path, str(tmp_path / "out"), overwrite=True)
+            assert caught.value.exit_status == 4
         assert (tmp_path / "precious").read_bytes() == b"precious"
 
     @pytest.mark.parametrize(
@@ -385,6 +386,7 @@ class TestCopyOut:
         with pytest.raises(EditError) as caught:
             copy_out(made.volume, path, f"{tmp_path}/{target}", overwrite=True)
         assert caught.value.code == code
+        assert caught.value.exit_status == (4 if code == "output-exists" else 3)
 
     def test_a_full_disk_is_a_failure_of_writing(self, made: MadeVolume, tmp_path: Path) -> None:
         write_tree(tmp_path, {"/mine": b"as it was"})

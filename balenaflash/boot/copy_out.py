@@ -121,10 +121,10 @@ def _require_free(copy: CopiedFile, *, overwrite: bool) -> None:
     else:
         wanted = "directory" if copy.is_directory else "file"
         reason = "is a directory" if target.is_dir() else f"is not a {wanted}"
-    hint = "Overwrite it with --overwrite, or name another OUT."
+    hint = "Name another OUT."
     if reason == "exists already":
-        raise ExistsError(f"{target}: {reason}", code="output-exists", hint=hint)
-    raise EditError(f"{target}: {reason}", code="output-exists")
+        hint = "Overwrite it with --overwrite, or name another OUT."
+    raise ExistsError(f"{target}: {reason}", code="output-exists", hint=hint)
 
 
 def _require_distinct(copies: tuple[CopiedFile, ...]) -> None:
