@@ -1,6 +1,7 @@
 """Texts as Windows saves them: what a user gives never keeps a byte order mark."""
 
 import json
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +40,7 @@ def test_no_file_of_a_command_brings_its_mark_along(
     )
     (tmp_path / "list").write_bytes(MARK + b"key:/key.txt\n")
     commands: list[list[str | Path]] = [
-        ["network", "add", "wifi", target, "--ssid", "A", "--psk-file", "psk", "--name", "a"],
+        ["network", "add", "wifi", target, "--ssid", "\ufeffA", "--psk-file", "psk", "--name", "a"],
         ["network", "add", "wifi", target, "--keyfile", "lab.nmconnection"],
         ["config", "set", target, "apiKey=@key", "initialDeviceName=\ufeffone"],
         ["config", "merge", target, "more.json"],
@@ -49,12 +50,21 @@ def test_no_file_of_a_command_brings_its_mark_along(
         run = balenaflash(*command, cwd=tmp_path)
         assert run.returncode == 0, run.stderr
     psk = balenaflash("boot", "cat", target, "/system-connections/a").stdout
+    assert "\nssid=A\n" in psk
     assert "\npsk=secret12\n" in psk
     lab = balenaflash("boot", "cat", target, "/system-connections/lab.nmconnection").stdout
     assert lab.startswith("[connection]")
     config = json.loads(balenaflash("boot", "cat", target, "/config.json").stdout)
     assert config["apiKey"] == "0123456789abcdef0123456789abcdef"
     assert (config["initialDeviceName"], config["hostname"]) == ("one", "bench")
+
+
+def test_a_sum_on_the_command_line_loses_its_mark(
+    target: Path, tmp_path: Path, balenaflash: RunBalenaflash
+) -> None:
+    summed = subprocess.run(["sha256sum", target], capture_output=True, text=True, check=True)
+    run = balenaflash("write", "--sha256", f"\ufeff{summed.stdout[:64]}", target, tmp_path / "out")
+    assert run.returncode == 0, run.stderr
 
 
 def test_no_text_of_a_recipe_brings_its_mark_along(

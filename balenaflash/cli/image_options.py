@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from balenaflash.boot.given_text import without_mark
 from balenaflash.cli.session import Session
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ def _lower_case_sum(
 ) -> str | None:
     if value is None:
         return None
+    value = without_mark(value)
     if re.fullmatch(r"[0-9a-fA-F]{64}", value) is None:
         raise click.BadParameter("a SHA-256 has 64 hexadecimal digits")
     return value.lower()

@@ -141,10 +141,12 @@ def _wifi_network(
     overwrite: bool,
 ) -> "AddNetwork":
     from balenaflash.boot.connection import WifiConnection, check_ssid
+    from balenaflash.boot.given_text import without_mark
     from balenaflash.boot.network import AddNetwork, default_name
 
     if ssid is None:
         raise click.UsageError("One of --ssid and --keyfile is needed.")
+    ssid = without_mark(ssid)
     with words_of_command_line():
         # Bytes that are no UTF-8 come back as they were on the command line (PEP 383).
         ssid_bytes = check_ssid(os.fsencode(ssid))
