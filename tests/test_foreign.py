@@ -100,6 +100,17 @@ def test_a_tar_gz_is_refused_with_a_command_that_works(
     assert (tmp_path / "a.img").read_bytes() == noise(1, 100_000)
 
 
+@pytest.mark.parametrize("form", ["raw", "gz"])
+def test_a_file_is_named_in_the_next_step_only_if_a_program_takes_it_so(
+    form: str, tmp_path: Path
+) -> None:
+    path = tmp_path / f"disk.{form}"
+    content = b"QFI\xfb\0\0\0\3" + bytes(4096)
+    path.write_bytes(gzip.compress(content) if form == "gz" else content)
+    named = "FILE" if form == "gz" else path
+    assert refusal(path).hint == f"Convert it first: qemu-img convert -O raw {named} image.img"
+
+
 @pytest.mark.parametrize(
     ("content", "what"),
     [

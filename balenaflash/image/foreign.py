@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from balenaflash.errors import ImageError
 from balenaflash.extent import KIB
-from balenaflash.image.source import Source
+from balenaflash.image.source import RandomAccess, Source
 
 _ISO_PLACE = 32 * KIB + 1  # ECMA-119, section 8.1.2: in the 17th sector of 2048 bytes
 _ISO_MAGIC = b"CD001"
@@ -110,6 +110,8 @@ def refuse_iso(source: Source) -> None:
 
 def _foreign(source: Source, kind: _Kind) -> ImageError:
     is_file = source.name != "-" and "://" not in source.name
+    # What had to be decompressed is in no file; only tar takes it as it is.
+    is_file = is_file and (isinstance(source, RandomAccess) or kind is _TAR_KIND)
     name = shlex.quote(source.name) if is_file else "FILE"
     return ImageError(
         f"{source.name}: is {kind.what}, not a disk image",
