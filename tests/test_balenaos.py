@@ -208,7 +208,7 @@ def test_a_doubled_key_is_told_and_not_shown(image: MakeImage, tmp_path: Path) -
     put(path, {"/config.json": b'{"hostname": "a", "hostname": "b"}'}, tmp_path / "new")
     facts = facts_of(path)
     assert facts.config is None
-    assert facts.warnings == ("/config.json is not valid: the key 'hostname' is there twice",)
+    assert facts.warnings == ("/config.json is not valid: the key 'hostname' occurs twice",)
 
 
 def test_two_flag_files_are_a_warning(image: MakeImage, tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def _refuse_doubled(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(content) < len(pairs):
         names = [name for name, _ in pairs]
         doubled = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {doubled!r} is there twice")
+        raise ValueError(f"the key {doubled!r} occurs twice")
     return content
 
 
