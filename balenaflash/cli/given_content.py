@@ -1,5 +1,6 @@
 """Content that an option or argument names: a file, or standard input."""
 
+import errno
 import sys
 from pathlib import Path
 
@@ -40,9 +41,10 @@ def read_given(name: str, *, limit: int = _MAX_SIZE) -> bytes:
             with Path(name).open("rb") as file:
                 content = file.read(limit + 1)
     except OSError as error:
-        raise EditError(
-            f"{name}: cannot be read: {error.strerror}", code="source-unreadable"
-        ) from error
+        fact = f"cannot be read: {error.strerror}"
+        if error.errno == errno.EBADF:
+            fact = "standard input cannot be read because it is closed"
+        raise EditError(f"{name}: {fact}", code="source-unreadable") from error
     if len(content) > limit:
         raise EditError(f"{name}: has more than {format_size(limit)}", code="source-too-large")
     return content
