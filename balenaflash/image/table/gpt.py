@@ -198,8 +198,8 @@ class _Reader:
         part = "entries" if header is not None and self._array_extent(header) else "header"
         damage = (
             f"The primary GPT is damaged (its {part}): the backup at sector "
-            f"{backup.header.own_lba} is used here, but Linux uses it only if started with the "
-            "option gpt."
+            f"{backup.header.own_lba} is used here. Linux, started with the option gpt, uses one "
+            "at the end of the disk, otherwise none."
         )
         return self._reading(backup, None, [damage, *self._warn_of_place(backup)])
 
