@@ -179,6 +179,8 @@ def test_a_display_that_stands_still_holds_up_nobody() -> None:
     reading, writing = os.pipe()
     code = (
         "import time; from balenaflash.cli.live_display import DISPLAY\n"
+        "from balenaflash.cli.standard_streams import prepare_standard_streams\n"
+        "prepare_standard_streams()\n"
         "started = time.monotonic()\n"
         "for _ in range(3000): DISPLAY.say('x' * 100)\n"
         "DISPLAY.flush()\n"

@@ -6,6 +6,7 @@ is right afterwards is for fsck.vfat and mtools to say.
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -301,7 +302,7 @@ def test_no_repair_refuses_with_a_hint_that_works_as_printed(
     assert run.returncode == 3
     [error] = json.loads(run.stdout)["errors"]
     assert error["code"] == "volume-needs-repair"
-    command = error["hint"].partition(": balenaflash ")[2].split()
+    command = shlex.split(error["hint"].partition("-m balenaflash ")[2])
     assert command[:2] == ["boot", "check"]
     assert built.path.read_bytes() == content
     assert balenaflash(*command).returncode == 0
