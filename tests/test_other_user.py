@@ -3,10 +3,16 @@
 Everything of root's that an attack is after lies below ``root`` and is compared with what it was.
 """
 
+import bz2
+import gzip
+import os
 import shutil
 import stat
+import struct
 import subprocess
+import sys
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -144,25 +150,23 @@ def test_what_lies_beside_an_image_leads_nowhere(scene: Scene, attack: Attack) -
 
 
 @pytest.mark.parametrize(
-    ("command", "status"),
+    "command",
     [
-        (["unwrap", "flasher.img"], 4),
-        (["sample", "--overwrite"], 4),
-        (["bmap", "create", "raw.img", "--overwrite", "-o"], 4),
-        (["write", "raw.img", "--overwrite"], 4),
-        (["edit", "raw.img", "--step", 'config-set = "hostname=x"', "--overwrite-output", "-o"], 4),
-        (["boot", "get", "-f", "raw.img", "/config.json"], 3),
+        ["unwrap", "flasher.img"],
+        ["sample", "--overwrite"],
+        ["bmap", "create", "raw.img", "--overwrite", "-o"],
+        ["write", "raw.img", "--overwrite"],
+        ["edit", "raw.img", "--step", 'config-set = "hostname=x"', "--overwrite", "-o"],
+        ["boot", "get", "--overwrite", "raw.img", "/config.json"],
     ],
-    ids=lambda value: value[0] if isinstance(value, list) else "",
+    ids=lambda command: command[0],
 )
 @pytest.mark.parametrize("target", ["shadow", "profile.d/zz.sh"])
-def test_an_output_that_is_a_link_is_refused(
-    scene: Scene, command: list[str], status: int, target: str
-) -> None:
+def test_an_output_that_is_a_link_is_refused(scene: Scene, command: list[str], target: str) -> None:
     scene.link(f"../root/{target}", "out.img")
     with scene.untouched():
         run = commandline.run(*command, "out.img", cwd=scene.theirs)
-    assert (run.returncode, "symbolic link" in run.stderr) == (status, True), run.stderr
+    assert (run.returncode, "symbolic link" in run.stderr) == (4, True), run.stderr
 
 
 def test_a_name_beside_an_output_leads_nowhere(scene: Scene) -> None:
@@ -323,3 +327,97 @@ def test_what_was_not_checked_is_not_called_checked(scene: Scene) -> None:
     for option in ("--check-signature", "--check-bmap"):
         run = commandline.run("inspect", option, "raw.img", cwd=scene.theirs)
         assert run.returncode == 3, run.stdout
+
+
+def _bomb(path: Path, size: int) -> None:
+    """A gzip in a zip, of an image whose boot partition lies ``size`` bytes into it."""
+    entry = struct.pack("<B3sB3sII", 0, bytes(3), 0x0C, bytes(3), size // 512, 81920)
+    record = bytes(446) + entry + bytes(48) + b"\x55\xaa"
+    packed = gzip.compress(record + b"\xaa" * (size - 512) + bytes(40 << 20), compresslevel=1)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("balena.img.gz", packed)
+
+
+def test_a_small_file_does_not_fill_the_disk(scene: Scene) -> None:
+    bomb = scene.theirs / "bomb.zip"
+    _bomb(bomb, 512 << 20)
+    assert bomb.stat().st_size < 1 << 20
+    # No file of more than 200 MiB can be written, the one without a name in TMPDIR included.
+    limited = ["prlimit", f"--fsize={200 << 20}", sys.executable, "-m", "balenaflash"]
+    with scene.untouched():
+        run = subprocess.run(
+            [*limited, "inspect", bomb],
+            env=commandline.clean_environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert run.returncode == 0, run.stderr
+
+
+def _huge_table(path: Path) -> None:
+    header = struct.pack("<8sIIIIQQQQ16sQIII", *_HUGE_HEADER)
+    entry = struct.pack("<B3sB3sII", 0, bytes(3), 0xEE, b"\xff" * 3, 1, 2**32 - 1)
+    record = bytes(446) + entry + bytes(48) + b"\x55\xaa"
+    path.write_bytes(gzip.compress(record + header.ljust(512, b"\0") + bytes(1 << 20)))
+
+
+_HUGE_HEADER = (
+    b"EFI PART",
+    0x10000,
+    92,
+    0,
+    0,
+    1,
+    2**60 - 1,
+    34,
+    2**60 - 34,
+    b"2" * 16,
+    2,
+    128,
+    128,
+    0,
+)
+
+
+def _nameless_member(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr(zipfile.ZipInfo("q"), b"x")
+    content = bytearray(path.read_bytes())
+    content[content.rindex(b"PK\1\2") + 46] = 0
+    path.write_bytes(content)
+
+
+def _label_of_aix(path: Path) -> None:
+    path.write_bytes(b"\xc9\xc2\xd4\xc1".ljust(510, b"\0") + b"\x55\xaa" + bytes(1 << 20))
+
+
+@pytest.mark.parametrize("craft", [_huge_table, _nameless_member, _label_of_aix])
+@pytest.mark.parametrize("words", [["inspect"], ["boot", "ls"], ["config", "set"]])
+def test_a_crafted_file_ends_in_status_3(
+    scene: Scene, craft: Callable[[Path], None], words: list[str]
+) -> None:
+    image = scene.theirs / "crafted"
+    craft(image)
+    last = ["hostname=x", "-o", "out.img"] if words[-1] == "set" else []
+    with scene.untouched():
+        run = commandline.run(*words, image, *last, cwd=scene.theirs)
+    assert (run.returncode, "Traceback" in run.stderr) == (3, False), run.stderr
+    assert not (scene.theirs / "out.img").exists()
+
+
+def test_root_runs_no_program_of_another_user(scene: Scene) -> None:
+    programs = scene.theirs / "bin"
+    programs.mkdir()
+    for name in ("sfdisk", "mkfs.vfat", "mkfs.ext4", "debugfs", "lbzip2", "dmidecode", "udevadm"):
+        program = programs / name
+        program.write_text(f"#!/bin/sh\necho {name} >{scene.root}/owned\nexit 1\n")
+        program.chmod(0o755)
+    packed = scene.theirs / "packed.img.bz2"
+    noise = os.urandom(8 << 20)  # large enough for the decoder that is a program
+    packed.write_bytes(bz2.compress((scene.theirs / "raw.img").read_bytes() + noise, 1))
+    path = f"{programs}:{os.environ['PATH']}"
+    with scene.untouched():
+        for words in (["inspect", "raw.img"], ["inspect", packed], ["sample", "new.img"]):
+            run = commandline.run(*words, environment={"PATH": path}, cwd=scene.theirs)
+            assert run.returncode == 0, run.stderr
