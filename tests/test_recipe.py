@@ -243,15 +243,17 @@ def test_every_step_and_key_is_documented() -> None:
 
 # Variables.
 
+_MARKED = st.text().map("\ufeff".__add__)
 
-@given(text=st.text(), value=st.text())
+
+@given(text=st.text() | _MARKED, value=st.text() | _MARKED)
 def test_what_is_filled_in_is_not_looked_at_again(text: str, value: str) -> None:
     written = text.replace("$", "$$")
     variables = Variables({"a": value}, {"A": value})
-    # A byte order mark before a text is not part of it.
-    in_environment = value.removeprefix("\ufeff")
-    assert variables.fill_in(f"{written}${{a}}{written}") == f"{text}{value}{text}"
-    assert variables.fill_in(f"{written}${{env:A}}", secret=True) == f"{text}{in_environment}"
+    # A byte order mark before the text, or before a value, is not part of it.
+    begin, filled = text.removeprefix("\ufeff"), value.removeprefix("\ufeff")
+    assert variables.fill_in(f"{written}${{a}}{written}") == f"{begin}{filled}{text}"
+    assert variables.fill_in(f"{written}${{env:A}}", secret=True) == f"{begin}{filled}"
 
 
 def test_no_variable_can_name_a_file_or_another_key(tmp_path: Path) -> None:
