@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from balenaflash.durable import open_folder, write_all
+from balenaflash.durable import FileType, find_type, open_folder, write_all
 from balenaflash.errors import ImageError, Problem, TargetRefusedError
 from balenaflash.extent import Extent, format_size
 from balenaflash.image.balenaos import find_boot_partition
@@ -168,19 +168,19 @@ def _beside(image: ImageLocation) -> Path:
 
 def _require_place(place: Path, image: ImageLocation, *, overwrite: bool) -> None:
     """Refuse what must not become a block map."""
-    if place.exists():
-        if isinstance(image, Path) and image.exists() and place.samefile(image):
+    found = find_type(place)
+    if found is not None:
+        if isinstance(image, Path) and find_type(image) is not None and place.samefile(image):
             raise _refusal("target-is-image", f"{place}: is the image itself")
-        if not place.is_file():
-            kind = "a directory" if place.is_dir() else "not a regular file"
-            raise _refusal("target-not-a-file", f"{place}: is {kind}", _NAME_ONE)
+        if found is not FileType.FILE:
+            raise _refusal("target-not-a-file", f"{place}: is {found.value}", _NAME_ONE)
         if not overwrite:
             raise _refusal(
                 "target-exists",
                 f"{place}: is there already",
                 "Name another file with -o, or add --overwrite.",
             )
-    if place.is_symlink():
+    if find_type(place, follow_links=False) is FileType.LINK:
         hint = f"Name the file itself with -o: {shlex.quote(os.path.realpath(place))}"
         message = f"{place}: is a symbolic link, which is not followed"
         raise _refusal("target-is-link", message, hint)

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from balenaflash.durable import is_private
+from balenaflash.durable import FileType, find_type, is_private
 from balenaflash.errors import EditError, WriteError
 from balenaflash.image.commit.mark import MarkedStore
 from balenaflash.image.commit.recovery import settle, undo_failed
@@ -89,7 +89,8 @@ def warn_of_cut_off(node: Path) -> tuple[str, ...]:
 
     Of anything but a block device there is nothing to tell.
     """
-    if not node.is_block_device() or not any(records_directory().glob(f"*{_SUFFIX}")):
+    is_disk = find_type(node) is FileType.BLOCK_DEVICE
+    if not is_disk or not any(records_directory().glob(f"*{_SUFFIX}")):
         return ()
     directory = RUNNING_KERNEL.find_directory(DeviceNumber.from_raw(node.stat().st_rdev))
     if directory is None:

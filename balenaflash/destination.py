@@ -7,6 +7,7 @@ from pathlib import Path
 
 from balenaflash.card_records import drop_record
 from balenaflash.disk_end import plan_gpt_move
+from balenaflash.durable import FileType, find_type
 from balenaflash.errors import Problem, TargetRefusedError
 from balenaflash.image.commit.undo import forget_record
 from balenaflash.image.container.location import ImageLocation
@@ -144,7 +145,7 @@ def _find(
     mode: int,
 ) -> Destination:
     if isinstance(target, Path) and not is_device(target):
-        if image is not None and target.exists() and target.samefile(image):
+        if image is not None and find_type(target) is not None and target.samefile(image):
             raise TargetRefusedError(
                 [Problem("target-is-image", f"{target}: is the image itself", "Name another file.")]
             )
@@ -198,7 +199,7 @@ def is_device(target: TargetName) -> bool:
     if not isinstance(target, Path):
         return True
     # A node that is not there yet, or a misspelt one, must not become a file below /dev.
-    if target.is_block_device() or target.is_char_device():
+    if find_type(target) in {FileType.BLOCK_DEVICE, FileType.CHARACTER_DEVICE}:
         return True
     return target.parent.resolve().is_relative_to(
         _DEVICES

@@ -13,6 +13,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from enum import Enum
 from pathlib import Path
 from zlib import crc32
 
@@ -24,6 +25,39 @@ _NO_UNNAMED_FILES = frozenset(
     }
 )
 _PRIVATE = 0o600  # mode of a file before it has its content, and of one with secrets
+
+
+class FileType(Enum):
+    """The type of what a path names."""
+
+    FILE = "a regular file"
+    DIRECTORY = "a directory"
+    LINK = "a symbolic link"
+    BLOCK_DEVICE = "a block device"
+    CHARACTER_DEVICE = "a character device"
+    OTHER = "not a regular file"
+
+
+_TYPES = {
+    stat.S_IFREG: FileType.FILE,
+    stat.S_IFDIR: FileType.DIRECTORY,
+    stat.S_IFLNK: FileType.LINK,
+    stat.S_IFBLK: FileType.BLOCK_DEVICE,
+    stat.S_IFCHR: FileType.CHARACTER_DEVICE,
+}
+
+
+def find_type(path: Path, *, follow_links: bool = True) -> FileType | None:
+    """The type of what is at ``path``; ``None`` where there is nothing, or nothing can be seen.
+
+    A folder on the way that may not be searched and a name that is too long are no errors here, as
+    they are to `Path.exists`: whatever opens the file next reports the reason.
+    """
+    try:
+        mode = path.stat(follow_symlinks=follow_links).st_mode
+    except OSError:
+        return None
+    return _TYPES.get(stat.S_IFMT(mode), FileType.OTHER)
 
 
 class Folder:

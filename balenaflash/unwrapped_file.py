@@ -6,6 +6,7 @@ from pathlib import Path
 
 from balenaflash import block_maps
 from balenaflash.boot.files import FileChange
+from balenaflash.durable import find_type
 from balenaflash.editing import Edit
 from balenaflash.errors import Problem, TargetRefusedError
 from balenaflash.image.checks import Check
@@ -113,4 +114,5 @@ def _find_place(flasher: ImageLocation, out: Path, *, overwrite: bool) -> Path |
 
 
 def _is_same(flasher: Path, out: Path) -> bool:
-    return flasher.exists() and out.exists() and out.samefile(flasher)
+    are_there = find_type(flasher) is not None and find_type(out) is not None
+    return are_there and out.samefile(flasher)

@@ -1,6 +1,7 @@
 """Fixtures of the house, and the word about what could not be tested on this machine."""
 
 import os
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -28,6 +29,9 @@ _MISSING = "missing capability"
 
 def pytest_configure(config: pytest.Config) -> None:
     capabilities.extend_path()
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell starts what it runs in the background so; programs under test would inherit it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # A busy machine is slow, which says nothing about the code: no test is timed.
     settings.register_profile(
         "house", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]

@@ -104,7 +104,7 @@ def test_neither_the_image_nor_a_folder_nor_a_device_becomes_a_map(
     for place, words in (
         (tmp_path / "link", "is the image itself"),
         (tmp_path, "is a directory"),
-        (Path("/dev/null"), "not a regular file"),
+        (Path("/dev/null"), "a character device"),
         (Path("/dev/new.bmap"), "not a place for files"),
         (tmp_path / "nowhere" / "a.bmap", "cannot be made: No such file or directory"),
     ):

@@ -9,7 +9,7 @@ from pathlib import Path
 from balenaflash.boot.files import require_entry
 from balenaflash.boot.network import DIRECTORY
 from balenaflash.boot.patterns import find_matches, is_pattern, uppermost
-from balenaflash.durable import Folder, open_folder, open_subfolder, write_all
+from balenaflash.durable import FileType, Folder, find_type, open_folder, open_subfolder, write_all
 from balenaflash.errors import EditError, ExistsError, ImageError, WriteError
 from balenaflash.image.balenaos import CONFIG_PATH
 from balenaflash.image.fat.names import fold
@@ -58,7 +58,7 @@ def copy_out(
         ImageError: the image holds a name that no file can have, or cannot be read.
         WriteError: writing failed; some of the files may be there.
     """
-    if is_pattern(volume, path) and not Path(target).is_dir():
+    if is_pattern(volume, path) and find_type(Path(target)) is not FileType.DIRECTORY:
         raise EditError(f"{target}: no such directory", code="output-unwritable")
     matches = uppermost(find_matches(volume, path))
     copies = tuple(copy for each in matches for copy in _plan(volume, each, target))
@@ -71,7 +71,7 @@ def copy_out(
             _create(copy, content, overwrite=overwrite)
         except OSError as error:
             message = f"{copy.target}: cannot be written: {error.strerror}"
-            if number == 0 and not copy.target.exists():
+            if number == 0 and find_type(copy.target) is None:
                 raise EditError(message, code="output-unwritable") from error
             raise WriteError(message, code="output-unwritable") from error
     return copies
@@ -81,7 +81,7 @@ def _plan(volume: FatVolume, path: str, target: str) -> Iterator[CopiedFile]:
     """What is to be copied where, each directory before what it holds."""
     entry = require_entry(volume, path)
     place = Path(target)
-    if place.is_dir():
+    if find_type(place) is FileType.DIRECTORY:
         # The root has no name: what it holds goes straight into the target.
         names = () if entry.path == "/" else (_file_name(entry),)
         yield from _plan_entry(volume, entry, place, names)
@@ -112,15 +112,16 @@ def _require_free(copy: CopiedFile, *, overwrite: bool) -> None:
     target = copy.target
     if not copy.names or not os.path.lexists(target):
         return
-    if target.is_symlink():
+    found = find_type(target, follow_links=False)
+    if found is FileType.LINK:
         reason = "is a symbolic link, which is not followed"
-    elif copy.is_directory == target.is_dir() and (target.is_dir() or target.is_file()):
+    elif found is (FileType.DIRECTORY if copy.is_directory else FileType.FILE):
         if copy.is_directory or overwrite:
             return
         reason = "exists already"
     else:
         wanted = "directory" if copy.is_directory else "file"
-        reason = "is a directory" if target.is_dir() else f"is not a {wanted}"
+        reason = "is a directory" if found is FileType.DIRECTORY else f"is not a {wanted}"
     hint = "Name another OUT."
     if reason == "exists already":
         hint = "Overwrite it with --overwrite, or name another OUT."

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from balenaflash.cli.answer import Answer, say
 from balenaflash.cli.session import Session
 from balenaflash.cli.usage import words_of_command_line
+from balenaflash.durable import FileType, find_type
 from balenaflash.extent import format_size
 
 if TYPE_CHECKING:
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from balenaflash.editing import Edit, EditReport
     from balenaflash.image.container.location import ImageLocation
     from balenaflash.image.fat.check import Fault
+
+
+def _is_card(image: "ImageLocation") -> TypeGuard[Path]:
+    return isinstance(image, Path) and find_type(image) is FileType.BLOCK_DEVICE
 
 
 def answer_edits(session: Session, image: "ImageLocation", edits: Sequence["Edit"]) -> Answer:
@@ -29,7 +34,7 @@ def answer_edits(session: Session, image: "ImageLocation", edits: Sequence["Edit
     if options.output is not None and not options.dry_run:
         return answer_copy(session, image, edits, options.output)
     card = None
-    if isinstance(image, Path) and image.is_block_device() and options.output is None:
+    if options.output is None and _is_card(image):
         card = _confirmed_card(session, image, edits)
     keep, repair = options.keep_fingerprint, not options.no_repair
     if options.dry_run:

@@ -13,6 +13,7 @@ from balenaflash.cli.disk_text import (
     short_description,
 )
 from balenaflash.cli.session import Session
+from balenaflash.durable import find_type
 from balenaflash.extent import format_size
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def _short_lines(destination: "Destination") -> list[str]:
 
 
 def _file_line(destination: "FileDestination") -> str:
-    is_new = not destination.path.exists()
+    is_new = find_type(destination.path) is None
     kind = "a new file" if is_new else "a file, whose content is lost"
     return f"Target:  {destination.name}, {kind}"
 

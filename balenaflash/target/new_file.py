@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from balenaflash.durable import Folder, open_folder
+from balenaflash.durable import FileType, Folder, find_type, open_folder
 from balenaflash.errors import Problem, TargetRefusedError
 from balenaflash.extent import KIB
 from balenaflash.target.file import FileMedium, exists_already, find_existing, lock_target
@@ -88,9 +88,10 @@ def require_place(out: Path, *, overwrite: bool) -> None:
             there and ``overwrite`` is not set.
     """
     final = Path(os.path.realpath(out))
-    if final.exists() and not final.is_file():
-        kind = "a directory" if final.is_dir() else "not a regular file"
-        raise _refusal("target-not-a-file", f"{out}: is {kind}", "Name a file, there or new.")
+    found = find_type(final)
+    if found is not None and found is not FileType.FILE:
+        message = f"{out}: is {found.value}"
+        raise _refusal("target-not-a-file", message, "Name a file, there or new.")
     if final.is_relative_to("/dev") and not final.is_relative_to(_SHARED_MEMORY):
         # A node that is not there yet, or a misspelt one, must not become a file.
         raise _refusal("target-not-a-file", f"{out}: /dev is not a place for files")

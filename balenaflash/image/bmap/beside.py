@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from balenaflash.durable import open_folder, open_regular_file, replace_file
+from balenaflash.durable import FileType, find_type, open_folder, open_regular_file, replace_file
 from balenaflash.errors import ImageError
 from balenaflash.extent import Extent
 from balenaflash.image.bmap.block_map import Bmap, updated
@@ -80,7 +80,7 @@ class BmapUpdate:
 
 def find_beside(image: Path) -> Path | None:
     """The block map that bmaptool would take for ``image``, if there is one."""
-    return next((path for path in _names_beside(image) if path.is_file()), None)
+    return next((path for path in _names_beside(image) if find_type(path) is FileType.FILE), None)
 
 
 def read_bmap(path: Path) -> Bmap:
@@ -102,7 +102,7 @@ def plan_updates(image: Path, before: Source, patches: Sequence[Patch]) -> tuple
     Raises:
         ImageError: the image cannot be read.
     """
-    if not patches or not image.is_file():
+    if not patches or find_type(image) is not FileType.FILE:
         return ()
     found = _find_maps(image)
     files = {path: own for path, own in found.items() if not path.is_symlink()}
@@ -158,7 +158,7 @@ def _find_maps(image: Path) -> dict[Path, bool]:
     for name in (image, image.resolve()):
         for path in _names_beside(name):
             place = path.parent.resolve() / path.name
-            if place.is_symlink() or place.is_file():
+            if find_type(place, follow_links=False) in {FileType.LINK, FileType.FILE}:
                 found[place] = path.name == f"{name.name}.bmap"
     return found
 
