@@ -20,7 +20,7 @@ the fact, and the hint says what to do next. Wrong usage (2) is click's own, or 
 one of these where it was raised for a word of the command line; see cli/usage.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -191,3 +191,16 @@ class VerificationError(WriteError):
 
     exit_status = 6
     default_code = "verification-failed"
+
+
+_LIKENESS = 0.7
+"""Of two names, as `difflib` measures it from 0 to 1."""
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The one of ``known`` that ``name`` was most likely meant to be; ``None`` if none is near."""
+    from difflib import get_close_matches  # noqa: PLC0415 - seldom needed
+
+    by_fold = {each.casefold(): each for each in known}
+    near = get_close_matches(name.casefold(), by_fold, n=1, cutoff=_LIKENESS)
+    return by_fold[near[0]] if near else None

@@ -1,6 +1,6 @@
-"""How long work tells how far it is; what shows it lives in ``cli``."""
+"""The progress of long work, the request to stop it, and the reason for a delay."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from typing import Protocol
@@ -51,3 +51,21 @@ def phase(progress: Progress, name: Phase, total: int | None) -> Iterator[None]:
         yield
     finally:
         progress.end()
+
+
+Stop = Callable[[], bool]
+"""Asked between two chunks: whether the user wants to stop."""
+
+
+_listeners: list[Callable[[str], None]] = []
+
+
+def listen(listener: Callable[[str], None]) -> None:
+    """Have ``listener`` told from now on, in place of whoever was; from any thread."""
+    _listeners[:] = [listener]
+
+
+def tell(text: str) -> None:
+    """Tell ``text``, one sentence, to who listens."""
+    for listener in _listeners:
+        listener(text)

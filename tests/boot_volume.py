@@ -6,8 +6,8 @@ from pathlib import Path
 
 from builders import BuiltImage, run
 
-from balenaflash.image.fat.volume import FatVolume
-from balenaflash.image.source import open_source
+from balenaflash.formats.fat.pyfatfs import FatVolume
+from balenaflash.source.base import open_source
 
 
 @contextmanager

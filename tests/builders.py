@@ -19,7 +19,7 @@ from pathlib import Path
 import boot_tree
 from boot_tree import Carried
 
-from balenaflash.extent import KIB, SECTOR_SIZE, Extent
+from balenaflash.units import KIB, SECTOR_SIZE, Extent
 
 ALIGNMENT = 4096  # KiB, BALENA_IMAGE_ALIGNMENT
 BOOT_SIZE = 40960  # KiB, BALENA_BOOT_SIZE until v7

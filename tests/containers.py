@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from balenaflash.image.container.origin import FileOrigin, Origin
-from balenaflash.image.container.recognise import recognise
+from balenaflash.source.container.decoder import FileOrigin, Origin
+from balenaflash.source.container.recognise import recognise
 
 
 class MemoryOrigin:

@@ -15,9 +15,10 @@ from pathlib import Path
 import commandline
 from cut_off_commit import DyingFiles
 
-from balenaflash.boot.files import PutFile, Remove
-from balenaflash.card import edit_card, find_card
-from balenaflash.editing import Edit, edit
+from balenaflash.commands.cards import edit_card, find_card
+from balenaflash.commands.edit import edit
+from balenaflash.edits.change import Edit
+from balenaflash.edits.files import PutFile, Remove
 
 EPOCH = "1700000000"
 EDITS: tuple[Edit, ...] = (

@@ -17,8 +17,8 @@ from typing import NoReturn
 
 import commandline
 
-from balenaflash.image.opening import open_for_editing
-from balenaflash.image.patch import Patch
+from balenaflash.source.layers import Patch
+from balenaflash.source.opening import open_for_editing
 
 SECTOR = 512
 ENVIRONMENT = commandline.clean_environment()

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from balenaflash.target.discovery import Disk, list_disks
-from balenaflash.target.kernel import Kernel
-from balenaflash.target.udev import UdevRecord
+from balenaflash.targets.disks import Disk, list_disks
+from balenaflash.targets.sysfs import Kernel
+from balenaflash.targets.udev import UdevRecord
 
 GIB_SECTORS = 2 * 1024 * 1024
 """The attribute ``size`` of a GiB: it counts in 512 bytes."""

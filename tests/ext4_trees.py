@@ -13,7 +13,7 @@ from pathlib import Path
 
 import loopdev
 
-from balenaflash.extent import KIB, MIB, Extent
+from balenaflash.units import KIB, MIB, Extent
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING
 
 from balenaflash.errors import ImageError, WriteError
-from balenaflash.image.source import RandomAccess
 from balenaflash.progress import Phase
 from balenaflash.rereading import Rereads
-from balenaflash.target.medium import Begun
+from balenaflash.source.base import RandomAccess
+from balenaflash.targets.medium import Begun
 
 if TYPE_CHECKING:
     from collections.abc import Callable

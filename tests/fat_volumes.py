@@ -8,8 +8,8 @@ from pathlib import Path
 from builders import ENVIRONMENT, run, write_tree
 from fakes import MemorySource
 
-from balenaflash.extent import Extent
-from balenaflash.image.fat.volume import FatVolume
+from balenaflash.formats.fat.pyfatfs import FatVolume
+from balenaflash.units import Extent
 
 
 @dataclass(frozen=True, slots=True)

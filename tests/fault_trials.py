@@ -40,7 +40,7 @@ from faultdev import (
 from write_judges import free_extents, whole_blocks
 
 from balenaflash.cli.main import main
-from balenaflash.extent import KIB, MIB, SECTOR_SIZE, Extent
+from balenaflash.units import KIB, MIB, SECTOR_SIZE, Extent
 
 BOOT, ROOT = "resin-boot", "resin-rootA"
 _SIZES = {BOOT: 5, ROOT: 4, "resin-rootB": 1, "resin-state": 1, "resin-data": 3}

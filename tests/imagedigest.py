@@ -4,7 +4,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from balenaflash.extent import MIB, Extent
+from balenaflash.units import MIB, Extent
 
 NOTHING = Extent(0, 0)
 

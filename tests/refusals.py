@@ -12,7 +12,7 @@ from builders import BuiltImage
 from commandline import RunBalenaflash
 from loopdev import AttachLoop
 
-from balenaflash.extent import MIB
+from balenaflash.units import MIB
 
 
 def make_device(attach_loop: AttachLoop, path: Path, size: int, *, sector_size: int = 512) -> Path:

@@ -1,6 +1,6 @@
 """How many volumes stock pyfatfs breaks with the edits of ``test_fat_edits.py``.
 
-A script, not a test: it says why ``balenaflash/image/fat/`` is as it is. It needs what stock
+A script, not a test: it says why ``balenaflash/formats/fat/`` is as it is. It needs what stock
 pyfatfs needs and balenaflash does not, an old setuptools, in an environment of its own::
 
     pip install -e '.[test]' 'setuptools<81'

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from builders import run
 
-from balenaflash.extent import SECTOR_SIZE, Extent
-from balenaflash.image.source import RandomAccess, Source
+from balenaflash.source.base import RandomAccess, Source
+from balenaflash.units import SECTOR_SIZE, Extent
 
 ENTRIES = 446  # offset of the four entries of a boot record
 MIB = 1 << 20

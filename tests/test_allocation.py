@@ -14,12 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from imagecopies import MakeImage
 
-from balenaflash.extent import KIB, MIB, Extent
-from balenaflash.image.allocation import Allocation, FreeCursor, open_free_space
-from balenaflash.image.source import open_source
-from balenaflash.image.table.partitions import (
-    read_table,
-)
+from balenaflash.formats.free_space import Allocation, FreeCursor, open_free_space
+from balenaflash.formats.partitions.table import read_table
+from balenaflash.source.base import open_source
+from balenaflash.units import KIB, MIB, Extent
 
 
 def free_by_others(built: BuiltImage) -> list[Extent]:

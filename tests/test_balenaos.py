@@ -10,9 +10,7 @@ from builders import BOARDS, Layout, build_image, copy_in, place, run, write_tre
 from imagecopies import MakeImage
 from tablefiles import read_at, rewrite_primary, write_at
 
-from balenaflash.errors import ImageError
-from balenaflash.extent import Extent
-from balenaflash.image.balenaos import (
+from balenaflash.balena.image import (
     BalenaFacts,
     BootPartition,
     ImageKind,
@@ -20,10 +18,12 @@ from balenaflash.image.balenaos import (
     is_cloned,
     read_facts,
 )
-from balenaflash.image.fat.volume import FatVolume
-from balenaflash.image.filesystems import Filesystem
-from balenaflash.image.source import open_source
-from balenaflash.image.table.partitions import read_table
+from balenaflash.errors import ImageError
+from balenaflash.formats.fat.pyfatfs import FatVolume
+from balenaflash.formats.filesystems import Filesystem
+from balenaflash.formats.partitions.table import read_table
+from balenaflash.source.base import open_source
+from balenaflash.units import Extent
 
 MIB = 1 << 20
 BOOT_OFFSET = 4 * MIB

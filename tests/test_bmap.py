@@ -8,12 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from balenaflash.errors import ImageError
-from balenaflash.extent import Extent
-from balenaflash.image.bmap.beside import read_bmap
-from balenaflash.image.bmap.block_map import Bmap, MappedRange, differing_ranges, updated
-from balenaflash.image.bmap.xml import parse, serialise
-from balenaflash.image.patch import Overlay, Patch
-from balenaflash.image.source import open_source
+from balenaflash.source.base import open_source
+from balenaflash.source.block_map import (
+    Bmap,
+    MappedRange,
+    differing_ranges,
+    parse,
+    serialise,
+    updated,
+)
+from balenaflash.source.layers import Overlay, Patch
+from balenaflash.source.map_beside import read_bmap
+from balenaflash.units import Extent
 
 
 @pytest.fixture

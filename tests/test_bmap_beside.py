@@ -7,11 +7,10 @@ from bmaptool import BLOCK, bmaptool, needs_bmaptool, small_image, sparse_image
 from builders import Layout
 from imagecopies import MakeImage
 
-from balenaflash.image.bmap.beside import find_beside, plan_updates, read_bmap
-from balenaflash.image.bmap.block_map import Bmap, MappedRange, differing_ranges
-from balenaflash.image.bmap.xml import serialise
-from balenaflash.image.patch import Patch
-from balenaflash.image.source import open_source
+from balenaflash.source.base import open_source
+from balenaflash.source.block_map import Bmap, MappedRange, differing_ranges, serialise
+from balenaflash.source.layers import Patch
+from balenaflash.source.map_beside import find_beside, plan_updates, read_bmap
 
 FOREIGN = serialise(Bmap(40960, BLOCK, (MappedRange(1, 2, "a" * 64),)))
 

@@ -17,18 +17,16 @@ from imagecopies import MakeImage
 from loopdev import AttachLoop
 from test_allocation import free_by_others
 
+from balenaflash.commands.bmap import CreatedBmap, compare_with_bmap, create_bmap, left_out_in_use
 from balenaflash.errors import ImageError
-from balenaflash.extent import KIB, MIB, Extent
-from balenaflash.image.bmap.beside import read_bmap
-from balenaflash.image.bmap.block_map import Bmap, MappedRange
-from balenaflash.image.bmap.check import compare_with_bmap, left_out_in_use
-from balenaflash.image.bmap.create import CreatedBmap, create_bmap
-from balenaflash.image.bmap.xml import parse, serialise
-from balenaflash.image.contents import Kind
-from balenaflash.image.source import open_source
-from balenaflash.image.stream import StreamSource
-from balenaflash.image.table.partitions import PartitionTable, read_table
+from balenaflash.formats.contents import Kind
+from balenaflash.formats.partitions.table import PartitionTable, read_table
 from balenaflash.progress import NO_PROGRESS, Phase
+from balenaflash.source.base import open_source
+from balenaflash.source.block_map import Bmap, MappedRange, parse, serialise
+from balenaflash.source.map_beside import read_bmap
+from balenaflash.source.stream import StreamSource
+from balenaflash.units import KIB, MIB, Extent
 
 ZEROS_INSIDE = (
     random.Random(4).randbytes(5000) + bytes(60_000) + random.Random(5).randbytes(5000)  # noqa: S311 -- content

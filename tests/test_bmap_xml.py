@@ -9,10 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from balenaflash.errors import ImageError
-from balenaflash.image.bmap.beside import read_bmap
-from balenaflash.image.bmap.block_map import Bmap, MappedRange, updated
-from balenaflash.image.bmap.xml import parse, serialise
-from balenaflash.image.patch import Overlay, Patch
+from balenaflash.source.block_map import Bmap, MappedRange, parse, serialise, updated
+from balenaflash.source.layers import Overlay, Patch
+from balenaflash.source.map_beside import read_bmap
 
 # Written by hand after the comments of BmapCreate.py; checksums by
 #   sed 's/@/0000000000000000000000000000000000000000/' FILE | sha1sum

@@ -10,10 +10,10 @@ from fat_volumes import MadeVolume, make_volume, open_volume, read_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from balenaflash.boot import copy_out as boot_copy_out
-from balenaflash.boot.copy_in import CopyIn
-from balenaflash.boot.copy_out import copy_out
-from balenaflash.boot.files import (
+from balenaflash.edits import copies as boot_copy_out
+from balenaflash.edits.change import Edit
+from balenaflash.edits.copies import CopyIn, copy_out
+from balenaflash.edits.files import (
     Action,
     MakeDirectory,
     PutFile,
@@ -22,11 +22,10 @@ from balenaflash.boot.files import (
     put_file,
     read_file,
 )
-from balenaflash.boot.paths import join, name_of, parent_of, volume_path
-from balenaflash.editing import Edit
+from balenaflash.edits.paths import join, name_of, parent_of, volume_path
 from balenaflash.errors import EditError, ImageError, WriteError
-from balenaflash.extent import GIB
-from balenaflash.image.fat.volume import FatEntry
+from balenaflash.formats.fat.pyfatfs import FatEntry
+from balenaflash.units import GIB
 
 pytestmark = pytest.mark.needs("dosfstools", "mtools")
 

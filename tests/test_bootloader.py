@@ -4,8 +4,8 @@ import boot_tree
 import pytest
 from fat_volumes import make_volume
 
-from balenaflash.boot.bootloader import UseInternal, use_internal
-from balenaflash.boot.files import Action
+from balenaflash.edits.bootloader import UseInternal, use_internal
+from balenaflash.edits.files import Action
 from balenaflash.errors import EditError
 
 pytestmark = pytest.mark.needs("dosfstools", "mtools")

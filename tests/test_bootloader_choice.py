@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from fat_volumes import make_volume
 
-from balenaflash.boot.bootloader import UseInternal
+from balenaflash.edits.bootloader import UseInternal
 from balenaflash.errors import EditError
 
 pytestmark = pytest.mark.needs("dosfstools", "mtools")

@@ -34,12 +34,10 @@ from hypothesis import strategies as st
 from imagecopies import MakeImage
 from loopdev import AttachLoop, attached
 
-from balenaflash.boot.config_edit import EditConfig
-from balenaflash.boot.config_steps import SetKey
-from balenaflash.boot.files import PutFile
-from balenaflash.card import edit_card, find_card
-from balenaflash.card_store import CardSource, CardStore
-from balenaflash.editing import edit, open_boot_volume
+from balenaflash.commands.cards import CardSource, CardStore, edit_card, find_card
+from balenaflash.commands.edit import edit, open_boot_volume
+from balenaflash.edits.config.edit import EditConfig, SetKey
+from balenaflash.edits.files import PutFile
 from balenaflash.errors import (
     EditError,
     ImageError,
@@ -47,9 +45,9 @@ from balenaflash.errors import (
     VerificationError,
     WriteError,
 )
-from balenaflash.extent import KIB, MIB
-from balenaflash.image.commit.rewrite import Run, write_runs
-from balenaflash.image.commit.store import ReadBackDiffersError
+from balenaflash.source.commit import Run, write_runs
+from balenaflash.source.undo import ReadBackDiffersError
+from balenaflash.units import KIB, MIB
 
 HALF = 4
 """Steps after which an edit has written to the card, and not everything."""

@@ -14,13 +14,13 @@ from imagecopies import MakeImage
 from signing import Signer, make_signer, openssl
 from write_judges import compress
 
+from balenaflash.balena.signature import CertificateFile, require_signature
 from balenaflash.errors import BalenaflashError
-from balenaflash.extent import MIB
-from balenaflash.flashing import FlashOptions, Target, flash
-from balenaflash.image.opening import open_for_reading
-from balenaflash.planning import plan_write
+from balenaflash.flashing.flash import FlashOptions, Target, flash
+from balenaflash.flashing.plan import plan_write
 from balenaflash.progress import NO_PROGRESS
-from balenaflash.signatures import CertificateFile, require_signature
+from balenaflash.source.opening import open_for_reading
+from balenaflash.units import MIB
 
 pytest.importorskip("cryptography")
 from cryptography import x509

@@ -21,7 +21,7 @@ from faultdev import MakeFaultDevice, write_error
 from imagecopies import MakeImage
 from screen import Screen
 
-from balenaflash.extent import MIB
+from balenaflash.units import MIB
 
 _INCOMPLETE = re.compile(r"(?:\x1b(?:\[\d*)?)?$")
 """An order at the end of a piece that the next one completes."""

@@ -12,7 +12,7 @@ from commandline import RunBalenaflash
 from imagecopies import MakeImage
 from loopdev import AttachLoop
 
-from balenaflash.block_maps import create
+from balenaflash.commands.bmap import create
 from balenaflash.errors import TargetRefusedError
 from balenaflash.progress import NO_PROGRESS
 

@@ -15,7 +15,7 @@ from imagecopies import MakeImage
 from imagedigest import digest
 from loopdev import AttachLoop
 
-from balenaflash.extent import MIB
+from balenaflash.units import MIB
 
 layouts = pytest.mark.parametrize("layout", list(Layout))
 

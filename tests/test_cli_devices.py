@@ -11,7 +11,7 @@ from commandline import RunBalenaflash, clean_environment
 from faultdev import MakeFaultDevice
 from loopdev import AttachLoop
 
-from balenaflash.extent import MIB
+from balenaflash.units import MIB
 
 
 def listed(balenaflash: RunBalenaflash) -> dict[str, dict[str, object]]:

@@ -12,7 +12,7 @@ from commandline import RunBalenaflash
 from imagecopies import MakeImage
 from loopdev import AttachLoop
 
-from balenaflash.extent import MIB
+from balenaflash.units import MIB
 
 
 @pytest.mark.parametrize("flasher", [False, True])

@@ -14,8 +14,8 @@ from builders import BuiltImage, Layout, run
 from commandline import RunBalenaflash
 from imagecopies import MakeImage
 
-from balenaflash.extent import GIB, MIB
-from balenaflash.inspection import inspect
+from balenaflash.commands.inspect import inspect
+from balenaflash.units import GIB, MIB
 
 PSK = "correct-horse-battery"
 HOME = f"""\

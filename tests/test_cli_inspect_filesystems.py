@@ -14,7 +14,7 @@ from commandline import RunBalenaflash
 from imagecopies import MakeImage
 from loopdev import AttachLoop
 
-from balenaflash.extent import KIB
+from balenaflash.units import KIB
 
 
 def result_of(balenaflash: RunBalenaflash, image: Path) -> dict[str, Any]:

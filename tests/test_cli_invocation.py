@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from commandline import RunBalenaflash, clean_environment
 
-from balenaflash import system_programs
+from balenaflash import programs
 from balenaflash.cli import invocation
 
 
@@ -77,7 +77,7 @@ def test_what_only_root_may_run_begins_with_sudo(
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert invocation.as_called(hint) == f"Run: sudo {program} udev install"
     assert invocation.as_called("see balenaflash devices") == "see balenaflash devices"
-    monkeypatch.setattr(system_programs, "_FOLDERS", (str(program.parent),))
+    monkeypatch.setattr(programs, "_FOLDERS", (str(program.parent),))
     assert invocation.as_called(hint) == hint
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert invocation.as_called(hint) == "Run: balenaflash udev install"

@@ -44,7 +44,7 @@ def run_signalled(
 
 
 @pytest.mark.parametrize(
-    "module", ["click", "balenaflash.cli.inspect", "balenaflash.inspection", "parted"]
+    "module", ["click", "balenaflash.cli.inspect", "balenaflash.commands.inspect", "parted"]
 )
 @pytest.mark.parametrize(
     "signals",

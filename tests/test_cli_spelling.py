@@ -8,7 +8,7 @@ from builders import Layout
 from commandline import RunBalenaflash
 from imagecopies import MakeImage
 
-from balenaflash.spelling import closest
+from balenaflash.errors import closest
 
 
 @pytest.fixture

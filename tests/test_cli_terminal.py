@@ -19,8 +19,8 @@ from loopdev import AttachLoop
 from write_judges import compress
 
 from balenaflash.cli.confirmation import confirm_erasing
-from balenaflash.extent import MIB
-from balenaflash.target.discovery import Disk, find_disk
+from balenaflash.targets.disks import Disk, find_disk
+from balenaflash.units import MIB
 
 
 @pytest.fixture
@@ -176,7 +176,7 @@ def test_a_disk_that_is_built_in_is_confirmed_by_its_name(
         "import dataclasses, sys\n"
         "from balenaflash.cli.confirmation import confirm_erasing\n"
         "from balenaflash.errors import TargetRefusedError\n"
-        "from balenaflash.target.discovery import Bus, find_disk\n"
+        "from balenaflash.targets.disks import Bus, find_disk\n"
         "disk = dataclasses.replace(find_disk(sys.argv[1]), bus=Bus.NVME)\n"
         "try:\n"
         "    confirm_erasing([disk], yes=False)\n"

@@ -18,7 +18,7 @@ from imageserver import Behaviour, direct_and_tidy, serve
 from mountlock import no_mounts_of_others
 from test_flasher import SETTINGS, change_root, put
 
-from balenaflash.extent import MIB
+from balenaflash.units import MIB
 
 __all__ = ["direct_and_tidy"]
 

@@ -20,7 +20,7 @@ from faultdev import MakeFaultDevice, bit_flip, write_error
 from imagecopies import MakeImage
 from loopdev import AttachLoop
 
-from balenaflash.extent import MIB
+from balenaflash.units import MIB
 
 LAYOUTS = list(Layout)
 KINDS = ("data", "zero", "free")

@@ -13,7 +13,7 @@ from imagecopies import MakeImage
 from loopdev import AttachLoop
 from write_judges import bytes_written, differing_bytes, free_extents
 
-from balenaflash.extent import MIB
+from balenaflash.units import MIB
 
 pytestmark = pytest.mark.needs("fdisk", "gdisk")
 

@@ -24,7 +24,7 @@ from refusals import (
 )
 from test_cli_terminal import at_terminal
 
-from balenaflash.extent import GIB, MIB
+from balenaflash.units import GIB, MIB
 
 
 @pytest.fixture

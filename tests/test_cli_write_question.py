@@ -15,14 +15,13 @@ from loopdev import AttachLoop
 from test_cli_terminal import at_terminal, size_of
 
 from balenaflash.cli.write_question import destination_lines
-from balenaflash.destination import DiskDestination
-from balenaflash.disk_content import find_content
-from balenaflash.extent import MIB, Extent
-from balenaflash.image.patch import Patch
-from balenaflash.image.table.model import PartitionTable, TableKind
-from balenaflash.planning import WritePlan
-from balenaflash.safety import assess
-from balenaflash.target.discovery import find_disk
+from balenaflash.commands.write import DiskDestination, find_content
+from balenaflash.flashing.plan import WritePlan
+from balenaflash.formats.partitions.model import PartitionTable, TableKind
+from balenaflash.source.layers import Patch
+from balenaflash.targets.disks import find_disk
+from balenaflash.targets.safety import assess
+from balenaflash.units import MIB, Extent
 
 TABLE = PartitionTable(TableKind.GPT, 512, "0x0", (), ())
 PLAN = WritePlan(300 * MIB, TABLE, free=(Extent(200 * MIB, 300 * MIB),))

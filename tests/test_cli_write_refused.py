@@ -12,7 +12,7 @@ from imagecopies import MakeImage
 from loopdev import AttachLoop
 from refusals import assert_refused, make_device, rounded, sha256
 
-from balenaflash.extent import MIB
+from balenaflash.units import MIB
 
 
 @pytest.fixture

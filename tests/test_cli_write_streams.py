@@ -26,13 +26,13 @@ from write_judges import (
     whole_blocks,
 )
 
-from balenaflash.extent import MIB, Extent
-from balenaflash.flashing import FlashOptions, FlashReport, Target, flash
-from balenaflash.image.source import open_source
-from balenaflash.planning import describe_place, plan_write
+from balenaflash.flashing.flash import FlashOptions, FlashReport, Target, flash
+from balenaflash.flashing.plan import describe_place, plan_write
 from balenaflash.progress import NO_PROGRESS, Phase
-from balenaflash.target.discovery import find_disk
-from balenaflash.target.disk import open_disk
+from balenaflash.source.base import open_source
+from balenaflash.targets.disk import open_disk
+from balenaflash.targets.disks import find_disk
+from balenaflash.units import MIB, Extent
 
 EPOCH = {"SOURCE_DATE_EPOCH": "1600000000"}
 STEPS = ("--step", 'config-set = "hostname=bench-7"', "--step", 'mkdir = "/lab"')

@@ -18,13 +18,13 @@ from faultdev import Beyond, FaultDevice, MakeFaultDevice, write_error
 from imagecopies import MakeImage
 from write_judges import differing_bytes, free_extents
 
-from balenaflash.extent import MIB
-from balenaflash.flashing import FlashOptions, FlashReport, Outcome, Target, flash
-from balenaflash.image.table.model import PartitionTable, TableKind
-from balenaflash.planning import WritePlan
+from balenaflash.flashing.flash import FlashOptions, FlashReport, Outcome, Target, flash
+from balenaflash.flashing.plan import WritePlan
+from balenaflash.formats.partitions.model import PartitionTable, TableKind
 from balenaflash.progress import NO_PROGRESS
-from balenaflash.target.discovery import find_disk
-from balenaflash.target.disk import open_disk
+from balenaflash.targets.disk import open_disk
+from balenaflash.targets.disks import find_disk
+from balenaflash.units import MIB
 
 SIZE = 64 * MIB
 TARGET_KEYS = {

@@ -19,9 +19,9 @@ from mountlock import no_copies_of_mounts
 from refusals import holding, sha256, started
 
 from balenaflash.errors import TargetRefusedError
-from balenaflash.extent import MIB
-from balenaflash.target.discovery import find_disk
-from balenaflash.target.unmounting import unmount_all
+from balenaflash.targets.disks import find_disk
+from balenaflash.targets.unmount import unmount_all
+from balenaflash.units import MIB
 
 pytestmark = pytest.mark.needs("root", "e2fsprogs", "util-linux")
 
@@ -259,8 +259,8 @@ def test_an_ordinary_user_asks_udisks_or_is_told_that_it_is_missing(
     imports = (
         # Nobody but root may be able to read the interpreter's own files later.
         "import encodings.ascii\n"
-        "from balenaflash.target.discovery import find_disk\n"
-        "from balenaflash.target.unmounting import unmount_all\n"
+        "from balenaflash.targets.disks import find_disk\n"
+        "from balenaflash.targets.unmount import unmount_all\n"
     )
     run = subprocess.run(
         [sys.executable, "-c", imports + code],

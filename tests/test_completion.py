@@ -17,11 +17,11 @@ import balenaflash as package
 SHARE = Path(package.__file__).parent / "share"
 
 RUN = """
-import balenaflash.safety
+import balenaflash.targets.safety
 from balenaflash.__main__ import start
 from balenaflash.errors import Problem
 # umockdev shows no nodes to what asks whether they may be opened; here only root may.
-balenaflash.safety.find_unwritable = lambda disk: (Problem("target-no-permission", ""),)
+balenaflash.targets.safety.find_unwritable = lambda disk: (Problem("target-no-permission", ""),)
 start()
 """
 

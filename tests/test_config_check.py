@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from balenaflash.boot.config_check import Severity, check_config
-from balenaflash.boot.config_keys import KEYS, is_secret, kind_at
-from balenaflash.boot.config_path import format_key, nested, parse_key
-from balenaflash.boot.country import is_country
-from balenaflash.boot.json_text import Json
+from balenaflash.edits.config.check import Severity, check_config
+from balenaflash.edits.config.json_text import Json
+from balenaflash.edits.config.keys import format_key, nested, parse_key
+from balenaflash.edits.config.rules import KEYS, is_country, is_secret, kind_at
 
 _KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIDe2q8x0 lab"
 

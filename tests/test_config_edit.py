@@ -11,11 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from imagecopies import MakeImage
 
-from balenaflash.boot.config_edit import EditConfig, plan_config
-from balenaflash.boot.config_path import format_key
-from balenaflash.boot.config_steps import AppendItem, ConfigStep, MergeObject, SetKey, UnsetKey
-from balenaflash.boot.files import PutFile, Remove
-from balenaflash.boot.json_text import Json
+from balenaflash.edits.config.edit import (
+    AppendItem,
+    ConfigStep,
+    EditConfig,
+    MergeObject,
+    SetKey,
+    UnsetKey,
+    plan_config,
+)
+from balenaflash.edits.config.json_text import Json
+from balenaflash.edits.config.keys import format_key
+from balenaflash.edits.files import PutFile, Remove
 from balenaflash.errors import ConfigError
 
 needs_jq = pytest.mark.needs("jq")

@@ -12,16 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from imagecopies import MakeImage
 
-from balenaflash.boot.config_keys import KEYS
-from balenaflash.boot.config_path import format_key, parse_key
-from balenaflash.boot.config_steps import AppendItem
-from balenaflash.boot.json_text import (
+from balenaflash.edits.config.edit import AppendItem
+from balenaflash.edits.config.json_text import (
     MAX_DEPTH,
     format_document,
     is_same,
     parse_document,
     parse_value,
 )
+from balenaflash.edits.config.keys import format_key, parse_key
+from balenaflash.edits.config.rules import KEYS
 from balenaflash.errors import ConfigError
 
 VALUES = ["true", "false", "null", "0", "-0", "1", "1.0", "1e2", "100", "1E+2", '"1"', '""']
@@ -74,8 +74,8 @@ def test_integers_are_the_same_as_in_python(one: int, other: int) -> None:
 
 @pytest.mark.parametrize("value", ["[]", "{}", '[{"a": 1}]', "null", "1", "-0", "1e400000", '"x"'])
 def test_no_value_of_a_known_key_is_a_bug(value: str) -> None:
-    from balenaflash.boot.config_check import check_config  # noqa: PLC0415
-    from balenaflash.boot.config_path import nested  # noqa: PLC0415
+    from balenaflash.edits.config.check import check_config  # noqa: PLC0415
+    from balenaflash.edits.config.keys import nested  # noqa: PLC0415
 
     for key in KEYS:
         try:

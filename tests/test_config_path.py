@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balenaflash.boot.config_assignment import Assignment, parse_assignment, refuse_secret
-from balenaflash.boot.config_path import (
+from balenaflash.edits.config.edit import Assignment, parse_assignment, refuse_secret
+from balenaflash.edits.config.json_text import Json
+from balenaflash.edits.config.keys import (
     KeyPath,
     format_key,
     nested,
@@ -13,7 +14,6 @@ from balenaflash.boot.config_path import (
     split_key,
     value_at,
 )
-from balenaflash.boot.json_text import Json
 from balenaflash.errors import ConfigError
 
 _keys = st.lists(st.text(st.characters(codec="utf-8")), min_size=1, max_size=4).map(tuple)

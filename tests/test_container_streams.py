@@ -17,13 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balenaflash.errors import ImageError
-from balenaflash.extent import MIB
-from balenaflash.image.container import bzip2
-from balenaflash.image.container.bzip2_program import ProgramDecoder
-from balenaflash.image.container.decoder import Decoder
-from balenaflash.image.container.origin import FileOrigin, Origin
-from balenaflash.image.container.recognise import recognise
-from balenaflash.image.container.zstd import zstd
+from balenaflash.source.container import bzip2
+from balenaflash.source.container.bzip2 import ProgramDecoder
+from balenaflash.source.container.decoder import Decoder, FileOrigin, Origin
+from balenaflash.source.container.recognise import recognise
+from balenaflash.source.container.zstd import zstd
+from balenaflash.units import MIB
 
 needs_compressors = pytest.mark.needs("compressors")
 

@@ -21,9 +21,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balenaflash.errors import ImageError
-from balenaflash.image.container.kinds import Container
-from balenaflash.image.container.origin import Origin
-from balenaflash.image.container.recognise import recognise
+from balenaflash.source.container.decoder import Container, Origin
+from balenaflash.source.container.recognise import recognise
 
 needs_zip_tools = pytest.mark.needs("zip tools")
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from balenaflash.extent import MIB, Extent
-from balenaflash.image.contents import BLOCK_SIZE, Kind, Run, classify
+from balenaflash.formats.contents import BLOCK_SIZE, Kind, Run, classify
+from balenaflash.units import MIB, Extent
 
 
 @st.composite

@@ -12,11 +12,10 @@ from devicetree import DeviceTree, RecordedUdev
 from loopdev import AttachLoop
 
 from balenaflash.errors import TargetRefusedError, ToolMissingError
-from balenaflash.safety import assess
-from balenaflash.target.bus import Bus
-from balenaflash.target.discovery import Disk, find_disk, list_disks
-from balenaflash.target.kernel import Kernel
-from balenaflash.target.udev import PyudevDatabase, UdevRecord
+from balenaflash.targets.disks import Disk, find_disk, list_disks
+from balenaflash.targets.safety import assess
+from balenaflash.targets.sysfs import Bus, Kernel
+from balenaflash.targets.udev import PyudevDatabase, UdevRecord
 
 MIB = 1 << 20
 

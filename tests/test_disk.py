@@ -18,9 +18,9 @@ from loopdev import AttachLoop, attached
 from refusals import holding, started
 
 from balenaflash.errors import TargetRefusedError, WriteError
-from balenaflash.target.discovery import find_disk
-from balenaflash.target.disk import open_disk
-from balenaflash.target.kernel import Kernel
+from balenaflash.targets.disk import open_disk
+from balenaflash.targets.disks import find_disk
+from balenaflash.targets.sysfs import Kernel
 
 MIB = 1 << 20
 

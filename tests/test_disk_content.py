@@ -10,9 +10,9 @@ import pytest
 import superblocks
 from loopdev import AttachLoop
 
-from balenaflash.disk_content import find_content
-from balenaflash.extent import KIB, MIB
-from balenaflash.target.discovery import find_disk
+from balenaflash.commands.write import find_content
+from balenaflash.targets.disks import find_disk
+from balenaflash.units import KIB, MIB
 
 LABELS_READ = {"xfs", "btrfs", "f2fs", "iso", "jfs", "reiserfs"}
 """Of NTFS, exFAT and UDF the label has no fixed place."""

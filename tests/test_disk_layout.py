@@ -10,9 +10,9 @@ from boot_volume import edited
 from builders import BuiltImage, Layout
 from imagecopies import MakeImage
 
-from balenaflash.disk_layout import report_layout
-from balenaflash.image.container.kinds import Container
-from balenaflash.image.source import FileSource
+from balenaflash.commands.disk_report import report_layout
+from balenaflash.source.base import FileSource
+from balenaflash.source.container.decoder import Container
 
 
 class ForwardOnly(FileSource):

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from balenaflash.cli.disk_map import Canvas, Cell, MapRow, draw_map
-from balenaflash.extent import GIB, MIB, Extent
-from balenaflash.image.table.model import PartitionKind
+from balenaflash.formats.partitions.model import PartitionKind
+from balenaflash.units import GIB, MIB, Extent
 
 NAMES = st.text(max_size=40) | st.sampled_from(["resin-boot", "数据分区", "a\u0301b", "\x1b[2J"])
 SYMBOLS = "".join(cell.symbol for cell in Cell)

@@ -1,6 +1,7 @@
 import hashlib
 import signal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from builders import BuiltImage, Layout
@@ -9,10 +10,13 @@ from imagecopies import MakeImage
 from imagedigest import digest
 from loopdev import AttachLoop
 
-from balenaflash.boot.files import PutFile, Remove
-from balenaflash.editing import Edit, edit, open_boot_volume, preview
+from balenaflash.commands.edit import edit, open_boot_volume, preview
+from balenaflash.edits.files import PutFile, Remove
 from balenaflash.errors import EditError, ImageError
-from balenaflash.extent import KIB
+from balenaflash.units import KIB
+
+if TYPE_CHECKING:
+    from balenaflash.edits.change import Edit
 
 
 def content_digest(path: Path) -> str:

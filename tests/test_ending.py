@@ -18,14 +18,13 @@ from faultdev import MakeFaultDevice, bit_flip
 from imagecopies import MakeImage
 
 from balenaflash.cli.write_run import leave
-from balenaflash.destination import DiskDestination
+from balenaflash.commands.write import DiskDestination
 from balenaflash.errors import VerificationError, WriteError
-from balenaflash.extent import MIB
-from balenaflash.image.table.model import PartitionTable, TableKind
-from balenaflash.planning import WritePlan
-from balenaflash.safety import assess
-from balenaflash.target.ejecting import eject
-from balenaflash.target.settling import settle
+from balenaflash.flashing.plan import WritePlan
+from balenaflash.formats.partitions.model import PartitionTable, TableKind
+from balenaflash.targets.leaving import eject, settle
+from balenaflash.targets.safety import assess
+from balenaflash.units import MIB
 
 
 @pytest.fixture

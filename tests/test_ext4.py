@@ -13,10 +13,9 @@ import pytest
 from fakes import MemorySource
 
 from balenaflash.errors import ImageError
-from balenaflash.extent import KIB, MIB, Extent
-from balenaflash.image.ext4.file import Ext4File
-from balenaflash.image.ext4.file_map import FileMap
-from balenaflash.image.ext4.volume import EntryKind, Ext4Volume
+from balenaflash.formats.ext4.content import FileMap
+from balenaflash.formats.ext4.volume import EntryKind, Ext4File, Ext4Volume
+from balenaflash.units import KIB, MIB, Extent
 
 pytestmark = pytest.mark.needs("e2fsprogs")
 

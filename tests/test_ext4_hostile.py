@@ -17,9 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from balenaflash.errors import ImageError
-from balenaflash.extent import Extent
-from balenaflash.image.ext4.file import Ext4File
-from balenaflash.image.ext4.volume import EntryKind, Ext4Entry, Ext4Volume
+from balenaflash.formats.ext4.volume import EntryKind, Ext4Entry, Ext4File, Ext4Volume
+from balenaflash.units import Extent
 
 pytestmark = pytest.mark.needs("e2fsprogs")
 

@@ -9,8 +9,8 @@ from ext4_trees import free_by_dumpe2fs
 from fakes import MemorySource
 
 from balenaflash.errors import ImageError
-from balenaflash.extent import MIB, Extent
-from balenaflash.image.ext4.volume import Ext4Volume
+from balenaflash.formats.ext4.volume import Ext4Volume
+from balenaflash.units import MIB, Extent
 
 pytestmark = pytest.mark.needs("e2fsprogs")
 

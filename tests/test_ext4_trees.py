@@ -8,10 +8,9 @@ import ext4_trees
 import pytest
 from ext4_trees import Record
 
-from balenaflash.extent import KIB, MIB, Extent
-from balenaflash.image.ext4.file import Ext4File
-from balenaflash.image.ext4.volume import EntryKind, Ext4Entry, Ext4Volume
-from balenaflash.image.source import open_source
+from balenaflash.formats.ext4.volume import EntryKind, Ext4Entry, Ext4File, Ext4Volume
+from balenaflash.source.base import open_source
+from balenaflash.units import KIB, MIB, Extent
 
 pytestmark = pytest.mark.needs("root", "loop devices", "e2fsprogs", "util-linux")
 

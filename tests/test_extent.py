@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from balenaflash.extent import parse_size
+from balenaflash.units import parse_size
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ import pytest
 import vfat
 
 from balenaflash.errors import EditError, ImageError
-from balenaflash.extent import GIB, MIB, Extent
-from balenaflash.image.fat.volume import FatEntry, FatVolume
-from balenaflash.image.patch import Patch
-from balenaflash.image.source import RandomAccess, open_source
+from balenaflash.formats.fat.pyfatfs import FatEntry, FatVolume
+from balenaflash.source.base import RandomAccess, open_source
+from balenaflash.source.layers import Patch
+from balenaflash.units import GIB, MIB, Extent
 
 pytestmark = pytest.mark.needs("dosfstools", "mtools")
 

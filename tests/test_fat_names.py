@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balenaflash.errors import EditError
-from balenaflash.image.fat import names
-from balenaflash.image.fat.names import (
+from balenaflash.formats.fat import names
+from balenaflash.formats.fat.names import (
     check_name,
     decode_short,
     fold,

@@ -15,9 +15,9 @@ import vfat
 from pyfatfs import _exceptions as pyfatfs_exceptions
 
 from balenaflash.errors import BalenaflashError, EditError, ImageError
-from balenaflash.extent import Extent
-from balenaflash.image.fat.volume import FatVolume, _pyfatfs_errors
-from balenaflash.image.source import open_source
+from balenaflash.formats.fat.pyfatfs import FatVolume, _pyfatfs_errors
+from balenaflash.source.base import open_source
+from balenaflash.units import Extent
 
 pytestmark = pytest.mark.needs("dosfstools", "mtools")
 

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balenaflash.errors import ImageError
-from balenaflash.extent import Extent
-from balenaflash.image.fat.window import Window
+from balenaflash.formats.fat.window import Window
+from balenaflash.units import Extent
 
 IMAGE = bytes(range(256)) * 120
 EXTENT = Extent(512, 512 * 50)

@@ -19,7 +19,7 @@ from faultdev import (
     write_error,
 )
 
-from balenaflash.extent import MIB
+from balenaflash.units import MIB
 
 SIZE = 8 * MIB
 

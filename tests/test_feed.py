@@ -10,14 +10,13 @@ from fakes import MemorySource
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from balenaflash.chunk_queue import ChunkQueue
 from balenaflash.errors import ImageError
-from balenaflash.extent import KIB, MIB
-from balenaflash.feeding import Feeds
-from balenaflash.image.chunks import CHUNK_SIZE
-from balenaflash.image.source import Source
-from balenaflash.image.table.model import PartitionTable, TableKind
-from balenaflash.planning import WritePlan
+from balenaflash.flashing.chunks import CHUNK_SIZE
+from balenaflash.flashing.feed import ChunkQueue, Feeds
+from balenaflash.flashing.plan import WritePlan
+from balenaflash.formats.partitions.model import PartitionTable, TableKind
+from balenaflash.source.base import Source
+from balenaflash.units import KIB, MIB
 
 CHUNKS = 40
 SIZE = CHUNKS * CHUNK_SIZE

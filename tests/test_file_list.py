@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from imagecopies import MakeImage
 
-from balenaflash.boot.file_list import ApplyFileList, FileListEntry, parse, read_list
+from balenaflash.edits.file_list import ApplyFileList, FileListEntry, parse, read_list
 from balenaflash.errors import EditError
 
 FILES = {

@@ -17,10 +17,8 @@ from hypothesis import strategies as st
 from loopdev import AttachLoop
 
 from balenaflash.errors import TargetRefusedError, WriteError
-from balenaflash.target.direct import DirectReader
-from balenaflash.target.file import FileMedium, create_file, open_file
-from balenaflash.target.medium import Medium
-from balenaflash.target.new_file import make_file, require_place
+from balenaflash.targets.file import FileMedium, create_file, make_file, open_file, require_place
+from balenaflash.targets.medium import DirectReader, Medium
 
 MIB = 1 << 20
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from imagecopies import MakeImage
 from tablefiles import read_at, write_at
 
-from balenaflash.extent import Extent
-from balenaflash.image.fat.volume import FatVolume
-from balenaflash.image.filesystems import Filesystem, probe
-from balenaflash.image.source import open_source
+from balenaflash.formats.fat.pyfatfs import FatVolume
+from balenaflash.formats.filesystems import Filesystem, probe
+from balenaflash.source.base import open_source
+from balenaflash.units import Extent
 
 MIB = 1 << 20
 pytestmark = pytest.mark.needs("util-linux")

@@ -7,10 +7,10 @@ from boot_volume import edited, extract, file_tree
 from builders import BuiltImage, Layout, run
 from imagecopies import MakeImage
 
-from balenaflash.boot.files import Remove
-from balenaflash.boot.fingerprint import FingerprintReport, check, listed_paths, update
+from balenaflash.edits.files import Remove
+from balenaflash.edits.fingerprint import FingerprintReport, check, listed_paths, update
 from balenaflash.errors import ImageError
-from balenaflash.image.fat.volume import FatVolume
+from balenaflash.formats.fat.pyfatfs import FatVolume
 
 FINGERPRINT = "/balenaos.fingerprint"
 CLEAN = FingerprintReport(FINGERPRINT, (), (), (), ())

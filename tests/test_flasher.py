@@ -8,12 +8,12 @@ from builders import BuiltImage, Layout, run
 from flasher_steps import carried_image, read_root, root_filesystem
 from imagecopies import MakeImage
 
-from balenaflash.boards import HookPlace, find_board
+from balenaflash.balena.boards import HookPlace, find_board
+from balenaflash.balena.flasher import Flasher, read_flasher
+from balenaflash.commands.unwrap import plan_unwrap
 from balenaflash.errors import ImageError
-from balenaflash.image.flasher import Flasher, read_flasher
-from balenaflash.image.source import open_source
-from balenaflash.image.table.partitions import read_table
-from balenaflash.unwrapping import plan_unwrap
+from balenaflash.formats.partitions.table import read_table
+from balenaflash.source.base import open_source
 
 SETTINGS = "/etc/resin-init-flasher.conf"
 

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from balenaflash.balena.settings import BootloaderImage, parse_flasher_settings, parse_settings
 from balenaflash.errors import ImageError
-from balenaflash.image.flasher_settings import BootloaderImage, parse_flasher_settings
-from balenaflash.image.shell_settings import parse_settings
 
 PLAIN = r"""# what a shell reads
 A=

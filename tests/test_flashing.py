@@ -21,20 +21,14 @@ from balenaflash.errors import (
     VerificationError,
     WriteError,
 )
-from balenaflash.extent import KIB, MIB, Extent
-from balenaflash.flashing import FlashOptions, FlashReport, Target, flash
-from balenaflash.image.source import Source
-from balenaflash.image.table.model import (
-    Partition,
-    PartitionKind,
-    PartitionTable,
-    TableKind,
-)
-from balenaflash.planning import WritePlan
-from balenaflash.progress import NO_PROGRESS, Phase, Progress
-from balenaflash.stopping import Stop
-from balenaflash.target.medium import Begun
-from balenaflash.verification import verify
+from balenaflash.flashing.flash import FlashOptions, FlashReport, Target, flash
+from balenaflash.flashing.plan import WritePlan
+from balenaflash.flashing.read_back import verify
+from balenaflash.formats.partitions.model import Partition, PartitionKind, PartitionTable, TableKind
+from balenaflash.progress import NO_PROGRESS, Phase, Progress, Stop
+from balenaflash.source.base import Source
+from balenaflash.targets.medium import Begun
+from balenaflash.units import KIB, MIB, Extent
 
 BOOT = Extent(1 * MIB, 2 * MIB)
 

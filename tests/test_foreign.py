@@ -13,8 +13,8 @@ from containers import noise, run
 from imageserver import Behaviour, direct_and_tidy, serve
 
 from balenaflash.errors import ImageError
-from balenaflash.image.opening import open_for_reading
-from balenaflash.image.table.partitions import read_table
+from balenaflash.formats.partitions.table import read_table
+from balenaflash.source.opening import open_for_reading
 
 __all__ = ["direct_and_tidy"]
 

@@ -10,15 +10,15 @@ from builders import Layout
 from commandline import RunBalenaflash
 from imagecopies import MakeImage
 
-from balenaflash.boot.config_check import Severity, check_config
-from balenaflash.boot.connection import Security, check_passphrase
-from balenaflash.boot.file_list import parse, read_list
-from balenaflash.boot.given_text import given_text
+from balenaflash.edits.config.check import Severity, check_config
+from balenaflash.edits.file_list import parse, read_list
+from balenaflash.edits.given_text import given_text
+from balenaflash.edits.network import Security, check_passphrase
+from balenaflash.edits.recipe.step import Variables
 from balenaflash.errors import EditError
-from balenaflash.recipe.variables import Variables
 
 if TYPE_CHECKING:
-    from balenaflash.boot.json_text import Json
+    from balenaflash.edits.config.json_text import Json
 
 MARK = b"\xef\xbb\xbf"
 """U+FEFF in UTF-8, as Set-Content -Encoding UTF8 of Windows PowerShell 5 writes it first."""

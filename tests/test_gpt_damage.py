@@ -16,7 +16,7 @@ from imagecopies import MakeImage
 from loopdev import AttachLoop
 from tablefiles import boot_record, flip, read_at, sfdisk_extents, sign_gpt, write_at
 
-from balenaflash.extent import MIB
+from balenaflash.units import MIB
 
 pytestmark = pytest.mark.needs("fdisk", "gdisk")
 

@@ -16,8 +16,8 @@ from imagecopies import MakeImage
 from loopdev import AttachLoop
 
 from balenaflash.errors import ImageError
-from balenaflash.image.opening import open_for_reading, recover
-from balenaflash.planning import plan_write
+from balenaflash.flashing.plan import plan_write
+from balenaflash.source.opening import open_for_reading, recover
 
 pytestmark = pytest.mark.needs("dosfstools")
 

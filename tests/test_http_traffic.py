@@ -9,7 +9,7 @@ from containers import noise, run
 from imagecopies import MakeImage
 from imageserver import Behaviour, direct_and_tidy, serve
 
-from balenaflash.extent import KIB, MIB
+from balenaflash.units import KIB, MIB
 
 __all__ = ["direct_and_tidy"]
 

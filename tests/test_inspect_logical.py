@@ -12,9 +12,9 @@ from commandline import RunBalenaflash, clean_environment
 from imagecopies import MakeImage
 from tablefiles import boot_record, sfdisk_extents, write_at
 
-from balenaflash.disk_layout import follow_logical, report_layout
-from balenaflash.image.opening import open_for_reading
-from balenaflash.image.table.model import PartitionKind
+from balenaflash.commands.disk_report import follow_logical, report_layout
+from balenaflash.formats.partitions.model import PartitionKind
+from balenaflash.source.opening import open_for_reading
 
 pytestmark = pytest.mark.needs("fdisk")
 

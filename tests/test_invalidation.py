@@ -6,8 +6,8 @@ from builders import Layout
 from commandline import RunBalenaflash
 from imagecopies import MakeImage
 
-from balenaflash.boot.fingerprint import listed_paths
-from balenaflash.boot.invalidation import is_kept_by_updates, warnings_for
+from balenaflash.edits.consequences import is_kept_by_updates, warnings_for
+from balenaflash.edits.fingerprint import listed_paths
 
 
 @pytest.mark.parametrize(

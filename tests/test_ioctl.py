@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from loopdev import AttachLoop
 
-from balenaflash.target import ioctl
+from balenaflash.targets import disk
 
 MIB = 1 << 20
 
@@ -39,10 +39,10 @@ def test_what_is_read_is_what_blockdev_says(
     backing.write_bytes(bytes(3 * MIB))
     node = attach_loop(backing, read_only=read_only, sector_size=sector_size)
     with opened(node) as descriptor:
-        assert ioctl.read_size(descriptor) == blockdev("--getsize64", node) == 3 * MIB
-        assert ioctl.read_logical_sector_size(descriptor) == blockdev("--getss", node)
-        assert ioctl.read_physical_sector_size(descriptor) == blockdev("--getpbsz", node)
-        assert ioctl.read_is_read_only(descriptor) == bool(blockdev("--getro", node)) == read_only
+        assert disk.read_size(descriptor) == blockdev("--getsize64", node) == 3 * MIB
+        assert disk.read_logical_sector_size(descriptor) == blockdev("--getss", node)
+        assert disk.read_physical_sector_size(descriptor) == blockdev("--getpbsz", node)
+        assert disk.read_is_read_only(descriptor) == bool(blockdev("--getro", node)) == read_only
 
 
 def test_the_disk_sequence_number_is_that_of_sysfs_and_new_for_each_disk(
@@ -55,7 +55,7 @@ def test_the_disk_sequence_number_is_that_of_sysfs_and_new_for_each_disk(
         attribute = Path("/sys/block", node.name, "diskseq")
         expected = int(attribute.read_text(encoding="ascii")) if attribute.exists() else None
         with opened(node) as descriptor:
-            assert ioctl.read_disk_sequence(descriptor) == expected
+            assert disk.read_disk_sequence(descriptor) == expected
         seen.add(expected)
     assert seen == {None} or len(seen) == 2
 
@@ -69,13 +69,13 @@ def test_cached_pages_are_dropped(tmp_path: Path, attach_loop: AttachLoop) -> No
         with backing.open("r+b") as file:
             file.write(b"\xff" * 4096)
         assert os.pread(descriptor, 4096, 0) == bytes(4096)  # remembered
-        ioctl.drop_cached_pages(descriptor)
+        disk.drop_cached_pages(descriptor)
         assert os.pread(descriptor, 4096, 0) == b"\xff" * 4096
 
 
 def test_a_file_answers_none_of_them(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with opened(tmp_path / "file") as descriptor:
-        for read in (ioctl.read_size, ioctl.read_is_read_only, ioctl.reread_partition_table):
+        for read in (disk.read_size, disk.read_is_read_only, disk.reread_partition_table):
             with pytest.raises(OSError, match="Inappropriate ioctl"):
                 read(descriptor)

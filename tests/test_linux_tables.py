@@ -16,9 +16,9 @@ from commandline import RunBalenaflash
 from tablefiles import boot_record, read_at, sfdisk_extents, sfdisk_table, sign_gpt, write_at
 
 from balenaflash.errors import ImageError
-from balenaflash.image.source import open_source
-from balenaflash.image.table.model import PartitionTable
-from balenaflash.image.table.partitions import read_table
+from balenaflash.formats.partitions.model import PartitionTable
+from balenaflash.formats.partitions.table import read_table
+from balenaflash.source.base import open_source
 
 pytestmark = pytest.mark.needs("fdisk", "gdisk", "parted")
 

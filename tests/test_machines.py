@@ -10,16 +10,16 @@ import pytest
 from commandline import clean_environment
 from devicetree import DeviceTree, RecordedUdev
 
-from balenaflash.safety import assess
-from balenaflash.target.discovery import list_disks
+from balenaflash.targets.disks import list_disks
+from balenaflash.targets.safety import assess
 
 LOOK = """
 import json, os, sys
 from pathlib import Path
 from shutil import copytree
-from balenaflash.safety import assess
-from balenaflash.target.discovery import list_disks
-from balenaflash.target.kernel import Kernel
+from balenaflash.targets.safety import assess
+from balenaflash.targets.disks import list_disks
+from balenaflash.targets.sysfs import Kernel
 
 top, recorded = Path(os.environ["UMOCKDEV_DIR"], "sys"), Path(sys.argv[3])
 # umockdev takes a disk whose path has no "block" in it for a character device, as NVMe.

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 from fat_volumes import make_volume, read_folder
 
-from balenaflash.boot.files import Action
-from balenaflash.boot.fingerprint import check, update
-from balenaflash.boot.move import Move
+from balenaflash.edits.files import Action, Move
+from balenaflash.edits.fingerprint import check, update
 from balenaflash.errors import EditError
 
 pytestmark = pytest.mark.needs("dosfstools", "mtools")

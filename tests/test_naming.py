@@ -12,9 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balenaflash.errors import ConfigError, TargetRefusedError
-from balenaflash.target.discovery import Disk
-from balenaflash.target.naming import DiskName, NameKind, find_named, list_names, parse_target
-from balenaflash.target.slots import name_port, read_slots
+from balenaflash.targets.disks import Disk
+from balenaflash.targets.names import (
+    DiskName,
+    NameKind,
+    find_named,
+    list_names,
+    name_port,
+    parse_target,
+    read_slots,
+)
 
 HUB = (
     "pci0000:00/0000:00:02.0/usb1/1-2/1-2.{port}/1-2.{port}:1.0/host{port}/target{port}:0:0/"

@@ -7,14 +7,17 @@ from boot_volume import edited, extract, file_tree
 from builders import BuiltImage, Layout
 from imagecopies import MakeImage
 
-from balenaflash.boot.connection import Common, EthernetConnection, WifiConnection, parse_ip
-from balenaflash.boot.files import PutFile, Remove
-from balenaflash.boot.network import (
+from balenaflash.edits.files import PutFile, Remove
+from balenaflash.edits.network import (
     AddNetwork,
+    Common,
+    EthernetConnection,
     NetworkState,
     RemoveNetwork,
+    WifiConnection,
     check_network_name,
     list_networks,
+    parse_ip,
 )
 from balenaflash.errors import EditError
 

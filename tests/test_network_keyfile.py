@@ -7,23 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from networkmanager import Libnm, needs_libnm, needs_nmcli, nmcli_keyfile
 
-from balenaflash.boot.connection import (
+from balenaflash.edits.keyfile import format_keyfile, format_ssid, parse_keyfile, parse_ssid
+from balenaflash.edits.network import (
     Common,
     EthernetConnection,
     Security,
     WifiConnection,
     check_interface_name,
+    check_keyfile,
     check_passphrase,
     check_ssid,
     parse_ip,
 )
-from balenaflash.boot.keyfile import (
-    format_keyfile,
-    format_ssid,
-    parse_keyfile,
-    parse_ssid,
-)
-from balenaflash.boot.network import check_keyfile
 from balenaflash.errors import EditError
 
 _values = st.text(st.characters(codec="utf-8", exclude_characters="\0\v\f"))

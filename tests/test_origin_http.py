@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from imageserver import Behaviour, ImageServer, direct_and_tidy, serve
 
 from balenaflash.errors import ImageError
-from balenaflash.extent import MIB
-from balenaflash.image.container.http import HttpOrigin
-from balenaflash.image.container.location import parse_url
+from balenaflash.source.http import HttpOrigin
+from balenaflash.source.location import parse_url
+from balenaflash.units import MIB
 
 __all__ = ["direct_and_tidy"]
 
@@ -317,7 +317,7 @@ def test_a_server_that_sends_a_header_for_ever_is_given_up() -> None:
 
 def test_each_new_try_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
-    monkeypatch.setattr("balenaflash.waiting._listeners", [told.append])
+    monkeypatch.setattr("balenaflash.progress._listeners", [told.append])
     busy = Behaviour(status=500)
     broken, good = Behaviour(CONTENT, break_after=500_000), Behaviour(CONTENT)
     with serve(busy, busy, broken, busy, good) as server, connect(server) as origin:

@@ -7,8 +7,8 @@ from imageserver import Behaviour, ImageServer, direct_and_tidy, serve, unused_p
 
 from balenaflash import __version__
 from balenaflash.errors import ImageError
-from balenaflash.image.container.http import HttpOrigin
-from balenaflash.image.container.location import parse_url
+from balenaflash.source.http import HttpOrigin
+from balenaflash.source.location import parse_url
 
 __all__ = ["direct_and_tidy"]
 

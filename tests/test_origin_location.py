@@ -8,13 +8,7 @@ from hypothesis import strategies as st
 
 from balenaflash.cli.image_argument import IMAGE
 from balenaflash.errors import ImageError
-from balenaflash.image.container.location import (
-    StandardInput,
-    Url,
-    is_url,
-    parse_location,
-    parse_url,
-)
+from balenaflash.source.location import StandardInput, Url, is_url, parse_location, parse_url
 
 
 @pytest.mark.parametrize(

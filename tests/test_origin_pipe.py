@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from balenaflash.errors import ImageError
-from balenaflash.extent import MIB
-from balenaflash.image.container.hashed import HashedOrigin
-from balenaflash.image.container.pipe import PipeOrigin
+from balenaflash.source.pipe import PipeOrigin
+from balenaflash.source.sums import HashedOrigin
+from balenaflash.units import MIB
 
 
 @contextmanager

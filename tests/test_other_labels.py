@@ -14,8 +14,8 @@ from imagecopies import MakeImage
 from tablefiles import boot_record, write_at
 
 from balenaflash.errors import ImageError
-from balenaflash.image.source import open_source
-from balenaflash.image.table.partitions import read_table
+from balenaflash.formats.partitions.table import read_table
+from balenaflash.source.base import open_source
 
 pytestmark = pytest.mark.needs("parted")
 

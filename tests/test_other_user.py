@@ -23,8 +23,8 @@ import commandline
 import pytest
 from mountlock import no_mounts_of_others
 
-from balenaflash.card_records import records_directory
-from balenaflash.target.slots import SYSTEM_SLOTS, slot_files
+from balenaflash.commands.card_records import records_directory
+from balenaflash.targets.names import SYSTEM_SLOTS, slot_files
 
 NOBODY = 65534
 SECRET = b"root:$y$secret\n"

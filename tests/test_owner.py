@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from imagecopies import MakeImage
 from vfat import KINDS, ODD_FILES
 
-from balenaflash.extent import KIB, MIB, Extent
-from balenaflash.image.opening import open_for_reading
-from balenaflash.image.owner import describe_owners
-from balenaflash.image.source import Source
-from balenaflash.image.table.model import Partition, PartitionKind
-from balenaflash.image.table.partitions import read_table
+from balenaflash.formats.owners import describe_owners
+from balenaflash.formats.partitions.model import Partition, PartitionKind
+from balenaflash.formats.partitions.table import read_table
+from balenaflash.source.base import Source
+from balenaflash.source.opening import open_for_reading
+from balenaflash.units import KIB, MIB, Extent
 
 START = MIB
 """Where the partition of an image with one filesystem begins."""

@@ -29,12 +29,11 @@ from tablefiles import (
 )
 
 from balenaflash.errors import ImageError
-from balenaflash.extent import Extent
-from balenaflash.image.source import Source, open_source
-from balenaflash.image.table import partitions
-from balenaflash.image.table.model import PartitionKind, PartitionTable, TableSectors
-from balenaflash.image.table.partitions import read_table
-from balenaflash.image.table.sectors import read_table_sectors
+from balenaflash.formats.partitions import table
+from balenaflash.formats.partitions.model import PartitionKind, PartitionTable, TableSectors
+from balenaflash.formats.partitions.table import read_table, read_table_sectors
+from balenaflash.source.base import Source, open_source
+from balenaflash.units import Extent
 
 MIB = 1 << 20
 
@@ -345,8 +344,8 @@ def test_neither_the_image_nor_paths_like_it_are_opened_for_writing(
         os.mkfifo(f"{path}{number}")
     script = f"""
 from pathlib import Path
-from balenaflash.image.source import Source, open_source
-from balenaflash.image.table.partitions import read_table
+from balenaflash.source.base import Source, open_source
+from balenaflash.formats.partitions.table import read_table
 with open_source(Path({str(path)!r})) as source:
     print(len(read_table(source).partitions))
 """
@@ -397,14 +396,14 @@ def test_every_exception_of_the_library_is_mapped() -> None:
         if issubclass(value, Exception)
     }
     assert len(raised) > 10
-    assert raised == set(partitions.LIBPARTED_ERRORS)
+    assert raised == set(table.LIBPARTED_ERRORS)
 
 
-@pytest.mark.parametrize("error", partitions.LIBPARTED_ERRORS)
+@pytest.mark.parametrize("error", table.LIBPARTED_ERRORS)
 def test_a_mapped_exception_tells_what_libparted_said(error: type[Exception]) -> None:
     with (
         pytest.raises(ImageError, match="image in memory: libparted cannot") as caught,
-        partitions._errors_mapped(MemorySource(b""), ["It is\n  broken."]),
+        table._errors_mapped(MemorySource(b""), ["It is\n  broken."]),
     ):
         raise error("unused")
     assert str(caught.value).endswith(": It is broken.")

@@ -18,17 +18,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from balenaflash.errors import EditError, ImageError, VerificationError, WriteError
-from balenaflash.extent import GIB, KIB, MIB
-from balenaflash.image import opening
-from balenaflash.image.commit.commit import EditableImage
-from balenaflash.image.commit.recovery import Recovery
-from balenaflash.image.container.decoder import Compressed
-from balenaflash.image.container.kinds import Container
-from balenaflash.image.container.origin import Origin
-from balenaflash.image.container.recognise import recognise
-from balenaflash.image.opening import open_for_editing, open_for_reading, recover
-from balenaflash.image.patch import Overlay, Patch
-from balenaflash.image.source import FileSource, open_source
+from balenaflash.source import opening
+from balenaflash.source.base import FileSource, open_source
+from balenaflash.source.commit import EditableImage, Recovery
+from balenaflash.source.container.decoder import Compressed, Container, Origin
+from balenaflash.source.container.recognise import recognise
+from balenaflash.source.layers import Overlay, Patch
+from balenaflash.source.opening import open_for_editing, open_for_reading, recover
+from balenaflash.units import GIB, KIB, MIB
 
 KILLS = int(os.environ.get("BALENAFLASH_TEST_KILLS", "30"))
 KILLED_SIZE = int(os.environ.get("BALENAFLASH_TEST_KILLED_MIB", "4")) * MIB

@@ -12,11 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from balenaflash.errors import InterruptedWriteError, VerificationError, WriteError
-from balenaflash.probe_marks import MARK_SIZE
-from balenaflash.probing import Pattern, check_end, probe
+from balenaflash.flashing.probe import MARK_SIZE, Pattern, check_end, probe
 from balenaflash.progress import NO_PROGRESS
 from balenaflash.rereading import Rereads
-from balenaflash.target.medium import Begun
+from balenaflash.targets.medium import Begun
 
 KIB = 1 << 10
 MIB = 1 << 20

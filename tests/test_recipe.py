@@ -12,12 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tomltexts import line_of, toml_texts
 
+from balenaflash.edits.recipe import schema
+from balenaflash.edits.recipe.reading import Recipe, read_recipe
+from balenaflash.edits.recipe.schema import STEPS
+from balenaflash.edits.recipe.step import Place, Variables, find_lines
 from balenaflash.errors import ConfigError
-from balenaflash.recipe import schema
-from balenaflash.recipe.places import Place, find_lines
-from balenaflash.recipe.reading import Recipe, read_recipe
-from balenaflash.recipe.schema import STEPS
-from balenaflash.recipe.variables import Variables
 
 SECRET = "correct horse"  # noqa: S105 -- of no network
 

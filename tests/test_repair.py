@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from balenaflash.errors import BalenaflashError, VerificationError
-from balenaflash.extent import KIB, MIB, Extent
-from balenaflash.flashing import FlashOptions, FlashReport, Target, flash
-from balenaflash.image.patch import Patch
-from balenaflash.image.source import Source
-from balenaflash.image.table.model import PartitionTable, TableKind
-from balenaflash.planning import WritePlan
+from balenaflash.flashing.flash import FlashOptions, FlashReport, Target, flash
+from balenaflash.flashing.plan import WritePlan
+from balenaflash.formats.partitions.model import PartitionTable, TableKind
 from balenaflash.progress import NO_PROGRESS
+from balenaflash.source.base import Source
+from balenaflash.source.layers import Patch
+from balenaflash.units import KIB, MIB, Extent
 
 SIZE = 24 * MIB
 IMAGE = random.Random(3).randbytes(SIZE)  # noqa: S311 - no key

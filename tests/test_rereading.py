@@ -13,8 +13,8 @@ from faultdev import Fault, FaultDevice, MakeFaultDevice, bit_flip, read_error
 from imagecopies import MakeImage
 from write_judges import differing_bytes, free_extents
 
-from balenaflash.extent import MIB
 from balenaflash.rereading import Rereads
+from balenaflash.units import MIB
 
 SECTOR = 5 * MIB
 """Offset of the sector whose reads go wrong, in the boot partition's tables."""

@@ -15,8 +15,8 @@ from devicetree import DeviceTree
 from loopdev import AttachLoop
 
 from balenaflash.errors import TargetRefusedError
-from balenaflash.safety import Assessment, Permissions, assess, require_writable
-from balenaflash.target.discovery import find_disk
+from balenaflash.targets.disks import find_disk
+from balenaflash.targets.safety import Assessment, Permissions, assess, require_writable
 
 MIB = 1 << 20
 

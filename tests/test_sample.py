@@ -16,10 +16,10 @@ from commandline import RunBalenaflash, clean_environment, run
 from fakes import RecordedProgress
 from mountlock import no_mounts_of_others
 
-from balenaflash.boot import sample_files
-from balenaflash.extent import MIB
+from balenaflash.commands import sample_files
+from balenaflash.commands.sample import build_sample
 from balenaflash.progress import Phase
-from balenaflash.sample import build_sample
+from balenaflash.units import MIB
 
 pytestmark = pytest.mark.needs("dosfstools", "e2fsprogs", "fdisk", "mtools", "util-linux")
 

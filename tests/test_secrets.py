@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from imagecopies import MakeImage
 
-from balenaflash.boot.secrets import mask_lines, masked, shown_lines
+from balenaflash.edits.secrets import mask_lines, masked, shown_lines
 
 LONG = "0123456789abcdef0123456789abcdef"
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from loopdev import AttachLoop
 
 from balenaflash.errors import ImageError
-from balenaflash.image.container.kinds import Container
-from balenaflash.image.source import open_source
+from balenaflash.source.base import open_source
+from balenaflash.source.container.decoder import Container
 
 
 @settings(max_examples=50, deadline=None)

@@ -21,16 +21,15 @@ from loopdev import AttachLoop
 from mountlock import no_copies_of_mounts
 from write_judges import compress
 
-from balenaflash.editing import open_boot_volume
+from balenaflash.commands.edit import open_boot_volume
 from balenaflash.errors import BalenaflashError, ImageError
-from balenaflash.extent import KIB, MIB
-from balenaflash.flashing import FlashOptions, Outcome, Target, flash
-from balenaflash.image.opening import open_for_editing, open_for_reading
-from balenaflash.image.patch import Patch
-from balenaflash.image.sealed import SealedSource
-from balenaflash.image.source import open_source
-from balenaflash.planning import plan_write
+from balenaflash.flashing.flash import FlashOptions, Outcome, Target, flash
+from balenaflash.flashing.plan import plan_write
 from balenaflash.progress import NO_PROGRESS
+from balenaflash.source.base import open_source
+from balenaflash.source.layers import Patch, SealedSource
+from balenaflash.source.opening import open_for_editing, open_for_reading
+from balenaflash.units import KIB, MIB
 
 
 @pytest.fixture

@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from imagecopies import MakeImage
 
-from balenaflash.boot.files import PutFile, Remove
-from balenaflash.boot.png import PngImage, read_png
-from balenaflash.boot.splash import OLD_SPLASH_PATH, SPLASH_PATH, SetSplash
+from balenaflash.edits.files import PutFile, Remove
+from balenaflash.edits.splash import OLD_SPLASH_PATH, SPLASH_PATH, PngImage, SetSplash, read_png
 from balenaflash.errors import EditError
 
 needs_netpbm = pytest.mark.needs("netpbm")

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balenaflash.errors import ImageError
-from balenaflash.extent import KIB, MIB
-from balenaflash.image.spool import Spool
+from balenaflash.source.stream import Spool
+from balenaflash.units import KIB, MIB
 
 
 @given(

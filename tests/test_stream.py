@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balenaflash.errors import ImageError
-from balenaflash.extent import GIB, MIB
-from balenaflash.image.checks import CheckedDecoder, Sha256Check
-from balenaflash.image.stream import StreamSource
+from balenaflash.source.stream import StreamSource
+from balenaflash.source.sums import CheckedDecoder, Sha256Check
+from balenaflash.units import GIB, MIB
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,9 +18,9 @@ from imagecopies import MakeImage
 from imageserver import Behaviour, serve
 
 from balenaflash.errors import ImageError
-from balenaflash.extent import KIB, MIB
-from balenaflash.image.container.location import ImageLocation, StandardInput, parse_url
-from balenaflash.image.opening import open_for_reading
+from balenaflash.source.location import ImageLocation, StandardInput, parse_url
+from balenaflash.source.opening import open_for_reading
+from balenaflash.units import KIB, MIB
 
 CONTENT = random.Random(11).randbytes(MIB) + bytes(3 * MIB) + b"end" * 171  # noqa: S311 - no key
 PROGRAMS = {

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from containers import file_origin, noise
 
-from balenaflash.image.container import bzip2
-from balenaflash.system_programs import find_system_program, minimal_environment
-from balenaflash.target.programs import run_program
+from balenaflash.programs import find_system_program, minimal_environment, run_and_explain
+from balenaflash.source.container import bzip2
 
 NOBODY = 65534
 
@@ -39,7 +38,7 @@ def test_root_runs_no_program_by_the_path_of_a_user(
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert find_system_program("sh") in {"/usr/bin/sh", "/bin/sh"}
     assert find_system_program("of-a-user") is None
-    assert run_program(["of-a-user"]) == "of-a-user is not installed"
+    assert run_and_explain(["of-a-user"]) == "of-a-user is not installed"
     assert str(open_folder) not in minimal_environment()["PATH"]
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert find_system_program("sh") == str(shell)
@@ -54,7 +53,7 @@ def test_a_program_sees_no_secret_and_no_option_of_the_environment(
     monkeypatch.setenv("BALENA_TOKEN", "secret")
     monkeypatch.setenv("LBZIP2", "--verbose")
     program = make_program(open_folder / "show", f"env > {open_folder}/seen")
-    assert run_program([str(program)]) is None
+    assert run_and_explain([str(program)]) is None
     seen = {line.partition("=")[0] for line in (open_folder / "seen").read_text().splitlines()}
     assert {"LC_ALL", "PATH"} <= seen
     assert seen <= {"LC_ALL", "PATH", "PWD", "SHLVL", "_", "OLDPWD"}, "the rest is the shell's own"

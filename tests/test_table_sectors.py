@@ -14,10 +14,10 @@ from imagecopies import MakeImage
 from tablefiles import boot_record, read_at, rewrite_primary, sfdisk_partitions, write_at
 
 from balenaflash.errors import ImageError
-from balenaflash.extent import Extent
-from balenaflash.image.source import open_source
-from balenaflash.image.table.model import PartitionKind
-from balenaflash.image.table.sectors import read_table_sectors
+from balenaflash.formats.partitions.model import PartitionKind
+from balenaflash.formats.partitions.table import read_table_sectors
+from balenaflash.source.base import open_source
+from balenaflash.units import Extent
 
 MIB = 1 << 20
 EXTENDED_FIRST, EXTENDED_COUNT = 100, 800

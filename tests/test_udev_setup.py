@@ -13,8 +13,7 @@ import pytest
 from commandline import RunBalenaflash
 from devicetree import DeviceTree, RecordedUdev
 
-from balenaflash.target.programs import run_program
-from balenaflash.udev_setup import (
+from balenaflash.commands.udev import (
     Scope,
     State,
     find_covered_system,
@@ -23,6 +22,7 @@ from balenaflash.udev_setup import (
     read_files,
     slot_rules,
 )
+from balenaflash.programs import run_and_explain
 
 REPOSITORY = Path(__file__).parents[1]
 SHIPPED = REPOSITORY / "udev/60-balenaflash.rules"
@@ -227,4 +227,4 @@ def test_programs_of_the_administrator_are_found_without_their_folder_in_the_pat
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PATH", "/usr/bin:/bin")  # what su(1) leaves
-    assert run_program(["groupadd", "--help"]) is None
+    assert run_and_explain(["groupadd", "--help"]) is None

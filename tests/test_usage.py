@@ -13,15 +13,19 @@ from hypothesis import strategies as st
 from loopdev import AttachLoop
 
 from balenaflash.errors import TargetRefusedError
-from balenaflash.target.discovery import find_disk
-from balenaflash.target.kernel import Kernel
-from balenaflash.target.mounts import Mount, Swap, find_mount, parse_mountinfo, parse_swaps
-from balenaflash.target.usage import (
+from balenaflash.targets.disks import find_disk
+from balenaflash.targets.sysfs import Kernel
+from balenaflash.targets.usage import (
+    Mount,
+    Swap,
     Usage,
     Use,
     UseKind,
     disks_under,
+    find_mount,
     is_backed_by,
+    parse_mountinfo,
+    parse_swaps,
     system_disks,
 )
 

@@ -16,8 +16,8 @@ from commandline import clean_environment
 from devicetree import DeviceTree
 from loopdev import AttachLoop, attach, detach
 
-from balenaflash.safety import Assessment, assess
-from balenaflash.watching import watch
+from balenaflash.targets.safety import Assessment, assess
+from balenaflash.targets.watch import watch
 
 MIB = 1 << 20
 

@@ -17,11 +17,11 @@ from containers import decoded, file_origin, noise, run
 from imageserver import Behaviour, direct_and_tidy, serve
 
 from balenaflash.errors import ImageError
-from balenaflash.extent import MIB
-from balenaflash.image.container.http import HttpOrigin
-from balenaflash.image.container.location import parse_url
-from balenaflash.image.container.origin import Origin
-from balenaflash.image.container.pipe import PipeOrigin
+from balenaflash.source.container.decoder import Origin
+from balenaflash.source.http import HttpOrigin
+from balenaflash.source.location import parse_url
+from balenaflash.source.pipe import PipeOrigin
+from balenaflash.units import MIB
 
 pytestmark = [pytest.mark.needs("zip tools"), pytest.mark.usefixtures("direct_and_tidy")]
 

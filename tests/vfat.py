@@ -15,9 +15,9 @@ import boot_tree
 from builders import ENVIRONMENT
 from fakes import MemorySource
 
-from balenaflash.extent import Extent
-from balenaflash.image.fat.volume import FatVolume
-from balenaflash.image.patch import Patch
+from balenaflash.formats.fat.pyfatfs import FatVolume
+from balenaflash.source.layers import Patch
+from balenaflash.units import Extent
 
 FSCK_SECONDS = 60
 """A sound volume takes a tenth of one; on some damage fsck.vfat 4.2 never ends."""

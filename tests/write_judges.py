@@ -11,7 +11,7 @@ from builders import BuiltImage, ExpectedPartition, run
 from ext4_trees import free_by_dumpe2fs
 from fat_reader import _Reader
 
-from balenaflash.extent import KIB, Extent
+from balenaflash.units import KIB, Extent
 
 BLOCK = 4 * KIB
 

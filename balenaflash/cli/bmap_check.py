@@ -10,11 +10,11 @@ from balenaflash.cli.answer import Answer
 from balenaflash.cli.image_argument import IMAGE
 from balenaflash.cli.session import Session, progress_option, with_session
 from balenaflash.errors import ImageError, Problem
-from balenaflash.extent import Extent, format_size
+from balenaflash.units import Extent, format_size
 
 if TYPE_CHECKING:
-    from balenaflash.block_maps import BmapCheck
-    from balenaflash.image.container.location import ImageLocation
+    from balenaflash.commands.bmap import BmapCheck
+    from balenaflash.source.location import ImageLocation
 
 
 class _DiffersError(ImageError):
@@ -59,8 +59,8 @@ def check(session: Session, image: "ImageLocation", *, bmap_path: Path | None) -
       balenaflash bmap check balena.img
       balenaflash bmap check balena.img --bmap maps/balena.bmap && echo unchanged
     """
-    from balenaflash.block_maps import check as check_map
     from balenaflash.cli.progress_display import progress_for
+    from balenaflash.commands.bmap import check as check_map
 
     checked = check_map(image, bmap_path, progress=progress_for(session))
     if checked.differing:

@@ -9,10 +9,10 @@ from balenaflash.cli.answer import Answer
 from balenaflash.cli.image_argument import IMAGE
 from balenaflash.cli.session import Session, progress_option, with_session
 from balenaflash.cli.target_argument import OUT
-from balenaflash.extent import format_size
+from balenaflash.units import format_size
 
 if TYPE_CHECKING:
-    from balenaflash.image.container.location import ImageLocation
+    from balenaflash.source.location import ImageLocation
 
 
 @click.command()
@@ -46,9 +46,9 @@ def create(
       balenaflash bmap create balena.img.xz -o balena.img.bmap --overwrite
       balenaflash bmap create --json balena.img | jq .result.free_bytes
     """
-    from balenaflash.block_maps import create as create_map
     from balenaflash.cli.progress_display import progress_for
-    from balenaflash.image.contents import Kind
+    from balenaflash.commands.bmap import create as create_map
+    from balenaflash.formats.contents import Kind
 
     created = create_map(image, out, overwrite=overwrite, progress=progress_for(session))
     bmap, sizes = created.bmap, created.bytes_of

@@ -14,8 +14,8 @@ from balenaflash.cli.session import Session, edit_options, with_session
 from balenaflash.cli.usage import words_of_command_line
 
 if TYPE_CHECKING:
-    from balenaflash.boot.file_list import FileListEntry
-    from balenaflash.image.container.location import ImageLocation
+    from balenaflash.edits.file_list import FileListEntry
+    from balenaflash.source.location import ImageLocation
 
 
 @click.command()
@@ -52,13 +52,13 @@ def apply(session: Session, image: "ImageLocation", *, files: str, deploy_dir: P
       bitbake-getvar -r balena-image --value BALENA_BOOT_PARTITION_FILES |
         balenaflash boot apply balena.img --deploy-dir deploy --files -
     """
-    from balenaflash.boot.file_list import ApplyFileList
+    from balenaflash.edits.file_list import ApplyFileList
 
     return answer_edits(session, image, [ApplyFileList(_entries(files), deploy_dir)])
 
 
 def _entries(files: str) -> "tuple[FileListEntry, ...]":
-    from balenaflash.boot.file_list import parse, read_list
+    from balenaflash.edits.file_list import parse, read_list
 
     if files == "-":
         return parse(read_given_text("-"))

@@ -14,8 +14,8 @@ from balenaflash.cli.session import Session, edit_options, with_session
 from balenaflash.errors import ImageError, Problem
 
 if TYPE_CHECKING:
-    from balenaflash.image.container.location import ImageLocation
-    from balenaflash.image.fat.check import Fault
+    from balenaflash.formats.fat.check import Fault
+    from balenaflash.source.location import ImageLocation
 
 
 class DamagedError(ImageError):
@@ -60,7 +60,7 @@ def check(session: Session, image: "ImageLocation", *, repair: bool) -> Answer:
         return _repair(session, image)
     if options.output is not None:
         raise click.UsageError("--output needs --repair.")
-    from balenaflash.editing import open_boot_volume
+    from balenaflash.commands.edit import open_boot_volume
 
     with open_boot_volume(image, member=session.member) as boot:
         faults = boot.files.faults()
@@ -89,7 +89,7 @@ def _problems(image: "ImageLocation", number: int, faults: "Sequence[Fault]") ->
     """Those that forbid an edit; the last one says what to do."""
     import shlex
 
-    from balenaflash.image.fat.check import Gravity
+    from balenaflash.formats.fat.check import Gravity
 
     found = [fault for fault in faults if fault.gravity is not Gravity.HARMLESS]
     if any(fault.gravity is Gravity.UNSOUND for fault in found):
@@ -107,7 +107,7 @@ def _problems(image: "ImageLocation", number: int, faults: "Sequence[Fault]") ->
 
 
 def _repair(session: Session, image: "ImageLocation") -> Answer:
-    from balenaflash.boot.files import RepairVolume
+    from balenaflash.edits.files import RepairVolume
 
     answer = answer_edits(session, image, [RepairVolume()])
     repairs = answer.result["repairs"]

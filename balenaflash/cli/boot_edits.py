@@ -14,8 +14,8 @@ from balenaflash.cli.session import Session, edit_options, with_session
 from balenaflash.cli.usage import BOOT_PATH, words_of_command_line
 
 if TYPE_CHECKING:
-    from balenaflash.editing import Edit
-    from balenaflash.image.container.location import ImageLocation
+    from balenaflash.edits.change import Edit
+    from balenaflash.source.location import ImageLocation
 
 
 @click.command()
@@ -62,7 +62,7 @@ def remove(
       balenaflash boot rm -r --dry-run balena.img /overlays
       balenaflash boot rm balena.img '/overlays/*.dtbo' '/**/*.sig'
     """
-    from balenaflash.boot.files import Remove
+    from balenaflash.edits.files import Remove
 
     return answer_edits(session, image, [Remove(path, recursive) for path in paths])
 
@@ -84,7 +84,7 @@ def move(session: Session, image: "ImageLocation", sources: tuple[str, ...], tar
       balenaflash boot mv balena.img /grub.cfg_internal /grub.cfg_old
       balenaflash boot mv --dry-run balena.img '/overlays/w1-*.dtbo' /unused/
     """
-    from balenaflash.boot.move import Move
+    from balenaflash.edits.files import Move
 
     return answer_edits(session, image, [Move(sources, target)])
 
@@ -105,7 +105,7 @@ def make_directory(
       balenaflash boot mkdir balena.img /system-proxy
       balenaflash boot mkdir -p balena.img /EFI/Linux/drivers
     """
-    from balenaflash.boot.files import MakeDirectory
+    from balenaflash.edits.files import MakeDirectory
 
     return answer_edits(session, image, [MakeDirectory(path, parents) for path in paths])
 
@@ -142,15 +142,15 @@ def use_internal(
       balenaflash boot use-internal --dry-run --keep-old balena.img
       balenaflash boot use-internal --from /grub.cfg_lab --to /EFI/BOOT/grub.cfg balena.img
     """
-    from balenaflash.boot.bootloader import UseInternal
+    from balenaflash.edits.bootloader import UseInternal
 
     return answer_edits(session, image, [UseInternal(source, target, keep_old)])
 
 
 def _copy_edit(sources: Sequence[str], target: str) -> "Edit":
-    from balenaflash.boot.copy_in import CopyIn
-    from balenaflash.boot.files import PutFile
-    from balenaflash.boot.paths import volume_path
+    from balenaflash.edits.copies import CopyIn
+    from balenaflash.edits.files import PutFile
+    from balenaflash.edits.paths import volume_path
 
     with words_of_command_line():
         volume_path(target)

@@ -14,9 +14,9 @@ from balenaflash.cli.session import Session, with_session
 from balenaflash.cli.usage import BOOT_PATH
 
 if TYPE_CHECKING:
-    from balenaflash.boot.copy_out import CopiedFile
-    from balenaflash.image.container.location import ImageLocation
-    from balenaflash.image.fat.volume import FatEntry
+    from balenaflash.edits.copies import CopiedFile
+    from balenaflash.formats.fat.pyfatfs import FatEntry
+    from balenaflash.source.location import ImageLocation
 
 
 @click.command("ls")
@@ -40,9 +40,9 @@ def list_files(
       balenaflash boot ls -lR balena.img /EFI
       balenaflash boot ls --json balena.img | jq -r '.result.entries[].path'
     """
-    from balenaflash.boot.patterns import is_pattern
-    from balenaflash.boot.reading import list_files as list_boot_files
-    from balenaflash.editing import open_boot_volume
+    from balenaflash.commands.edit import open_boot_volume
+    from balenaflash.edits.files import list_files as list_boot_files
+    from balenaflash.edits.paths import is_pattern
 
     with open_boot_volume(image, member=session.member) as boot:
         entries = tuple(list_boot_files(boot.files, path, recursive=recursive))
@@ -73,8 +73,8 @@ def cat(session: Session, image: "ImageLocation", path: str) -> Answer:
       balenaflash boot cat balena.img config.json | jq .deviceType
       balenaflash boot cat balena.img /EFI/BOOT/grub.cfg
     """
-    from balenaflash.boot.reading import read_files
-    from balenaflash.editing import open_boot_volume
+    from balenaflash.commands.edit import open_boot_volume
+    from balenaflash.edits.files import read_files
 
     with open_boot_volume(image, member=session.member) as boot:
         files = read_files(boot.files, path)
@@ -115,8 +115,8 @@ def take(
       balenaflash boot get --overwrite balena.img / boot-files/
       balenaflash boot get balena.img '/system-connections/*' networks/
     """
-    from balenaflash.boot.copy_out import copy_out
-    from balenaflash.editing import open_boot_volume
+    from balenaflash.commands.edit import open_boot_volume
+    from balenaflash.edits.copies import copy_out
 
     with open_boot_volume(image, member=session.member) as boot:
         copies = copy_out(boot.files, path, out, overwrite=overwrite or force)

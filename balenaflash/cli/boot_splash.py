@@ -11,7 +11,7 @@ from balenaflash.cli.image_argument import IMAGE
 from balenaflash.cli.session import Session, edit_options, with_session
 
 if TYPE_CHECKING:
-    from balenaflash.image.container.location import ImageLocation
+    from balenaflash.source.location import ImageLocation
 
 
 @click.command()
@@ -30,6 +30,6 @@ def splash(session: Session, image: "ImageLocation", logo: str) -> Answer:
       balenaflash boot splash balena.img logo.png
       rsvg-convert -h 1080 logo.svg | balenaflash boot splash balena.img -
     """
-    from balenaflash.boot.splash import SetSplash
+    from balenaflash.edits.splash import SetSplash
 
     return answer_edits(session, image, [SetSplash(logo, read_given(logo))])

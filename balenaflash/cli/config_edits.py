@@ -18,9 +18,8 @@ from balenaflash.cli.session import Session, edit_options, with_session
 from balenaflash.cli.usage import words_of_command_line
 
 if TYPE_CHECKING:
-    from balenaflash.boot.config_assignment import Assignment
-    from balenaflash.boot.config_steps import ConfigStep
-    from balenaflash.image.container.location import ImageLocation
+    from balenaflash.edits.config.edit import Assignment, ConfigStep
+    from balenaflash.source.location import ImageLocation
 
 
 @click.command("set")
@@ -43,7 +42,7 @@ def set_keys(session: Session, image: "ImageLocation", assignments: tuple[str, .
       pass show balena/key | balenaflash config set balena.img apiKey=-
       balenaflash config set balena.img 'deviceApiKeys["api.balena-cloud.com"]=@key'
     """
-    from balenaflash.boot.config_assignment import parse_assignment
+    from balenaflash.edits.config.edit import parse_assignment
 
     with words_of_command_line():
         parsed = [parse_assignment(text) for text in assignments]
@@ -64,8 +63,8 @@ def unset(session: Session, image: "ImageLocation", keys: tuple[str, ...]) -> An
       balenaflash config unset balena.img developmentMode
       balenaflash config unset balena.img os.sshKeys hostname
     """
-    from balenaflash.boot.config_path import parse_key
-    from balenaflash.boot.config_steps import UnsetKey
+    from balenaflash.edits.config.edit import UnsetKey
+    from balenaflash.edits.config.keys import parse_key
 
     with words_of_command_line():
         steps = [UnsetKey(parse_key(key)) for key in keys]
@@ -88,17 +87,17 @@ def merge(session: Session, image: "ImageLocation", file: str) -> Answer:
       balena config generate --device UUID --version 6.0.0 -o generated.json
       balenaflash config merge balena.img generated.json
     """
-    from balenaflash.boot.config_steps import MergeObject
-    from balenaflash.boot.given_text import given_bytes
-    from balenaflash.boot.json_text import parse_document
+    from balenaflash.edits.config.edit import MergeObject
+    from balenaflash.edits.config.json_text import parse_document
+    from balenaflash.edits.given_text import given_bytes
 
     document = parse_document(given_bytes(read_given(file), file), file)
     return _edit_config(session, image, [MergeObject(document.content)])
 
 
 def _step(assignment: "Assignment") -> "ConfigStep":
-    from balenaflash.boot.config_assignment import refuse_secret
-    from balenaflash.boot.config_path import format_key
+    from balenaflash.edits.config.edit import refuse_secret
+    from balenaflash.edits.config.keys import format_key
 
     if assignment.source is not None:
         text = read_given_text(assignment.source)
@@ -110,6 +109,6 @@ def _step(assignment: "Assignment") -> "ConfigStep":
 
 
 def _edit_config(session: Session, image: "ImageLocation", steps: Sequence["ConfigStep"]) -> Answer:
-    from balenaflash.boot.config_edit import EditConfig
+    from balenaflash.edits.config.edit import EditConfig
 
     return answer_edits(session, image, [EditConfig(tuple(steps))])

@@ -11,8 +11,8 @@ from balenaflash.cli.session import Session, with_session
 from balenaflash.cli.usage import words_of_command_line
 
 if TYPE_CHECKING:
-    from balenaflash.boot.config_check import Finding
-    from balenaflash.image.container.location import ImageLocation
+    from balenaflash.edits.config.check import Finding
+    from balenaflash.source.location import ImageLocation
 
 _show_secrets_option = click.option(
     "--show-secrets", is_flag=True, help="Do not mask keys and passwords."
@@ -32,10 +32,10 @@ def show(session: Session, image: "ImageLocation", *, show_secrets: bool) -> Ans
       balenaflash config show balena.img
       balenaflash config show --json balena.img | jq .result.config.uuid
     """
-    from balenaflash.boot.config_edit import read_config
-    from balenaflash.boot.json_text import format_lines
-    from balenaflash.boot.secrets import masked
-    from balenaflash.editing import open_boot_volume
+    from balenaflash.commands.edit import open_boot_volume
+    from balenaflash.edits.config.edit import read_config
+    from balenaflash.edits.config.json_text import format_lines
+    from balenaflash.edits.secrets import masked
 
     with open_boot_volume(image, member=session.member) as boot:
         content = read_config(boot.files).content
@@ -60,11 +60,11 @@ def get(session: Session, image: "ImageLocation", key: str, *, show_secrets: boo
       balenaflash config get balena.img deviceType
       balenaflash config get --show-secrets balena.img apiKey
     """
-    from balenaflash.boot.config_edit import read_config
-    from balenaflash.boot.config_keys import is_secret
-    from balenaflash.boot.config_path import format_key, parse_key, value_at
-    from balenaflash.boot.json_text import format_value
-    from balenaflash.editing import open_boot_volume
+    from balenaflash.commands.edit import open_boot_volume
+    from balenaflash.edits.config.edit import read_config
+    from balenaflash.edits.config.json_text import format_value
+    from balenaflash.edits.config.keys import format_key, parse_key, value_at
+    from balenaflash.edits.config.rules import is_secret
     from balenaflash.errors import ConfigError
 
     with words_of_command_line():
@@ -97,9 +97,9 @@ def check(session: Session, image: "ImageLocation") -> Answer:
       balenaflash config check balena.img
       balenaflash config check --json balena.img | jq -r '.result.findings[].message'
     """
-    from balenaflash.boot.config_check import Severity, check_config
-    from balenaflash.boot.config_edit import invalid_config, read_config, read_slug
-    from balenaflash.editing import open_boot_volume
+    from balenaflash.commands.edit import open_boot_volume
+    from balenaflash.edits.config.check import Severity, check_config
+    from balenaflash.edits.config.edit import invalid_config, read_config, read_slug
 
     with open_boot_volume(image, member=session.member) as boot:
         content = read_config(boot.files).content

@@ -12,7 +12,7 @@ from balenaflash.cli.answer import printable
 from balenaflash.errors import Problem, TargetRefusedError
 
 if TYPE_CHECKING:
-    from balenaflash.target.discovery import Disk
+    from balenaflash.targets.disks import Disk
 
 _TAKEN = f"{__name__}: standard input is taken"
 

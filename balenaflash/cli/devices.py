@@ -12,8 +12,8 @@ from balenaflash.cli.text import size_text, table_lines
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from balenaflash.safety import Assessment
-    from balenaflash.target.discovery import Disk
+    from balenaflash.targets.disks import Disk
+    from balenaflash.targets.safety import Assessment
 
 
 @click.group(
@@ -55,10 +55,10 @@ def devices(session: Session, *, everything: bool, exact: bool, watches: bool) -
         from balenaflash.cli.devices_watch import tell_events
 
         return tell_events(session, everything=everything)
-    from balenaflash.safety import assess_all
-    from balenaflash.target.discovery import list_disks
-    from balenaflash.target.kernel import RUNNING_KERNEL
-    from balenaflash.target.slots import read_slots
+    from balenaflash.targets.disks import list_disks
+    from balenaflash.targets.names import read_slots
+    from balenaflash.targets.safety import assess_all
+    from balenaflash.targets.sysfs import RUNNING_KERNEL
 
     assessments = assess_all(list_disks())
     slots = {port: name for name, port in read_slots().items()}

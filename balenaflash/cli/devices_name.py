@@ -25,13 +25,13 @@ def name_port(_session: Session, *, port: str, name: str | None, removes: bool) 
       balenaflash devices name /dev/sdb right
       balenaflash devices name --remove left
     """
-    from balenaflash.target import slots
+    from balenaflash.targets import names
 
-    path = slots.own_file()
+    path = names.own_file()
     if removes:
         if name is not None:
             raise click.UsageError("With --remove there is one argument: the name.")
-        slots.name_port(path, port, None)
+        names.name_port(path, port, None)
         return Answer(
             {"slot": port, "port": None, "file": str(path)}, [f"{path}: {port} is forgotten."]
         )
@@ -39,9 +39,9 @@ def name_port(_session: Session, *, port: str, name: str | None, removes: bool) 
         raise click.UsageError("Missing argument 'NAME'.")
     found = _port_of(port)
     with words_of_command_line():
-        slots.check_name(name)
-        slots.check_port(found)
-    slots.name_port(path, name, found)
+        names.check_name(name)
+        names.check_port(found)
+    names.name_port(path, name, found)
     line = f"{path}: port {found} is slot:{name} now."
     return Answer({"slot": name, "port": found, "file": str(path)}, [line])
 
@@ -55,7 +55,7 @@ def _port_of(text: str) -> str:
     if not text.startswith("/"):
         return text
     from balenaflash.errors import Problem, TargetRefusedError
-    from balenaflash.target.discovery import find_disk
+    from balenaflash.targets.disks import find_disk
 
     disk = find_disk(text)
     if disk.usb_port is None:

@@ -17,12 +17,12 @@ from balenaflash.cli.session import (
 )
 from balenaflash.cli.target_argument import TARGET
 from balenaflash.errors import Problem, TargetRefusedError, VerificationError
-from balenaflash.extent import format_size
+from balenaflash.units import format_size
 
 if TYPE_CHECKING:
-    from balenaflash.probing import ProbeReport
-    from balenaflash.safety import Assessment
-    from balenaflash.target.naming import TargetName
+    from balenaflash.flashing.probe import ProbeReport
+    from balenaflash.targets.names import TargetName
+    from balenaflash.targets.safety import Assessment
 
 
 @click.command()
@@ -55,8 +55,8 @@ def probe(
     """
     from balenaflash.cli.interrupts import stop_at_next_block
     from balenaflash.cli.progress_display import progress_for
-    from balenaflash.probing import probe as probe_medium
-    from balenaflash.target.disk import open_disk
+    from balenaflash.flashing.probe import probe as probe_medium
+    from balenaflash.targets.disk import open_disk
 
     assessment = _find(target, allow_internal=allow_internal, max_size=max_size)
     _confirm(session, assessment, destructive=destructive, yes=yes)
@@ -86,8 +86,8 @@ def _find(target: "TargetName", *, allow_internal: bool, max_size: int | None) -
     Raises:
         TargetRefusedError: it may not; with every reason.
     """
-    from balenaflash.safety import NO_PERMISSIONS, Permissions, assess, require_writable
-    from balenaflash.target.naming import find_named
+    from balenaflash.targets.names import find_named
+    from balenaflash.targets.safety import NO_PERMISSIONS, Permissions, assess, require_writable
 
     disk = find_named(target)
     limit = NO_PERMISSIONS.max_size if max_size is None else max_size

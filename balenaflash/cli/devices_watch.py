@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 from balenaflash.cli.answer import Answer, say, say_json
 from balenaflash.cli.devices import device_result, place_of, verdict
 from balenaflash.cli.session import Session
-from balenaflash.extent import format_size
+from balenaflash.units import format_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from balenaflash.watching import DiskEvent
+    from balenaflash.targets.watch import DiskEvent
 
 _SIGNS = {"present": " ", "added": "+", "changed": "*", "removed": "-"}
 
@@ -21,11 +21,11 @@ def tell_events(session: Session, *, everything: bool) -> Answer:
     Of those that are there at the start and may not be written only with ``everything``, or to
     scripts.
     """
-    from balenaflash.safety import assess_all
-    from balenaflash.target.discovery import list_disks
-    from balenaflash.target.slots import read_slots
-    from balenaflash.target.udev import PyudevMonitor
-    from balenaflash.watching import watch
+    from balenaflash.targets.disks import list_disks
+    from balenaflash.targets.names import read_slots
+    from balenaflash.targets.safety import assess_all
+    from balenaflash.targets.udev import PyudevMonitor
+    from balenaflash.targets.watch import watch
 
     slots = {port: name for name, port in read_slots().items()}
     events = watch(lambda: assess_all(list_disks()), PyudevMonitor())

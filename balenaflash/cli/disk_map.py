@@ -10,8 +10,8 @@ import click
 
 from balenaflash.cli.answer import printable
 from balenaflash.cli.color import ColoredLine
-from balenaflash.extent import MIB, Extent, format_size
-from balenaflash.image.table.model import Partition, PartitionKind
+from balenaflash.formats.partitions.model import Partition, PartitionKind
+from balenaflash.units import MIB, Extent, format_size
 
 MIN_WIDTH = 40
 """Columns; in a narrower terminal the lines are that long all the same."""

@@ -8,10 +8,10 @@ import click
 
 from balenaflash.cli.answer import Answer
 from balenaflash.cli.session import ALLOW_INTERNAL_HELP, UNMOUNT_HELP, YES_HELP
-from balenaflash.extent import parse_size
+from balenaflash.units import parse_size
 
 if TYPE_CHECKING:
-    from balenaflash.safety import Permissions
+    from balenaflash.targets.safety import Permissions
 
     _ParamType = click.ParamType[int]
 else:
@@ -36,7 +36,7 @@ class DiskOptions:
     @property
     def permissions(self) -> "Permissions":
         """Which refusals are lifted."""
-        from balenaflash.safety import NO_PERMISSIONS, Permissions
+        from balenaflash.targets.safety import NO_PERMISSIONS, Permissions
 
         limit = NO_PERMISSIONS.max_size if self.max_size is None else self.max_size
         return Permissions(internal=self.allow_internal, unmount=self.unmount, max_size=limit)

@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from balenaflash.extent import format_size
+from balenaflash.units import format_size
 
 if TYPE_CHECKING:
-    from balenaflash.safety import Assessment
-    from balenaflash.target.discovery import Disk
+    from balenaflash.targets.disks import Disk
+    from balenaflash.targets.safety import Assessment
 
 
 def describe_disk(disk: "Disk") -> list[str]:
@@ -36,7 +36,7 @@ def short_description(disk: "Disk") -> list[str]:
 
 def describe_content(assessment: "Assessment") -> list[str]:
     """What is on a disk now: its partitions or its one filesystem, and where they are mounted."""
-    from balenaflash.disk_content import find_content
+    from balenaflash.commands.write import find_content
 
     texts = []
     for each in find_content(assessment.disk):

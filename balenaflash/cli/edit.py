@@ -14,7 +14,7 @@ from balenaflash.cli.recipe_options import chosen_recipe, recipe_options
 from balenaflash.cli.session import Session, edit_options, with_session
 
 if TYPE_CHECKING:
-    from balenaflash.image.container.location import ImageLocation
+    from balenaflash.source.location import ImageLocation
 
 
 @click.command()

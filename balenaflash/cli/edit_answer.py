@@ -8,14 +8,15 @@ from balenaflash.cli.answer import Answer, say
 from balenaflash.cli.session import Session
 from balenaflash.cli.usage import words_of_command_line
 from balenaflash.durable import FileType, find_type
-from balenaflash.extent import format_size
+from balenaflash.units import format_size
 
 if TYPE_CHECKING:
-    from balenaflash.boot.files import FileChange
-    from balenaflash.card import Card
-    from balenaflash.editing import Edit, EditReport
-    from balenaflash.image.container.location import ImageLocation
-    from balenaflash.image.fat.check import Fault
+    from balenaflash.commands.cards import Card
+    from balenaflash.commands.edit import EditReport
+    from balenaflash.edits.change import Edit
+    from balenaflash.edits.files import FileChange
+    from balenaflash.formats.fat.check import Fault
+    from balenaflash.source.location import ImageLocation
 
 
 def _is_card(image: "ImageLocation") -> TypeGuard[Path]:
@@ -28,7 +29,7 @@ def answer_edits(session: Session, image: "ImageLocation", edits: Sequence["Edit
     A card is looked at, shown and asked about before.
     """
     from balenaflash.cli.edited_copy import answer_copy, require_file
-    from balenaflash.editing import edit, preview
+    from balenaflash.commands.edit import edit, preview
 
     options = session.edit
     if options.output is not None and not options.dry_run:
@@ -51,18 +52,18 @@ def answer_edits(session: Session, image: "ImageLocation", edits: Sequence["Edit
             path = require_file(image)
         report = edit(path, edits, keep_fingerprint=keep, repair=repair)
     else:
-        from balenaflash.card import edit_card
+        from balenaflash.commands.cards import edit_card
 
         report = edit_card(card, edits, keep_fingerprint=keep, repair=repair)
     return Answer(_result(image, report), [*report.diff, *_lines(image, report)], report.warnings)
 
 
 def _confirmed_card(session: Session, node: Path, edits: Sequence["Edit"]) -> "Card":
-    from balenaflash.card import find_card
     from balenaflash.cli.confirmation import confirm_changing
     from balenaflash.cli.disk_text import describe_content, describe_disk, indented
-    from balenaflash.safety import Permissions
-    from balenaflash.target.unmounting import unmount_all
+    from balenaflash.commands.cards import find_card
+    from balenaflash.targets.safety import Permissions
+    from balenaflash.targets.unmount import unmount_all
 
     options = session.edit
     permissions = Permissions(internal=options.allow_internal, unmount=options.unmount)

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 from balenaflash.cli.answer import Answer
 from balenaflash.cli.session import Session
 from balenaflash.errors import BalenaflashError, EditError, Problem, TargetRefusedError
-from balenaflash.extent import format_size
+from balenaflash.units import format_size
 
 if TYPE_CHECKING:
-    from balenaflash.editing import Edit, EditedImage
-    from balenaflash.flashing import FlashReport
-    from balenaflash.image.container.location import ImageLocation
+    from balenaflash.commands.edit import EditedImage
+    from balenaflash.edits.change import Edit
+    from balenaflash.flashing.flash import FlashReport
+    from balenaflash.source.location import ImageLocation
 
 
 def answer_copy(
@@ -25,9 +26,9 @@ def answer_copy(
         repair_lines,
         repairs_result,
     )
-    from balenaflash.editing import lay_over
-    from balenaflash.image.opening import open_for_reading
-    from balenaflash.image_use import require_unused
+    from balenaflash.commands.edit import lay_over
+    from balenaflash.commands.image_file import require_unused
+    from balenaflash.source.opening import open_for_reading
 
     options = session.edit
     with open_for_reading(image, member=session.member) as opened:
@@ -58,11 +59,11 @@ def _write(
 ) -> "FlashReport":
     from balenaflash.cli.interrupts import stop_at_next_block
     from balenaflash.cli.progress_display import progress_for
-    from balenaflash.destination import find_destinations, is_device, open_destination
-    from balenaflash.flashing import FlashOptions, Target, flash
-    from balenaflash.output_mode import output_mode
-    from balenaflash.planning import plan_write
-    from balenaflash.safety import NO_PERMISSIONS
+    from balenaflash.commands.image_file import output_mode
+    from balenaflash.commands.write import find_destinations, is_device, open_destination
+    from balenaflash.flashing.flash import FlashOptions, Target, flash
+    from balenaflash.flashing.plan import plan_write
+    from balenaflash.targets.safety import NO_PERMISSIONS
 
     if is_device(output):
         hint = "To write an edited image to a device: balenaflash write IMAGE DEVICE --recipe FILE"

@@ -9,7 +9,7 @@ from click.shell_completion import CompletionItem
 
 from balenaflash.cli.confirmation import take_standard_input
 from balenaflash.errors import EditError
-from balenaflash.extent import GIB, MIB, format_size
+from balenaflash.units import GIB, MIB, format_size
 
 STANDARD_INPUT = "-"
 
@@ -56,7 +56,7 @@ def read_given_text(name: str) -> str:
     Raises:
         EditError: it cannot be read, or is not UTF-8.
     """
-    from balenaflash.boot.given_text import given_text
+    from balenaflash.edits.given_text import given_text
 
     text = given_text(read_given(name, limit=_MAX_TEXT_SIZE), name)
     return text.removesuffix("\n").removesuffix("\r")

@@ -12,7 +12,7 @@ from balenaflash.cli.invocation import as_called
 from balenaflash.errors import ImageError
 
 if TYPE_CHECKING:
-    from balenaflash.image.container.location import ImageLocation
+    from balenaflash.source.location import ImageLocation
 
     _ParamType = click.ParamType["ImageLocation"]
 else:
@@ -32,7 +32,7 @@ class ImageArgument(_ParamType):
     ) -> "ImageLocation":
         """Where the image is; nothing is opened. A value that is a location already stays."""
         from balenaflash.cli.confirmation import take_standard_input
-        from balenaflash.image.container.location import StandardInput, parse_location
+        from balenaflash.source.location import StandardInput, parse_location
 
         if not isinstance(value, str):
             return value  # type: ignore[return-value]  # click hands on what it got from here
@@ -66,7 +66,7 @@ def _check_spelling(text: str) -> None:
     Raises:
         ImageError: it was; with the right spelling.
     """
-    from balenaflash.target.spelling import find_spelling
+    from balenaflash.targets.names import find_spelling
 
     spelling = find_spelling(text)
     if spelling is None:

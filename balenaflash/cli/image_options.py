@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from balenaflash.boot.given_text import without_mark
 from balenaflash.cli.session import Session
+from balenaflash.edits.given_text import without_mark
 
 if TYPE_CHECKING:
-    from balenaflash.image.container.location import ImageLocation
-    from balenaflash.signatures import CertificateFile, SignatureCheck
+    from balenaflash.balena.signature import CertificateFile, SignatureCheck
+    from balenaflash.source.location import ImageLocation
 
 
 def _lower_case_sum(
@@ -58,9 +58,9 @@ def read_certificate(name: str) -> "CertificateFile":
     Raises:
         EditError: it cannot be read.
     """
-    from balenaflash.boot.given_text import given_bytes
+    from balenaflash.balena.signature import MAX_CERTIFICATE_SIZE, CertificateFile
     from balenaflash.cli.given_content import read_given
-    from balenaflash.signatures import MAX_CERTIFICATE_SIZE, CertificateFile
+    from balenaflash.edits.given_text import given_bytes
 
     content = given_bytes(read_given(name, limit=MAX_CERTIFICATE_SIZE), name)
     return CertificateFile(name, content, of_image=False)
@@ -76,6 +76,6 @@ def signature_checks(
     """
     if certificate is None:
         return ()
-    from balenaflash.signatures import require_signature
+    from balenaflash.balena.signature import require_signature
 
     return (require_signature(image, read_certificate(certificate)),)

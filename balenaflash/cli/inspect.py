@@ -11,7 +11,7 @@ from balenaflash.cli.image_options import member_option, read_certificate, sha25
 from balenaflash.cli.session import Session, with_session
 
 if TYPE_CHECKING:
-    from balenaflash.image.container.location import ImageLocation
+    from balenaflash.source.location import ImageLocation
 
 
 @click.command()
@@ -68,9 +68,8 @@ def inspect(
     """
     from balenaflash.cli.inspect_result import image_result
     from balenaflash.cli.inspect_text import canvas_of_stdout, report_lines
-    from balenaflash.inspection import Scope
-    from balenaflash.inspection import inspect as inspect_image
-    from balenaflash.inspection_checks import find_failed_checks
+    from balenaflash.commands.inspect import Scope, find_failed_checks
+    from balenaflash.commands.inspect import inspect as inspect_image
 
     given = None if certificate is None else read_certificate(certificate)
     scope = Scope(

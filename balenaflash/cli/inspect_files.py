@@ -7,9 +7,9 @@ from balenaflash.cli.network_list import ssid_text
 from balenaflash.cli.text import size_text
 
 if TYPE_CHECKING:
-    from balenaflash.boot.fingerprint import FingerprintReport
-    from balenaflash.boot.network import Network
-    from balenaflash.inspection import BmapReport, FilesReport
+    from balenaflash.commands.inspect import BmapReport, FilesReport
+    from balenaflash.edits.fingerprint import FingerprintReport
+    from balenaflash.edits.network import Network
 
 _NAMED = 5  # paths named in a line; the others are counted
 

@@ -8,9 +8,9 @@ from balenaflash.cli.text import known, size_text
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from balenaflash.carried_image import CarriedReport
-    from balenaflash.installation_steps import Step
-    from balenaflash.signatures import SignatureReport
+    from balenaflash.balena.signature import SignatureReport
+    from balenaflash.commands.flasher_steps import Step
+    from balenaflash.commands.inspect import CarriedReport
 
 _INDENT = " " * 12
 _MIN_WIDTH = 40
@@ -19,7 +19,7 @@ _MARKS = {
     "needs-board": "needs the board",
     "not-needed": "not needed",
 }
-"""What becomes of a step, by the values of `balenaflash.installation_steps.StepState`."""
+"""What becomes of a step, by the values of `balenaflash.commands.flasher_steps.StepState`."""
 
 
 def signature_lines(report: "SignatureReport", title: str = "Signature:  ") -> list[str]:
@@ -35,7 +35,7 @@ def signature_lines(report: "SignatureReport", title: str = "Signature:  ") -> l
 
 
 def _signature_text(report: "SignatureReport") -> str:
-    from balenaflash.signatures import SignatureState
+    from balenaflash.balena.signature import SignatureState
 
     reason = "" if report.reason is None else f": {report.reason}"
     match report.state:

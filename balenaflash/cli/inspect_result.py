@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 from balenaflash.cli.network_list import network_result
 
 if TYPE_CHECKING:
-    from balenaflash.boot.fingerprint import FingerprintReport
-    from balenaflash.carried_image import CarriedReport
-    from balenaflash.disk_layout import LayoutReport, PartitionReport
-    from balenaflash.image.flasher_settings import FlasherSettings
-    from balenaflash.inspection import BmapReport, FilesReport, ImageReport
-    from balenaflash.signatures import SignatureReport
+    from balenaflash.balena.settings import FlasherSettings
+    from balenaflash.balena.signature import SignatureReport
+    from balenaflash.commands.disk_report import LayoutReport, PartitionReport
+    from balenaflash.commands.inspect import BmapReport, CarriedReport, FilesReport, ImageReport
+    from balenaflash.edits.fingerprint import FingerprintReport
 
 
 def image_result(report: "ImageReport") -> dict[str, object]:

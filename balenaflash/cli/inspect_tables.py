@@ -8,7 +8,7 @@ from balenaflash.cli.disk_map import Canvas, MapRow, draw_map
 from balenaflash.cli.text import size_text, table_lines
 
 if TYPE_CHECKING:
-    from balenaflash.disk_layout import LayoutReport, PartitionReport
+    from balenaflash.commands.disk_report import LayoutReport, PartitionReport
 
 
 def layout_lines(layout: "LayoutReport", canvas: Canvas, *, exact: bool) -> list[str]:

@@ -13,7 +13,7 @@ from balenaflash.cli.inspect_tables import layout_lines
 from balenaflash.cli.text import known, size_text
 
 if TYPE_CHECKING:
-    from balenaflash.inspection import ImageReport
+    from balenaflash.commands.inspect import ImageReport
 
 
 def canvas_of_stdout(*, color: bool) -> Canvas:

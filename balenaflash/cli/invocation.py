@@ -6,7 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from balenaflash.system_programs import find_typed_program
+from balenaflash.programs import find_typed_program
 
 COMMANDS = (
     "bmap",

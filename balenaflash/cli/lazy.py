@@ -9,7 +9,7 @@ from typing import IO, Any
 
 import click
 
-from balenaflash.spelling import closest
+from balenaflash.errors import closest
 
 
 class MissingCommandError(click.UsageError):

@@ -19,9 +19,8 @@ from balenaflash.cli.session import Session, edit_options, with_session
 from balenaflash.cli.usage import words_of_command_line
 
 if TYPE_CHECKING:
-    from balenaflash.boot.connection import Security
-    from balenaflash.boot.network import AddNetwork
-    from balenaflash.image.container.location import ImageLocation
+    from balenaflash.edits.network import AddNetwork, Security
+    from balenaflash.source.location import ImageLocation
 
 
 @click.group()
@@ -105,8 +104,7 @@ def ethernet(session: Session, image: "ImageLocation", **common: Unpack[CommonOp
       balenaflash network add ethernet balena.img --address 10.0.0.7/24 --gateway 10.0.0.1
       balenaflash network add ethernet balena.img --interface eth1 --address 10.1.0.7/24
     """
-    from balenaflash.boot.connection import EthernetConnection
-    from balenaflash.boot.network import AddNetwork, default_name
+    from balenaflash.edits.network import AddNetwork, EthernetConnection, default_name
 
     if (file := common["keyfile"]) is not None:
         network = network_from_keyfile(
@@ -120,7 +118,7 @@ def ethernet(session: Session, image: "ImageLocation", **common: Unpack[CommonOp
 
 
 def _security(psk_file: str | None, *, unsecured: bool, wpa3: bool) -> "Security":
-    from balenaflash.boot.connection import Security
+    from balenaflash.edits.network import Security
 
     if unsecured:
         if psk_file or wpa3:
@@ -140,9 +138,8 @@ def _wifi_network(
     hidden: bool,
     overwrite: bool,
 ) -> "AddNetwork":
-    from balenaflash.boot.connection import WifiConnection, check_ssid
-    from balenaflash.boot.given_text import without_mark
-    from balenaflash.boot.network import AddNetwork, default_name
+    from balenaflash.edits.given_text import without_mark
+    from balenaflash.edits.network import AddNetwork, WifiConnection, check_ssid, default_name
 
     if ssid is None:
         raise click.UsageError("One of --ssid and --keyfile is needed.")
@@ -164,8 +161,7 @@ def _wifi_network(
 def _add(
     session: Session, image: "ImageLocation", network: "AddNetwork", country: str | None
 ) -> Answer:
-    from balenaflash.boot.config_edit import EditConfig
-    from balenaflash.boot.config_steps import SetKey
+    from balenaflash.edits.config.edit import EditConfig, SetKey
 
     edits: list[AddNetwork | EditConfig] = [network]
     if country is not None:

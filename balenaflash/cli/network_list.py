@@ -12,8 +12,8 @@ from balenaflash.cli.session import Session, edit_options, with_session
 from balenaflash.cli.text import table_lines
 
 if TYPE_CHECKING:
-    from balenaflash.boot.network import Network
-    from balenaflash.image.container.location import ImageLocation
+    from balenaflash.edits.network import Network
+    from balenaflash.source.location import ImageLocation
 
 
 @click.command("ls")
@@ -28,8 +28,8 @@ def list_all(session: Session, image: "ImageLocation") -> Answer:
       balenaflash network ls balena.img
       balenaflash network ls --json balena.img | jq -r '.result.networks[].ssid'
     """
-    from balenaflash.boot.network import list_networks
-    from balenaflash.editing import open_boot_volume
+    from balenaflash.commands.edit import open_boot_volume
+    from balenaflash.edits.network import list_networks
 
     with open_boot_volume(image, member=session.member) as boot:
         networks = list_networks(boot.files)
@@ -50,7 +50,7 @@ def remove(session: Session, image: "ImageLocation", names: tuple[str, ...]) -> 
     Examples:
       balenaflash network rm balena.img resin-wifi
     """
-    from balenaflash.boot.network import RemoveNetwork
+    from balenaflash.edits.network import RemoveNetwork
 
     return answer_edits(session, image, [RemoveNetwork(name) for name in names])
 

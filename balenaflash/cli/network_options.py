@@ -10,8 +10,7 @@ from balenaflash.cli.given_content import STANDARD_INPUT, complete_file, read_gi
 from balenaflash.cli.usage import words_of_command_line
 
 if TYPE_CHECKING:
-    from balenaflash.boot.connection import Common
-    from balenaflash.boot.network import AddNetwork
+    from balenaflash.edits.network import AddNetwork, Common
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -69,8 +68,7 @@ def common_settings(options: CommonOptions, default_name: str) -> "Common":
     Raises:
         WrongUsageError: an address, or the name of the network or interface, is not one.
     """
-    from balenaflash.boot.connection import Common, check_interface_name, parse_ip
-    from balenaflash.boot.network import check_network_name
+    from balenaflash.edits.network import Common, check_interface_name, check_network_name, parse_ip
 
     name = options["name"] or default_name
     with words_of_command_line():
@@ -96,8 +94,8 @@ def network_from_keyfile(
     Raises:
         EditError: it cannot be read, or is no such connection.
     """
-    from balenaflash.boot.given_text import given_bytes
-    from balenaflash.boot.network import AddNetwork, check_keyfile
+    from balenaflash.edits.given_text import given_bytes
+    from balenaflash.edits.network import AddNetwork, check_keyfile
 
     settings = (options["interface"], options["priority"], options["no_autoconnect"])
     addresses = (options["address"], options["gateway"], options["dns"])

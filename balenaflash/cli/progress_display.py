@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, ClassVar, Never
 from balenaflash.cli.answer import json_line, printable, say
 from balenaflash.cli.live_display import DISPLAY, is_terminal
 from balenaflash.cli.session import ProgressStyle, Session
-from balenaflash.extent import format_size
 from balenaflash.progress import NO_PROGRESS, Phase, Progress
+from balenaflash.units import format_size
 
 if TYPE_CHECKING:
     from tqdm import tqdm

@@ -10,9 +10,9 @@ import click
 from balenaflash.cli.usage import WrongUsageError
 
 if TYPE_CHECKING:
-    from balenaflash.boot.files import FileChange
-    from balenaflash.recipe.reading import Recipe
-    from balenaflash.recipe.variables import Variables
+    from balenaflash.edits.files import FileChange
+    from balenaflash.edits.recipe.reading import Recipe
+    from balenaflash.edits.recipe.step import Variables
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -24,7 +24,7 @@ def _split_variables(
     _context: click.Context, _parameter: click.Parameter, given: tuple[str, ...]
 ) -> dict[str, str]:
     """Each ``NAME=VALUE``, taken apart at its first equals sign; of the same name the last."""
-    from balenaflash.recipe.variables import NAME
+    from balenaflash.edits.recipe.step import NAME
 
     variables = {}
     for text in given:
@@ -76,8 +76,8 @@ def chosen_recipe(
         if variables:
             raise click.UsageError("--var is for a recipe, and there is no --recipe.")
         return None
-    from balenaflash.recipe.reading import read_recipe
-    from balenaflash.recipe.variables import Variables
+    from balenaflash.edits.recipe.reading import read_recipe
+    from balenaflash.edits.recipe.step import Variables
 
     given = Variables(variables)
     read = None if path is None else read_recipe(path, given)
@@ -88,8 +88,8 @@ def chosen_recipe(
 
 
 def _parse_words(steps: Sequence[str], variables: "Variables") -> "Recipe":
+    from balenaflash.edits.recipe.reading import parse_steps
     from balenaflash.errors import ConfigError
-    from balenaflash.recipe.reading import parse_steps
 
     try:
         return parse_steps(steps, variables)

@@ -7,7 +7,7 @@ import click
 from balenaflash.cli.answer import Answer
 from balenaflash.cli.session import Session, progress_option, with_session
 from balenaflash.cli.target_argument import OUT
-from balenaflash.extent import format_size
+from balenaflash.units import format_size
 
 
 @click.command()
@@ -46,7 +46,7 @@ def sample(
       balenaflash sample --flasher flasher.img
     """
     from balenaflash.cli.progress_display import progress_for
-    from balenaflash.sample import build_sample
+    from balenaflash.commands.sample import build_sample
 
     report = build_sample(
         out,

@@ -11,7 +11,7 @@ import click
 
 from balenaflash.cli.answer import Answer, printable
 from balenaflash.cli.target_argument import OUT
-from balenaflash.waiting import listen
+from balenaflash.progress import listen
 
 P = ParamSpec("P")
 

@@ -15,7 +15,7 @@ _INERT = re.compile(r"(/dev/)?[\w.:-]+", re.ASCII)
 if TYPE_CHECKING:
     import os
 
-    from balenaflash.target.naming import TargetName
+    from balenaflash.targets.names import TargetName
 
     _ParamType = click.ParamType["TargetName"]
 else:
@@ -38,7 +38,7 @@ class TargetArgument(_ParamType):
         Raises:
             TargetRefusedError: the text names a file, but looks like the name of a disk.
         """
-        from balenaflash.target.naming import parse_target
+        from balenaflash.targets.names import parse_target
 
         if not isinstance(value, str):
             return value  # type: ignore[return-value]  # click hands on what it got from here
@@ -60,7 +60,7 @@ class TargetArgument(_ParamType):
             if name.startswith(incomplete) and _INERT.fullmatch(name)
         ]
         if not incomplete:
-            from balenaflash.target.naming import NameKind
+            from balenaflash.targets.names import NameKind
 
             found += [CompletionItem(f"{kind}:") for kind in NameKind]
         return found or [CompletionItem(incomplete, type="file")]
@@ -69,9 +69,9 @@ class TargetArgument(_ParamType):
 def _list_targets(*, with_names: bool) -> dict[str, str]:
     """The nodes of disks that may be written, and the names of disks, and which disk each is."""
     from balenaflash.errors import BalenaflashError
-    from balenaflash.safety import assess_all
-    from balenaflash.target.discovery import list_disks
-    from balenaflash.target.naming import describe_shortly, list_names
+    from balenaflash.targets.disks import list_disks
+    from balenaflash.targets.names import describe_shortly, list_names
+    from balenaflash.targets.safety import assess_all
 
     found = {}
     try:
@@ -118,7 +118,7 @@ OUT = OutArgument()
 
 def _check_file_name(text: str, context: click.Context | None) -> None:
     from balenaflash.cli.session import Session  # which imports this module
-    from balenaflash.target.spelling import check_file_name
+    from balenaflash.targets.names import check_file_name
 
     if context is not None:
         context.ensure_object(Session).command = context.command_path.partition(" ")[2]

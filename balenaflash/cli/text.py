@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from balenaflash.extent import format_size
+from balenaflash.units import format_size
 
 
 def size_text(size: int, *, exact: bool) -> str:

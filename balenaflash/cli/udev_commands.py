@@ -13,7 +13,7 @@ from balenaflash.cli.session import YES_HELP, Session, dry_run_option, with_sess
 from balenaflash.errors import ConfigError, TargetRefusedError
 
 if TYPE_CHECKING:
-    from balenaflash.udev_setup import Action
+    from balenaflash.commands.udev import Action
 
 _root_option = click.option(
     "--root",
@@ -48,8 +48,8 @@ def install(session: Session, *, slots_only: bool, root: Path, yes: bool, dry_ru
       sudo balenaflash udev install --yes
       sudo balenaflash udev install --slots-only
     """
-    from balenaflash.target.slots import read_slots
-    from balenaflash.udev_setup import Scope, installation
+    from balenaflash.commands.udev import Scope, installation
+    from balenaflash.targets.names import read_slots
 
     slots = read_slots()
     if slots_only and not slots:
@@ -70,7 +70,7 @@ def uninstall(session: Session, *, root: Path, yes: bool, dry_run: bool) -> Answ
     Examples:
       sudo balenaflash udev uninstall
     """
-    from balenaflash.udev_setup import find_packaged, removal
+    from balenaflash.commands.udev import find_packaged, removal
 
     answer = _do(session, removal(root), "Nothing is installed.", yes=yes, dry_run=dry_run)
     warnings = [f"{path}: stays; remove the package it is of." for path in find_packaged(root)]
@@ -88,8 +88,8 @@ def check(_session: Session) -> Answer:
     Examples:
       balenaflash udev check
     """
-    from balenaflash.target.slots import read_slots
-    from balenaflash.udev_setup import find_problems, find_scope, read_files
+    from balenaflash.commands.udev import find_problems, find_scope, read_files
+    from balenaflash.targets.names import read_slots
 
     slots = read_slots()
     problems = list(find_problems(slots))
@@ -105,7 +105,7 @@ def _do(
     session: Session, actions: "Sequence[Action]", nothing: str, *, yes: bool, dry_run: bool
 ) -> Answer:
     """Show what is to be done, ask, and do it."""
-    from balenaflash.udev_setup import carry_out
+    from balenaflash.commands.udev import carry_out
 
     result = {"actions": [each.words for each in actions], "dry_run": dry_run}
     if not actions:

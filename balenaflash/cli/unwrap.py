@@ -33,12 +33,12 @@ from balenaflash.cli.unwrap_answer import (
     flasher_result,
     ignore_secure_boot_option,
 )
-from balenaflash.extent import format_size
+from balenaflash.units import format_size
 
 if TYPE_CHECKING:
-    from balenaflash.image.container.location import ImageLocation
-    from balenaflash.recipe.reading import Recipe
-    from balenaflash.unwrapped_file import UnwrapReport
+    from balenaflash.commands.unwrap import UnwrapReport
+    from balenaflash.edits.recipe.reading import Recipe
+    from balenaflash.source.location import ImageLocation
 
 
 @click.command()
@@ -88,7 +88,7 @@ def unwrap(
     from balenaflash.cli.edit_answer import repair_lines
     from balenaflash.cli.interrupts import stop_at_next_block
     from balenaflash.cli.progress_display import progress_for
-    from balenaflash.unwrapped_file import unwrap_to_file
+    from balenaflash.commands.unwrap import unwrap_to_file
 
     edits = chosen_recipe(recipe, steps, variables)
     checks = signature_checks(flasher, certificate)

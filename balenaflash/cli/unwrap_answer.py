@@ -4,11 +4,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from balenaflash.extent import format_size
+from balenaflash.units import format_size
 
 if TYPE_CHECKING:
-    from balenaflash.installation_steps import Step
-    from balenaflash.unwrapping import UnwrapPlan
+    from balenaflash.commands.flasher_steps import Step
+    from balenaflash.commands.unwrap import UnwrapPlan
 
 ignore_secure_boot_option = click.option(
     "--ignore-secure-boot",

@@ -58,7 +58,7 @@ class BootPath(_ParamType):
         Raises:
             WrongUsageError: no image can hold such a path.
         """
-        from balenaflash.boot.paths import volume_path
+        from balenaflash.edits.paths import volume_path
 
         with words_of_command_line():
             volume_path(value)

@@ -24,11 +24,11 @@ from balenaflash.cli.session import Session, no_repair_option, progress_option, 
 from balenaflash.cli.target_argument import TARGET
 from balenaflash.cli.unwrap_answer import ignore_secure_boot_option
 from balenaflash.cli.wanted_image import wanted_image
-from balenaflash.extent import format_size
+from balenaflash.units import format_size
 
 if TYPE_CHECKING:
-    from balenaflash.image.container.location import ImageLocation
-    from balenaflash.target.naming import TargetName
+    from balenaflash.source.location import ImageLocation
+    from balenaflash.targets.names import TargetName
 
 
 @click.command()
@@ -85,12 +85,12 @@ def verify(
     from balenaflash.cli.edit_answer import repair_lines, repairs_result
     from balenaflash.cli.interrupts import stop_at_next_block
     from balenaflash.cli.progress_display import progress_for
-    from balenaflash.destination import open_for_comparison
-    from balenaflash.disk_end import lay_move_over, plan_gpt_move, require_moved
-    from balenaflash.image.opening import open_for_reading
-    from balenaflash.image_use import require_unused
-    from balenaflash.planning import plan_write
-    from balenaflash.verification import verify as compare
+    from balenaflash.commands.image_file import require_unused
+    from balenaflash.commands.write import open_for_comparison
+    from balenaflash.flashing.disk_end import lay_move_over, plan_gpt_move, require_moved
+    from balenaflash.flashing.plan import plan_write
+    from balenaflash.flashing.read_back import verify as compare
+    from balenaflash.source.opening import open_for_reading
 
     edits = chosen_recipe(recipe, steps, variables)
     checks = signature_checks(image, certificate)

@@ -2,7 +2,7 @@
 
 from importlib.metadata import version
 
-import balenaflash.image.table.partitions as tables
+import balenaflash.formats.partitions.table as tables
 
 
 def library_versions() -> list[tuple[str, str]]:

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from balenaflash.boot.files import FileChange
-    from balenaflash.image.commit.commit import ReadableImage
-    from balenaflash.image.fat.check import Fault
-    from balenaflash.image.source import Source
-    from balenaflash.recipe.reading import Recipe
+    from balenaflash.edits.files import FileChange
+    from balenaflash.edits.recipe.reading import Recipe
+    from balenaflash.formats.fat.check import Fault
+    from balenaflash.source.base import Source
+    from balenaflash.source.commit import ReadableImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def wanted_image(
     edits = recipe.edits if recipe else ()
     if unwraps:
         from balenaflash.cli.unwrap_answer import flasher_lines, flasher_result
-        from balenaflash.unwrapping import lay_over_unwrapped
+        from balenaflash.commands.unwrap import lay_over_unwrapped
 
         inner = lay_over_unwrapped(
             opened, edits, ignore_secure_boot=ignore_secure_boot, repair=repair
@@ -68,7 +68,7 @@ def wanted_image(
     if not edits:
         # All that edits is loaded only where something is to be edited.
         return WantedImage(opened.source, (), (), opened.warnings, [], None)
-    from balenaflash.editing import lay_over
+    from balenaflash.commands.edit import lay_over
 
     laid_over = lay_over(opened, edits, repair=repair)
     return WantedImage(

@@ -34,10 +34,10 @@ from balenaflash.cli.wanted_image import wanted_image
 from balenaflash.errors import BalenaflashError
 
 if TYPE_CHECKING:
-    from balenaflash.ending import Ending
-    from balenaflash.flashing import Outcome
-    from balenaflash.image.container.location import ImageLocation
-    from balenaflash.target.naming import TargetName
+    from balenaflash.flashing.flash import Outcome
+    from balenaflash.source.location import ImageLocation
+    from balenaflash.targets.leaving import Ending
+    from balenaflash.targets.names import TargetName
 
 
 @click.command()
@@ -124,13 +124,11 @@ def write(
     from balenaflash.cli.write_answer import done_lines, plan_lines, write_result
     from balenaflash.cli.write_question import show_and_confirm
     from balenaflash.cli.write_run import flash_all, unmount
-    from balenaflash.destination import find_destinations, is_device, plan_gpt_moves
-    from balenaflash.flashing import FlashOptions
-    from balenaflash.image.opening import open_for_reading
-    from balenaflash.image_use import require_unused
-    from balenaflash.output_mode import output_mode
-    from balenaflash.planning import plan_write
-    from balenaflash.tally import Tally, tally
+    from balenaflash.commands.image_file import output_mode, require_unused
+    from balenaflash.commands.write import find_destinations, is_device, plan_gpt_moves
+    from balenaflash.flashing.flash import FlashOptions
+    from balenaflash.flashing.plan import Tally, plan_write, tally
+    from balenaflash.source.opening import open_for_reading
 
     tallies: Sequence[Tally]
     disks = current_disk_options()

@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from balenaflash.extent import format_size
+from balenaflash.units import format_size
 
 if TYPE_CHECKING:
-    from balenaflash.destination import Destination
-    from balenaflash.ending import Ending
-    from balenaflash.flashing import FlashReport, Outcome
-    from balenaflash.planning import WritePlan
-    from balenaflash.tally import Tally
+    from balenaflash.commands.write import Destination
+    from balenaflash.flashing.flash import FlashReport, Outcome
+    from balenaflash.flashing.plan import Tally, WritePlan
+    from balenaflash.targets.leaving import Ending
 
 
 def plan_lines(
@@ -43,7 +42,7 @@ def done_lines(
     endings: Sequence["Ending | None"],
 ) -> list[str]:
     """Lines for each target that was written; the failures are told as errors."""
-    from balenaflash.flashing import FlashReport
+    from balenaflash.flashing.flash import FlashReport
 
     lines = []
     for destination, outcome, ending in zip(destinations, outcomes, endings, strict=True):

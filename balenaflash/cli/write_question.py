@@ -14,13 +14,13 @@ from balenaflash.cli.disk_text import (
 )
 from balenaflash.cli.session import Session
 from balenaflash.durable import find_type
-from balenaflash.extent import format_size
+from balenaflash.units import format_size
 
 if TYPE_CHECKING:
-    from balenaflash.destination import Destination, DiskDestination, FileDestination
-    from balenaflash.image.container.location import ImageLocation
-    from balenaflash.planning import WritePlan
-    from balenaflash.recipe.reading import Recipe
+    from balenaflash.commands.write import Destination, DiskDestination, FileDestination
+    from balenaflash.edits.recipe.reading import Recipe
+    from balenaflash.flashing.plan import WritePlan
+    from balenaflash.source.location import ImageLocation
 
 _MINUTE = 60
 
@@ -41,7 +41,7 @@ def show_and_confirm(
     Raises:
         TargetRefusedError: the answer was no, or nobody is there to give one.
     """
-    from balenaflash.destination import DiskDestination
+    from balenaflash.commands.write import DiskDestination
 
     if not session.quiet:
         # Without a question they are shown once, at the end.
@@ -74,7 +74,7 @@ def destinations_lines(
     destinations: Sequence["Destination"], plan: "WritePlan", *, reads_back: bool
 ) -> list[str]:
     """What the targets are, what is lost with them, and, once for all, what will be done."""
-    from balenaflash.destination import DiskDestination
+    from balenaflash.commands.write import DiskDestination
 
     if len(destinations) == 1:
         return destination_lines(destinations[0], plan, reads_back=reads_back)
@@ -97,7 +97,7 @@ def destinations_lines(
 
 def _short_lines(destination: "Destination") -> list[str]:
     """What one of several targets is, and what is lost with it."""
-    from balenaflash.destination import DiskDestination
+    from balenaflash.commands.write import DiskDestination
 
     if not isinstance(destination, DiskDestination):
         return [_file_line(destination)]
@@ -116,7 +116,7 @@ def destination_lines(
     destination: "Destination", plan: "WritePlan", *, reads_back: bool
 ) -> list[str]:
     """What the target is, what is lost with it, and what will be done to it."""
-    from balenaflash.destination import DiskDestination
+    from balenaflash.commands.write import DiskDestination
 
     if not isinstance(destination, DiskDestination):
         return [_file_line(destination)]
@@ -152,7 +152,7 @@ def _seconds(
     destination: "DiskDestination", plan: "WritePlan", *, reads_back: bool
 ) -> float | None:
     """What its port takes at least; ``None`` where that is not known."""
-    from balenaflash.duration import least_seconds
+    from balenaflash.targets.disks import least_seconds
 
     if plan.free is None:
         return None

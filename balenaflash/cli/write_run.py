@@ -13,11 +13,11 @@ from balenaflash.cli.session import Session
 from balenaflash.errors import BalenaflashError, InterruptedWriteError
 
 if TYPE_CHECKING:
-    from balenaflash.destination import Destination
-    from balenaflash.ending import Ending
-    from balenaflash.flashing import FlashOptions, Outcome
-    from balenaflash.image.source import Source
-    from balenaflash.planning import WritePlan
+    from balenaflash.commands.write import Destination
+    from balenaflash.flashing.flash import FlashOptions, Outcome
+    from balenaflash.flashing.plan import WritePlan
+    from balenaflash.source.base import Source
+    from balenaflash.targets.leaving import Ending
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,8 @@ def unmount(session: Session, destinations: Sequence["Destination"]) -> None:
     Raises:
         TargetRefusedError: something stays mounted.
     """
-    from balenaflash.destination import DiskDestination
-    from balenaflash.target.unmounting import unmount_all
+    from balenaflash.commands.write import DiskDestination
+    from balenaflash.targets.unmount import unmount_all
 
     for each in destinations:
         if isinstance(each, DiskDestination) and each.assessment.mounts:
@@ -57,8 +57,8 @@ def flash_all(
     """Open every target, write, and leave each as its own outcome asks as soon as it is done."""
     from balenaflash.cli.interrupts import stop_at_next_block
     from balenaflash.cli.progress_display import TargetsDisplay
-    from balenaflash.destination import open_destination
-    from balenaflash.flashing import Target, flash
+    from balenaflash.commands.write import open_destination
+    from balenaflash.flashing.flash import Target, flash
 
     done: dict[int, Done] = {}
     display = TargetsDisplay(session, [each.name for each in destinations])
@@ -118,12 +118,12 @@ def leave(
     destination: "Destination", outcome: "Outcome", plan: "WritePlan", *, ejects: bool
 ) -> "Ending | None":
     """Settle and, if asked to, switch off a disk that all went well with."""
-    from balenaflash.destination import DiskDestination
-    from balenaflash.ending import end
+    from balenaflash.commands.write import DiskDestination
+    from balenaflash.targets.leaving import end
 
     if isinstance(outcome, BalenaflashError) or not isinstance(destination, DiskDestination):
         return None
-    return end(destination.assessment.disk, plan, ejects=ejects)
+    return end(destination.assessment.disk, plan.partition_starts, ejects=ejects)
 
 
 def _word_of(outcome: "Outcome", ending: "Ending | None") -> tuple[int, str]:

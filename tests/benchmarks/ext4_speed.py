@@ -19,10 +19,10 @@ ROUNDS = 5
 COPY = """
 import sys
 from pathlib import Path
-from balenaflash.extent import Extent
-from balenaflash.image.ext4.file import Ext4File
-from balenaflash.image.ext4.volume import Ext4Volume
-from balenaflash.image.source import open_source
+from balenaflash.units import Extent
+from balenaflash.formats.ext4.volume import Ext4File
+from balenaflash.formats.ext4.volume import Ext4Volume
+from balenaflash.source.base import open_source
 
 with open_source(Path(sys.argv[1])) as source, open(sys.argv[2], "wb") as out:
     volume = Ext4Volume.open(source, Extent(0, source.size))

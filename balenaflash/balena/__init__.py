@@ -1,0 +1,1 @@
+"""What balenaOS means by what is on a disk."""

@@ -1,0 +1,245 @@
+"""A flasher's settings file, ``/etc/resin-init-flasher.conf``, read without a shell.
+
+The names and what they mean are those of meta-balena v8.0.2, ``resin-init-flasher.bb`` and the
+program of that name; flashers up to about balenaOS 2.60 say ``RESIN_IMAGE``, and have the names
+in ``_BUILT_IN`` built in.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from balenaflash.errors import ImageError
+
+_LINE = re.compile(
+    r"[ \t]*(?:export[ \t]+)?(?P<name>[A-Za-z_][A-Za-z0-9_]*)=(?P<value>.*)", re.DOTALL
+)
+_PART = re.compile(
+    r"""
+    '(?P<single>[^']*)'
+    | "(?P<double>(?:[^"\\$`]|\\.)*)"
+    | \\(?P<escaped>.)
+    | (?P<plain>(?!~)[^\s'"\\$`;&|<>()]+)
+    | (?P<end>[ \t]+(?:\#.*)?)$
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+"""A part of a value (POSIX.1-2017, Shell Command Language, 2.2), without any expansion."""
+
+_ESCAPED = re.compile(r"\\([\\$`\"])")  # 2.2.3: within double quotes a backslash escapes these
+
+
+def parse_settings(data: bytes, name: str) -> dict[str, str]:
+    """What the variables in ``data`` are set to; of the same variable the last assignment counts.
+
+    Nothing is run and nothing expanded: a line that would need a shell is refused. ``name`` is
+    what messages call the file.
+
+    Raises:
+        ImageError: it is not UTF-8, or a line is not a plain assignment (``settings-invalid``).
+    """
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _invalid_line(name, f"is not UTF-8 at byte {error.start}") from error
+    settings: dict[str, str] = {}
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip(" \t") or line.lstrip(" \t").startswith("#"):
+            continue
+        match = _LINE.fullmatch(line)
+        value = None if match is None else _parse_value(match["value"])
+        if match is None or value is None:
+            raise _invalid_line(name, f"line {number} is not a plain NAME=value")
+        settings[match["name"]] = value
+    return settings
+
+
+def _parse_value(text: str) -> str | None:
+    """The one word that ``text`` is, without its quotes; ``None`` if a shell sees more in it."""
+    parts: list[str] = []
+    position = 0
+    while position < len(text):
+        match = _PART.match(text, position)
+        if match is None:
+            return None
+        position = match.end()
+        match match.lastgroup:
+            case "double":
+                parts.append(_ESCAPED.sub(r"\1", match["double"]))
+            case "end":
+                break
+            case group:
+                parts.append(match[group or 0])
+    return "".join(parts) if position == len(text) else None
+
+
+def _invalid_line(name: str, fact: str) -> ImageError:
+    return ImageError(f"{name}: {fact}", code="settings-invalid")
+
+
+SETTINGS_PATH = "/etc/resin-init-flasher.conf"
+
+_IMAGE_NAMES = ("BALENA_IMAGE", "RESIN_IMAGE")
+_BUILT_IN = {
+    "BALENA_SPLASH_CONFIG": "splash",
+    "BALENA_BOOTLOADER_CONFIG": "resinOS_uEnv.txt",
+    "BALENA_NM_CONFIG": "system-connections",
+    "BALENA_NM_DISPATCHER": "dispatcher.d",
+    "BALENA_PROXY_CONFIG": "system-proxy",
+}
+"""Used where the file does not have the name at all; one that is set to nothing counts."""
+
+_SUFFIXES = ("", "_1")
+"""Of the two boot loaders that may be written."""
+
+_BOOTLOADER_NAMES = (
+    "BOOTLOADER_FLASH_DEVICE",
+    "BOOTLOADER_IMAGE",
+    "BOOTLOADER_BLOCK_SIZE_OFFSET",
+    "BOOTLOADER_SKIP_OUTPUT_BLOCKS",
+)
+_KNOWN = frozenset(
+    {
+        *_IMAGE_NAMES,
+        *_BUILT_IN,
+        *(name + suffix for name in _BOOTLOADER_NAMES for suffix in _SUFFIXES),
+        "INTERNAL_DEVICE_KERNEL",
+        "INTERNAL_DEVICE_BOOTLOADER_CONFIG",
+        "INTERNAL_DEVICE_BOOTLOADER_CONFIG_PATH",
+        "INTERNAL_DEVICE_BOOTLOADER_LEGACY_CONFIG_PATH",
+        "INTERNAL_DEVICE_BOOTLOADER_CONFIG_LUKS",
+        "USE_LUKS",
+    }
+)
+
+_NUMBER = re.compile(r"(?P<digits>[0-9]{1,12})(?P<unit>[A-Za-z]*)")
+_UNITS = {
+    "": 1,
+    "c": 1,
+    "w": 2,
+    "b": 512,
+    "kB": 1000,
+    "MB": 1000**2,
+    **dict.fromkeys(("k", "K", "KiB"), 1024),
+    **dict.fromkeys(("M", "MiB"), 1024**2),
+}
+"""dd(1): N and BYTES may be followed by these multiplicative suffixes."""
+
+
+@dataclass(frozen=True, slots=True)
+class BootloaderImage:
+    """A boot loader that the flasher writes outside of all partitions."""
+
+    device: str
+    """Name of the disk by the board's kernel, such as ``mmcblk0`` or ``mtdblock0``."""
+
+    file: str
+    """Path in the flasher's boot partition."""
+
+    offset: int
+    """Where it goes on the disk, in bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class FlasherSettings:
+    """The flasher's settings; ``None`` is one that is not set, or set to nothing."""
+
+    internal_devices: tuple[str, ...]
+    """Names of the disks it may write, by the board's kernel; the first one there is taken. May
+    be shell patterns."""
+
+    image: str
+    """Name of the image it writes; a pattern, as ``find -name`` takes it."""
+
+    bootloader_config: str | None
+    """File of its boot partition that is the bootloader's configuration on the internal disk."""
+
+    bootloader_config_path: str | None
+    """Where that goes in the inner boot partition; set whenever the former is."""
+
+    bootloader_legacy_path: str | None
+    """Where it goes as well."""
+
+    bootloader_environment: str | None
+    """File of its boot partition that goes to the root of the inner one."""
+
+    bootloaders: tuple[BootloaderImage, ...]
+    splash: str | None
+    """Directory of its boot partition, as the next three, whose files are added."""
+
+    connections: str | None
+    """A directory that replaces the inner one, as the next two."""
+
+    dispatcher: str | None
+    proxy: str | None
+    uses_luks: bool
+    """Whether it would encrypt with LUKS, if it is told to encrypt."""
+
+    bootloader_config_luks: str | None
+    others: Mapping[str, str]
+    """What is set beside these, by name."""
+
+
+def parse_flasher_settings(data: bytes, name: str) -> FlasherSettings:
+    """The settings in ``data``; ``name`` is what messages call the file.
+
+    Raises:
+        ImageError: it has a line that is no plain assignment (``settings-invalid``), or lacks
+            what the flasher cannot do without (``flasher-settings-invalid``).
+    """
+    given = parse_settings(data, name)
+
+    def value(key: str) -> str | None:
+        return given.get(key, _BUILT_IN.get(key)) or None
+
+    image = next(filter(None, map(given.get, _IMAGE_NAMES)), None)
+    if image is None:
+        raise _invalid(name, "does not name the image to write: BALENA_IMAGE is not set")
+    config, config_path = (
+        value("INTERNAL_DEVICE_BOOTLOADER_CONFIG"),
+        value("INTERNAL_DEVICE_BOOTLOADER_CONFIG_PATH"),
+    )
+    if config is not None and config_path is None:
+        raise _invalid(
+            name,
+            "sets INTERNAL_DEVICE_BOOTLOADER_CONFIG without INTERNAL_DEVICE_BOOTLOADER_CONFIG_PATH",
+        )
+    bootloaders = (_read_bootloader(given, suffix, name) for suffix in _SUFFIXES)
+    return FlasherSettings(
+        internal_devices=tuple(given.get("INTERNAL_DEVICE_KERNEL", "").split()),
+        image=image,
+        bootloader_config=config,
+        bootloader_config_path=config_path,
+        bootloader_legacy_path=value("INTERNAL_DEVICE_BOOTLOADER_LEGACY_CONFIG_PATH"),
+        bootloader_environment=value("BALENA_BOOTLOADER_CONFIG"),
+        bootloaders=tuple(each for each in bootloaders if each is not None),
+        splash=value("BALENA_SPLASH_CONFIG"),
+        connections=value("BALENA_NM_CONFIG"),
+        dispatcher=value("BALENA_NM_DISPATCHER"),
+        proxy=value("BALENA_PROXY_CONFIG"),
+        uses_luks=value("USE_LUKS") == "1",
+        bootloader_config_luks=value("INTERNAL_DEVICE_BOOTLOADER_CONFIG_LUKS"),
+        others={key: text for key, text in given.items() if key not in _KNOWN},
+    )
+
+
+def _read_bootloader(given: Mapping[str, str], suffix: str, name: str) -> BootloaderImage | None:
+    keys = [key + suffix for key in _BOOTLOADER_NAMES]
+    device, file, size, skip = (given.get(key, "") for key in keys)
+    if not device:
+        return None
+    if not file:
+        raise _invalid(name, f"sets {keys[0]} without {keys[1]}")
+    offset = _parse_number(size, keys[2], name) * _parse_number(skip, keys[3], name)
+    return BootloaderImage(device, file, offset)
+
+
+def _parse_number(text: str, key: str, name: str) -> int:
+    match = _NUMBER.fullmatch(text)
+    if match is None or match["unit"] not in _UNITS:
+        raise _invalid(name, f"{key} is {text!r}, which is no number of bytes or blocks")
+    return int(match["digits"]) * _UNITS[match["unit"]]
+
+
+def _invalid(name: str, fact: str) -> ImageError:
+    return ImageError(f"{name}: {fact}", code="flasher-settings-invalid")

@@ -1,1 +1,0 @@
-"""What goes into the boot partition: one edit, one file, pure functions over a volume."""

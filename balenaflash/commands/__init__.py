@@ -1,0 +1,1 @@
+"""What each command does, callable without a terminal; one file a command."""

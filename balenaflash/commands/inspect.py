@@ -1,0 +1,420 @@
+"""Everything that can be found out about an image without changing it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from balenaflash.balena.flasher import Flasher, read_flasher
+from balenaflash.balena.image import ImageKind
+from balenaflash.balena.signature import (
+    SIGNATURE_SUFFIX,
+    CertificateFile,
+    SignatureReport,
+    SignatureState,
+    check_signature,
+    find_certificate,
+    report_beside,
+)
+from balenaflash.commands.card_records import warn_of_cut_off
+from balenaflash.commands.disk_report import LayoutReport, follow_logical, report_layout
+from balenaflash.commands.flasher_steps import Step
+from balenaflash.commands.unwrap import plan_unwrap
+from balenaflash.edits.consequences import find_overwritten, warn_of_low_space
+from balenaflash.edits.fingerprint import FingerprintReport, listed_paths
+from balenaflash.edits.fingerprint import check as check_fingerprint
+from balenaflash.edits.network import Network, list_networks
+from balenaflash.errors import ConfigError, ImageError
+from balenaflash.formats.fat.pyfatfs import FatEntry, FatVolume
+from balenaflash.formats.partitions.model import PartitionTable
+from balenaflash.source.base import Source
+from balenaflash.source.block_map import Bmap, differing_ranges, require_same_size
+from balenaflash.source.container.decoder import Container
+from balenaflash.source.location import ImageLocation
+from balenaflash.source.map_beside import find_beside, read_bmap
+from balenaflash.source.opening import open_for_reading
+from balenaflash.source.undo import warn_of_half_edited
+from balenaflash.units import GIB, MIB, Extent
+
+_MOST_DECODED = GIB
+"""Bytes of a compressed file to decode only for its logical partitions: a second or two."""
+
+_MOST_DECODED_ELSEWHERE = 64 * MIB
+"""The same for a slow decoder, and for what comes over a network or a pipe."""
+
+_FAST = frozenset({Container.GZIP, Container.ZIP, Container.ZSTD})
+"""Containers that are decoded at hundreds of MB a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class FilesReport:
+    """The files of the boot partition."""
+
+    count: int
+    largest: FatEntry | None
+    """A host OS update needs room for twice its size; ``None`` where there are no files."""
+
+    networks: tuple[Network, ...]
+    fingerprint: FingerprintReport | None
+    overwritten: tuple[str, ...] | None
+    """Those that differ from the fingerprint and that the next host OS update replaces; ``None``
+    where they were not read."""
+
+
+@dataclass(frozen=True, slots=True)
+class BmapReport:
+    """The block map that bmaptool would take for the image."""
+
+    path: Path
+    bmap: Bmap | None
+    """What it says; ``None`` where it is of no use."""
+
+    fault: str | None
+    """Why it is of no use."""
+
+    differing: tuple[Extent, ...] | None
+    """Mapped ranges of the image that have another checksum; ``None`` where none was read."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageReport:
+    """What ``inspect`` tells."""
+
+    location: ImageLocation
+    container: Container
+    member: str | None
+    """Its name in a container that has members."""
+
+    layout: LayoutReport
+    files: FilesReport | None
+    """``None`` where the boot partition is too damaged to tell."""
+
+    signature: SignatureReport
+    carried: "CarriedReport | None"
+    """``None`` of an image that is no flasher, and of a flasher too damaged to tell."""
+
+    bmap: BmapReport | None
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What to look at, beyond what is quickly read."""
+
+    member: str | None = None
+    """Which image is meant, in a container that holds several."""
+
+    sha256: str | None = None
+    """What the image, or the file it comes in, must have as its sum."""
+
+    show_secrets: bool = False
+    check_files: bool = False
+    """Read all files of the boot partition, a matter of a tenth of a second or two for a file
+    and of seconds for a card."""
+
+    check_bmap: bool = False
+    """Read all that the block map lists."""
+
+    check_signature: bool = False
+    """Read all of what is signed: the image, the one that a flasher carries, or both."""
+
+    certificate: CertificateFile | None = None
+    """To check against instead of the image's own."""
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether something is to be known that the image tells at its end only."""
+        return self.sha256 is not None or self.check_bmap or self.check_signature
+
+
+QUICK = Scope()
+
+
+def inspect(location: ImageLocation, scope: Scope = QUICK) -> ImageReport:
+    """Look into the image at ``location``; beside a file also for its block map and signature.
+
+    Raises:
+        ImageError: it is not an image of balenaOS layout, or cannot be read.
+    """
+    path = location if isinstance(location, Path) else None
+    with open_for_reading(location, member=scope.member, sha256=scope.sha256) as image:
+        source = image.source
+        layout = report_layout(source, show_secrets=scope.show_secrets)
+        files, about_files = _report_files(layout.files, check=scope.check_files)
+        certificate, about_certificate = _choose_certificate(layout.files, scope)
+        limit = _most_decoded(location, image.container)
+        carried, about_carried = _report_carried(source, layout, certificate, scope, limit)
+        signature = report_beside(path, source, certificate, check=scope.check_signature)
+        bmap = _report_bmap(path, source, check=scope.check_bmap)
+        # Last, since they lie behind all else that was read.
+        layout = follow_logical(source, layout, limit=limit)
+        warnings = (
+            *image.warnings,
+            *(warn_of_cut_off(path) if path else ()),
+            *layout.warnings,
+            *about_files,
+            *warn_of_half_edited(layout.files.edit_mark.before),
+            *layout.files.problems(),
+            *about_certificate,
+            *about_carried,
+        )
+        if scope.reads_all:
+            source.finish()
+        image.require_unchanged()
+        return ImageReport(
+            location=location,
+            container=image.container,
+            member=image.member,
+            layout=layout,
+            files=files,
+            signature=signature,
+            carried=carried,
+            bmap=bmap,
+            warnings=tuple(dict.fromkeys((*warnings, *image.reading_warnings))),
+        )
+
+
+def _most_decoded(location: ImageLocation, container: Container) -> int:
+    """Bytes to decode only for logical partitions."""
+    is_fast = isinstance(location, Path) and container in _FAST
+    return _MOST_DECODED if is_fast else _MOST_DECODED_ELSEWHERE
+
+
+def _choose_certificate(
+    volume: FatVolume, scope: Scope
+) -> tuple[CertificateFile | None, tuple[str, ...]]:
+    if scope.certificate is not None:
+        return scope.certificate, ()
+    try:
+        return find_certificate(volume), ()
+    except ImageError as error:
+        return None, (str(error),)
+
+
+def _report_carried(
+    source: Source,
+    layout: LayoutReport,
+    certificate: CertificateFile | None,
+    scope: Scope,
+    limit: int,
+) -> "tuple[CarriedReport | None, tuple[str, ...]]":
+    if layout.facts.kind is ImageKind.RAW:
+        return None, ()
+    # It takes as long to load as a raw image takes to be looked into.
+
+    return report_carried(
+        source,
+        layout.table,
+        certificate,
+        show_secrets=scope.show_secrets,
+        check=scope.check_signature,
+        limit=limit,
+    )
+
+
+def _report_files(volume: FatVolume, *, check: bool) -> tuple[FilesReport | None, tuple[str, ...]]:
+    """What there is to tell of the files, and to warn of."""
+    try:
+        files = [entry for entry in volume.walk() if not entry.is_directory]
+        fingerprint = check_fingerprint(volume, contents=check)
+        overwritten = None
+        if fingerprint is not None and fingerprint.differing is not None:
+            overwritten = tuple(find_overwritten(fingerprint.differing, listed_paths(volume)))
+        report = FilesReport(
+            count=len(files),
+            largest=max(files, key=lambda entry: entry.size, default=None),
+            networks=list_networks(volume),
+            fingerprint=fingerprint,
+            overwritten=overwritten,
+        )
+    except ImageError as error:
+        return None, (str(error),)
+    return report, tuple(warn_of_low_space(volume))
+
+
+def _report_bmap(image: Path | None, source: Source, *, check: bool) -> BmapReport | None:
+    path = find_beside(image) if image else None
+    if path is None:
+        return None
+    try:
+        bmap = read_bmap(path)
+        if check and source.size is None:
+            source.measure()
+        if source.size is not None:
+            require_same_size(bmap, source)
+    except ImageError as error:
+        return BmapReport(path, None, str(error), None)
+    return BmapReport(path, bmap, None, differing_ranges(bmap, source) if check else None)
+
+
+@dataclass(frozen=True, slots=True)
+class CarriedReport:
+    """The image that a flasher carries, and what the flasher does with it."""
+
+    flasher: Flasher
+    layout: LayoutReport | None
+    """``None`` where it is no image of balenaOS layout."""
+
+    signature: SignatureReport
+    devices: tuple[str, ...]
+    """Names, by the board's kernel, of the disks it may write; the first one there is taken."""
+
+    steps: tuple[Step, ...] | None
+    """What the flasher does, in its order; ``None`` where that is not known."""
+
+    warnings: tuple[str, ...]
+
+
+def report_carried(
+    source: Source,
+    table: PartitionTable,
+    certificate: CertificateFile | None,
+    *,
+    show_secrets: bool,
+    check: bool,
+    limit: int,
+) -> tuple[CarriedReport | None, tuple[str, ...]]:
+    """What the flasher in ``source`` carries, and what to warn of.
+
+    Nothing is reported of an image that is no flasher; what is wrong with one is a warning.
+    ``check`` reads all of the inner image to check its signature; ``limit`` is that of
+    `follow_logical`.
+    """
+    try:
+        flasher = read_flasher(source, table)
+    except ImageError as error:
+        return None, (str(error),)
+    if flasher is None:
+        return None, ()
+    warnings = list(flasher.warnings)
+    layout = _report_layout(flasher, warnings, show_secrets=show_secrets)
+    devices, steps = flasher.settings.internal_devices, None
+    if layout is not None:
+        try:
+            plan = plan_unwrap(source, table)
+        except (ImageError, ConfigError) as error:
+            warnings.append(f"What this flasher does on its board is not known: {error}")
+        else:
+            devices, steps = plan.expected_devices, plan.steps
+            warnings += (*plan.warnings, *plan.inner.files.problems())
+    signature = _report_signature(flasher, certificate, check=check)
+    if layout is not None:
+        layout = _follow_logical(flasher, layout, warnings, limit)
+    report = CarriedReport(flasher, layout, signature, devices, steps, tuple(warnings))
+    return report, report.warnings
+
+
+def _report_layout(
+    flasher: Flasher, warnings: list[str], *, show_secrets: bool
+) -> LayoutReport | None:
+    try:
+        layout = report_layout(flasher.image, show_secrets=show_secrets)
+    except ImageError as error:
+        warnings.append(str(error))
+        return None
+    warnings += (f"{flasher.image_name}: {warning}" for warning in layout.warnings)
+    return layout
+
+
+def _follow_logical(
+    flasher: Flasher, layout: LayoutReport, warnings: list[str], limit: int
+) -> LayoutReport:
+    try:
+        followed = follow_logical(flasher.image, layout, limit=limit)
+    except ImageError as error:
+        warnings.append(str(error))
+        return layout
+    new = (each for each in followed.warnings if each not in layout.warnings)
+    warnings += (f"{flasher.image_name}: {warning}" for warning in new)
+    return followed
+
+
+def _report_signature(
+    flasher: Flasher, certificate: CertificateFile | None, *, check: bool
+) -> SignatureReport:
+    if flasher.signature is None:
+        return SignatureReport(SignatureState.NOT_SIGNED, None, certificate)
+    path = flasher.image_path + SIGNATURE_SUFFIX
+    report = SignatureReport(SignatureState.NOT_CHECKED, path, certificate)
+    return check_signature(report, flasher.image, flasher.signature) if check else report
+
+
+def find_failed_checks(report: ImageReport, scope: Scope) -> Iterator[ImageError]:
+    """An error for each check of ``scope`` that could not be made, or did not pass."""
+    if scope.check_files:
+        yield from _failed_files(report)
+    if scope.check_bmap:
+        yield from _failed_bmap(report)
+    if scope.check_signature:
+        yield from _failed_signatures(report)
+
+
+def _failed_files(report: ImageReport) -> Iterator[ImageError]:
+    fingerprint = None if report.files is None else report.files.fingerprint
+    if fingerprint is None:
+        yield ImageError(
+            f"{report.location}: has no fingerprint of its boot files that can be read, so they "
+            "were not compared",
+            code="fingerprint-missing",
+        )
+    elif not fingerprint.matches:
+        count = sum(map(len, (fingerprint.differing or (), fingerprint.missing, fingerprint.new)))
+        yield ImageError(
+            f"{report.location}: {count} of its boot files are not as in the fingerprint",
+            code="fingerprint-differs",
+        )
+
+
+def _failed_bmap(report: ImageReport) -> Iterator[ImageError]:
+    bmap = report.bmap
+    if bmap is None:
+        yield ImageError(
+            f"{report.location}: has no block map beside it",
+            code="bmap-missing",
+            hint="Make one: balenaflash bmap create IMAGE",
+        )
+    elif bmap.fault is not None or bmap.differing is None:
+        yield ImageError(
+            bmap.fault or f"{bmap.path}: was not compared with the image", code="bmap-invalid"
+        )
+    elif bmap.differing:
+        yield ImageError(
+            f"{bmap.path}: the image differs from it in {len(bmap.differing)} ranges, "
+            f"the first from byte {bmap.differing[0].start} on",
+            code="bmap-differs",
+        )
+
+
+def _failed_signatures(report: ImageReport) -> Iterator[ImageError]:
+    """That of the image and that of the one it carries; one of them is enough if it is alone."""
+    image, carried = str(report.location), report.carried
+    signatures = {image: report.signature}
+    if carried is not None:
+        signatures[f"{image} ({carried.flasher.image_name})"] = carried.signature
+    found = {name: each for name, each in signatures.items() if each.path is not None}
+    for name, signature in (found or {image: report.signature}).items():
+        if signature.state is not SignatureState.VERIFIED:
+            yield _not_verified(name, signature)
+
+
+def _not_verified(name: str, signature: SignatureReport) -> ImageError:
+    match signature.state:
+        case SignatureState.SELF_SIGNED:
+            return ImageError(
+                f"{name}: is signed by the certificate that it carries itself, which whoever "
+                "changes the image can change too",
+                code="signature-self-signed",
+                hint="Check it against yours: --certificate FILE",
+            )
+        case SignatureState.WRONG:
+            return ImageError(
+                f"{name}: its signature {signature.path} does not verify: {signature.reason}",
+                code="signature-wrong",
+                hint="Do not use it. Fetch it again from where it was published.",
+            )
+        case SignatureState.NOT_SIGNED:
+            return ImageError(f"{name}: has no signature", code="signature-missing")
+        case _:
+            reason = f": {signature.reason}" if signature.reason else ""
+            return ImageError(
+                f"{name}: its signature could not be checked{reason}", code="signature-not-checked"
+            )

@@ -1,0 +1,280 @@
+"""The targets of a write: disks or files, and what is on a disk before it is erased."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from balenaflash.commands.card_records import drop_record
+from balenaflash.commands.image_file import find_image_path
+from balenaflash.durable import FileType, find_type
+from balenaflash.errors import ImageError, Problem, TargetRefusedError
+from balenaflash.flashing.disk_end import plan_gpt_move
+from balenaflash.flashing.plan import WritePlan
+from balenaflash.formats.filesystems import Filesystem, probe, probe_foreign
+from balenaflash.formats.partitions.model import PartitionKind
+from balenaflash.formats.partitions.table import read_table_sectors
+from balenaflash.source.base import FileSource, Source
+from balenaflash.source.container.decoder import Container
+from balenaflash.source.layers import Patch
+from balenaflash.source.location import ImageLocation
+from balenaflash.source.undo import forget_record
+from balenaflash.targets.disk import open_disk
+from balenaflash.targets.disks import Disk
+from balenaflash.targets.file import create_file, open_file
+from balenaflash.targets.medium import Medium
+from balenaflash.targets.names import TargetName, find_named
+from balenaflash.targets.safety import Assessment, Permissions, assess, require_writable
+from balenaflash.units import Extent
+
+_DEVICES = Path("/dev")
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - a tmpfs for files, shm_overview(7)
+
+
+@dataclass(frozen=True, slots=True)
+class DiskDestination:
+    """A block device that was found and may be written."""
+
+    assessment: Assessment
+    gpt_move: tuple[Patch, ...] = ()
+    """What moves the backup GPT of the image to the end of the disk."""
+
+    @property
+    def name(self) -> str:
+        """Its node."""
+        return str(self.assessment.disk.node)
+
+    @property
+    def may_be_fake(self) -> bool:
+        """Whether it is of a kind that is sold with less in it than it says."""
+        return self.assessment.disk.is_external
+
+
+@dataclass(frozen=True, slots=True)
+class FileDestination:
+    """A regular file, there or to be created."""
+
+    path: Path
+    overwrite: bool
+    mode: int
+    """Who may read and write it, before the umask."""
+
+    @property
+    def gpt_move(self) -> tuple[Patch, ...]:
+        """Nothing: a file becomes as large as the image."""
+        return ()
+
+    @property
+    def may_be_fake(self) -> bool:
+        """Never."""
+        return False
+
+    @property
+    def name(self) -> str:
+        """Its path as the user gave it."""
+        return str(self.path)
+
+
+Destination = DiskDestination | FileDestination
+
+
+def find_destinations(
+    targets: Sequence[TargetName],
+    *,
+    image: ImageLocation,
+    plan: WritePlan,
+    permissions: Permissions,
+    overwrite: bool,
+    mode: int = 0o666,
+) -> tuple[Destination, ...]:
+    """What ``targets`` name, checked: whatever is returned may be written with ``image``.
+
+    ``mode`` is that of a new file, before the umask.
+
+    Raises:
+        TargetRefusedError: with every reason of each at once. Nothing was opened for writing.
+    """
+    found: list[Destination] = []
+    problems: list[Problem] = []
+    for target in targets:
+        try:
+            found.append(
+                _find(
+                    target,
+                    image=find_image_path(image),
+                    plan=plan,
+                    permissions=permissions,
+                    overwrite=overwrite,
+                    mode=mode,
+                )
+            )
+        except TargetRefusedError as error:
+            problems += error.problems
+    problems += _find_repeated(found)
+    if problems:
+        raise TargetRefusedError(problems)
+    return tuple(found)
+
+
+def plan_gpt_moves(
+    destinations: Sequence[Destination], source: Source, plan: WritePlan
+) -> tuple[Destination, ...]:
+    """``destinations``, each disk with what moves the backup GPT to its end.
+
+    Raises:
+        ImageError: as `move_backup`.
+    """
+    return tuple(
+        replace(each, gpt_move=plan_gpt_move(source, plan.table, each.assessment.disk.size))
+        if isinstance(each, DiskDestination)
+        else each
+        for each in destinations
+    )
+
+
+def _find_repeated(destinations: Sequence[Destination]) -> Iterator[Problem]:
+    seen = dict[str, str]()
+    for each in destinations:
+        key = each.name if isinstance(each, DiskDestination) else str(each.path.resolve())
+        if key in seen:
+            yield Problem("target-repeated", f"{each.name}: is named twice", "Name each once.")
+        seen[key] = each.name
+
+
+def _find(
+    target: TargetName,
+    *,
+    image: Path | None,
+    plan: WritePlan,
+    permissions: Permissions,
+    overwrite: bool,
+    mode: int,
+) -> Destination:
+    if isinstance(target, Path) and not is_device(target):
+        if image is not None and find_type(target) is not None and target.samefile(image):
+            raise TargetRefusedError(
+                [Problem("target-is-image", f"{target}: is the image itself", "Name another file.")]
+            )
+        return FileDestination(target, overwrite, mode)
+    assessment = assess(
+        find_named(target),
+        image_size=plan.least_size,
+        image_path=image,
+        image_sector_size=plan.table.sector_size,
+        permissions=replace(permissions, virtual=isinstance(target, Path)),
+    )
+    require_writable(assessment)
+    return DiskDestination(assessment)
+
+
+@contextmanager
+def open_destination(destination: Destination, size: int) -> Iterator[Medium]:
+    """Open what was confirmed for writing ``size`` bytes, until the block ends.
+
+    Raises:
+        TargetRefusedError: it is not what was confirmed any more, or somebody else has it.
+    """
+    match destination:
+        case DiskDestination(assessment=assessment):
+            with open_disk(assessment.disk) as disk:
+                drop_record(assessment.disk)
+                yield disk
+        case FileDestination(path=path, overwrite=overwrite, mode=mode):
+            with create_file(path, size=size, overwrite=overwrite, mode=mode) as file:
+                forget_record(path)
+                yield file
+
+
+@contextmanager
+def open_for_comparison(target: TargetName) -> Iterator[Medium]:
+    """Open ``target``, a block device or a file, to compare what it holds.
+
+    Raises:
+        TargetRefusedError: it is not there, or may not be read.
+    """
+    if isinstance(target, Path) and not is_device(target):
+        with open_file(target) as file:
+            yield file
+    else:
+        with open_disk(find_named(target), for_writing=False) as disk:
+            yield disk
+
+
+def is_device(target: TargetName) -> bool:
+    """Whether ``target`` is, or was meant to be, a device and no regular file."""
+    if not isinstance(target, Path):
+        return True
+    # A node that is not there yet, or a misspelt one, must not become a file below /dev.
+    if find_type(target) in {FileType.BLOCK_DEVICE, FileType.CHARACTER_DEVICE}:
+        return True
+    return target.parent.resolve().is_relative_to(
+        _DEVICES
+    ) and not target.parent.resolve().is_relative_to(_SHARED_MEMORY)
+
+
+@dataclass(frozen=True, slots=True)
+class DiskContent:
+    """A partition, or the one filesystem that fills a disk. ``None`` is unknown."""
+
+    name: str
+    size: int
+    """In bytes."""
+
+    filesystem: str | None
+    label: str | None
+    """Of the filesystem, else the partition's name."""
+
+
+def find_content(disk: Disk) -> tuple[DiskContent, ...]:
+    """What is on the disk, as far as anybody can tell; empty if nothing is known.
+
+    udev knows more kinds of filesystems. Without it, as in most containers, the disk is read,
+    if this user may do so.
+    """
+    told = tuple(_told(disk))
+    if any(each.filesystem or each.label for each in told):
+        return told
+    return _read(disk) or told
+
+
+def _told(disk: Disk) -> Iterator[DiskContent]:
+    for each in disk.partitions:
+        yield DiskContent(each.node.name, each.size, each.filesystem, each.label)
+    if not disk.partitions and (disk.filesystem or disk.label):
+        yield DiskContent(disk.node.name, disk.size, disk.filesystem, disk.label)
+
+
+def _read(disk: Disk) -> tuple[DiskContent, ...]:
+    try:
+        descriptor = os.open(disk.node, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return ()  # not for this user, or gone; opening it for writing will tell
+    try:
+        source = FileSource(disk.node, descriptor, Container.BLOCK_DEVICE, disk.size)
+        return tuple(_probe(source, disk))
+    except ImageError:
+        return ()  # it cannot be read
+    finally:
+        os.close(descriptor)
+
+
+def _probe(source: Source, disk: Disk) -> Iterator[DiskContent]:
+    whole = _find_filesystem(source, Extent(0, disk.size))
+    try:
+        partitions = read_table_sectors(source).table.partitions
+    except ImageError:
+        partitions = ()  # no table that this program understands
+    # Of a stick with an installer both: an ISO with a table laid over it.
+    if whole is not None and (not partitions or whole.type == "iso9660"):
+        yield DiskContent(disk.node.name, disk.size, whole.type, whole.label)
+    for each in partitions:
+        if each.kind is not PartitionKind.EXTENDED:
+            found = _find_filesystem(source, each.extent)
+            filesystem, label = (None, None) if found is None else (found.type, found.label)
+            name = f"partition {each.number}"
+            yield DiskContent(name, each.extent.size, filesystem, label or each.name)
+
+
+def _find_filesystem(source: Source, extent: Extent) -> Filesystem | None:
+    return probe(source, extent) or probe_foreign(source, extent)

@@ -1,0 +1,1 @@
+"""Changes of the boot partition: data with a method ``apply(volume)``."""

@@ -1,0 +1,1 @@
+"""Changes of config.json, with nothing else in the file changed."""

@@ -1,0 +1,122 @@
+"""Where a value lies in config.json: ``os.sshKeys``, ``deviceApiKeys["api.balena-cloud.com"]``.
+
+Names are joined by dots; a name that has a dot or another special character in it is written as
+a JSON string in brackets.
+"""
+
+import json
+import re
+from typing import TypeAlias
+
+from balenaflash.edits.config.json_text import MAX_DEPTH, Json, kind_of
+from balenaflash.errors import ConfigError, closest
+
+KeyPath: TypeAlias = tuple[str, ...]
+"""The names from the top of config.json down to a value; never empty."""
+
+_NAME = r'[^\s.\[\]"=+]+'
+_PART = re.compile(rf'(?P<dot>\.?)(?P<name>{_NAME})|\[(?P<quoted>"(?:[^"\\]|\\.)*")\]')
+_PLAIN = re.compile(_NAME)
+
+
+def split_key(text: str) -> tuple[KeyPath, str]:
+    """The key at the start of ``text``, and what follows it.
+
+    Raises:
+        ConfigError: ``text`` begins with no key.
+    """
+    names: list[str] = []
+    position = 0
+    while part := _PART.match(text, position):
+        if part["name"] and bool(part["dot"]) != bool(names):
+            break
+        names.append(part["name"] or _unquoted(part["quoted"], text))
+        position = part.end()
+    if len(names) > MAX_DEPTH:
+        raise ConfigError(
+            f"{format_key(tuple(names[:2]))}...: has more than {MAX_DEPTH} levels",
+            code="config-key-invalid",
+        )
+    if not names or text[position : position + 1] in {".", "["}:
+        raise _invalid(text)
+    return tuple(names), text[position:]
+
+
+def parse_key(text: str) -> KeyPath:
+    """The key that ``text`` is.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    key, rest = split_key(text)
+    if rest:
+        raise _invalid(text)
+    return key
+
+
+def format_key(key: KeyPath) -> str:
+    """``key`` as `parse_key` reads it."""
+    text = ""
+    for name in key:
+        if _PLAIN.fullmatch(name):
+            text += f".{name}" if text else name
+        else:
+            text += f"[{json.dumps(name, ensure_ascii=False)}]"
+    return text
+
+
+def nested(key: KeyPath, value: Json) -> dict[str, Json]:
+    """An object that holds ``value`` at ``key`` and nothing else."""
+    return {key[0]: nested(key[1:], value) if key[1:] else value}
+
+
+def value_at(config: dict[str, Json], key: KeyPath) -> Json:
+    """The value at ``key``.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    return holder_of(config, key)[key[-1]]
+
+
+def holder_of(config: dict[str, Json], key: KeyPath) -> dict[str, Json]:
+    """The object that the last name of ``key`` is in; errors as `value_at`."""
+    holder = config
+    here: Json = config
+    for depth, name in enumerate(key):
+        if not isinstance(here, dict):
+            raise not_an_object(key[:depth], here)
+        if name not in here:
+            near = closest(name, here)
+            meant = "" if near is None else f"Did you mean {format_key((*key[:depth], near))}? "
+            raise ConfigError(
+                f"config.json has no key {format_key(key)}",
+                code="config-key-missing",
+                hint=f"{meant}List what there is: balenaflash config show IMAGE",
+            )
+        holder, here = here, here[name]
+    return holder
+
+
+def not_an_object(key: KeyPath, value: Json) -> ConfigError:
+    """What to raise where ``key`` holds ``value`` and should hold other keys."""
+    return ConfigError(
+        f"config.json: {format_key(key)} is {kind_of(value)}, not an object that holds keys",
+        code="config-type",
+    )
+
+
+def _unquoted(quoted: str, text: str) -> str:
+    try:
+        return str(json.loads(quoted))
+    except json.JSONDecodeError as error:
+        raise _invalid(text) from error
+
+
+def _invalid(text: str) -> ConfigError:
+    # Only what precedes the value: it may be a secret.
+    return ConfigError(
+        f"{text.partition('=')[0]!r}: is not a key of config.json",
+        code="config-key-invalid",
+        hint='Write it as os.sshKeys, or with quotes: deviceApiKeys["api.balena-cloud.com"]',
+    )

@@ -1,0 +1,322 @@
+"""Copy files and directory trees into the boot partition and out of it."""
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from balenaflash.balena.image import CONFIG_PATH
+from balenaflash.durable import FileType, Folder, find_type, open_folder, open_subfolder, write_all
+from balenaflash.edits.files import (
+    FileChange,
+    MakeDirectory,
+    is_directory,
+    put_file,
+    require_directory,
+    require_entry,
+    require_room,
+)
+from balenaflash.edits.network import DIRECTORY
+from balenaflash.edits.paths import find_matches, is_pattern, join, uppermost, volume_path
+from balenaflash.errors import EditError, ExistsError, ImageError, WriteError
+from balenaflash.formats.fat.names import fold
+from balenaflash.formats.fat.pyfatfs import FatEntry, FatVolume
+
+
+@dataclass(frozen=True, slots=True)
+class CopyIn:
+    """Copy local files, and directories with all they hold, into the boot partition."""
+
+    sources: tuple[Path, ...]
+    """Links are followed, but not those of another user to what is not theirs.
+
+    A directory is merged into one of its name that is there.
+    """
+
+    target: str
+    """The directory to put them in; for a single source also the path it is to have."""
+
+    def apply(self, volume: FatVolume) -> tuple[FileChange, ...]:
+        """Make it so in ``volume``."""
+        changes: list[FileChange] = []
+        for source, path in zip(self.sources, self._paths(volume), strict=True):
+            with _open(source, path) as opened:
+                for local in _walk(opened, above=()):
+                    changes += _copy(volume, local)
+        return tuple(changes)
+
+    def describe(self) -> str:
+        """What it does, in a few words."""
+        return f"put {', '.join(map(str, self.sources))} to {self.target}"
+
+    def _paths(self, volume: FatVolume) -> list[str]:
+        target = volume_path(self.target)
+        if len(self.sources) > 1 or self.target.endswith("/"):
+            require_directory(volume, target)
+        if not is_directory(volume, target):
+            return [target]
+        # "." and ".." have no name of their own: what they hold goes straight into the target.
+        names = (source.name.replace("..", "") for source in self.sources)
+        return [join(target, name) if name else target for name in names]
+
+
+@dataclass(frozen=True, slots=True)
+class _Local:
+    """An open local file or directory, and the path it is to have in the boot partition."""
+
+    source: Path
+    path: str
+    status: os.stat_result
+    descriptor: int
+    """Stands for it, whatever is done to its name meanwhile (``O_PATH``)."""
+
+    @property
+    def is_directory(self) -> bool:
+        return stat.S_ISDIR(self.status.st_mode)
+
+    @property
+    def place(self) -> Path:
+        """A path to what is open."""
+        return Path(f"/proc/self/fd/{self.descriptor}")
+
+
+def _walk(local: _Local, above: tuple[tuple[int, int], ...]) -> Iterator[_Local]:
+    """``local``, then what it holds, by name; ``above`` identifies the directories around it."""
+    yield local
+    if not local.is_directory:
+        return
+    identity = (local.status.st_dev, local.status.st_ino)
+    if identity in above:
+        raise EditError(f"{local.source}: leads back to a directory above it", code="source-loop")
+    try:
+        names = sorted(each.name for each in local.place.iterdir())
+    except OSError as error:
+        raise _unreadable(local.source, error) from error
+    for name in names:
+        with _open(local.source / name, join(local.path, name), inside=local) as child:
+            yield from _walk(child, (*above, identity))
+
+
+@contextmanager
+def _open(source: Path, path: str, inside: _Local | None = None) -> Iterator[_Local]:
+    """The file or directory at ``source``, open until the block ends.
+
+    Raises:
+        EditError: it cannot be read, or is a link that another user made and that leads to a file
+            of somebody else: what they may not read would come into an image that they may.
+    """
+    name = str(source) if inside is None else source.name
+    folder = None if inside is None else inside.descriptor
+    try:
+        entry = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        descriptor = os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=folder)
+    except OSError as error:
+        raise _unreadable(source, error) from error
+    try:
+        status = os.fstat(descriptor)
+        is_kept = stat.S_ISLNK(entry.st_mode) or os.path.samestat(entry, status)
+        if not is_kept or entry.st_uid not in {0, os.geteuid(), status.st_uid}:
+            raise EditError(
+                f"{source}: is a link of another user to what belongs to neither them nor us",
+                code="source-unsafe",
+                hint="Copy what it leads to into a folder of your own, and put that.",
+            )
+        yield _Local(source, path, status, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _copy(volume: FatVolume, local: _Local) -> tuple[FileChange, ...]:
+    if local.is_directory:
+        if is_directory(volume, local.path):
+            return ()
+        return MakeDirectory(local.path).apply(volume)
+    if not stat.S_ISREG(local.status.st_mode):
+        raise EditError(
+            f"{local.source}: is neither a file nor a directory", code="source-unsupported"
+        )
+    before = volume.find(local.path)
+    # Before reading it: the file may be larger than the memory.
+    replaced = before.size if before else 0
+    require_room(volume, str(local.source), local.status.st_size, replaced=replaced)
+    try:
+        content = local.place.read_bytes()
+    except OSError as error:
+        raise _unreadable(local.source, error) from error
+    return (put_file(volume, local.path, content, _modified(local.status)),)
+
+
+def _modified(status: os.stat_result) -> datetime | None:
+    """The file's own time, but where ``SOURCE_DATE_EPOCH`` asks for one that builds repeat."""
+    if os.environ.get("SOURCE_DATE_EPOCH"):
+        return None
+    return datetime.fromtimestamp(status.st_mtime)  # noqa: DTZ006 -- FAT holds local time
+
+
+def _unreadable(source: Path, error: OSError) -> EditError:
+    return EditError(f"{source}: cannot be read: {error.strerror}", code="source-unreadable")
+
+
+_NETWORKS = fold(f"{DIRECTORY}/")
+
+
+@dataclass(frozen=True, slots=True)
+class CopiedFile:
+    """A file or directory that was copied out."""
+
+    path: str
+    """Absolute in the boot partition."""
+
+    top: Path
+    """The directory that the user named, or that holds what the user named."""
+
+    names: tuple[str, ...]
+    """Names of the directories in ``top`` that lead to it, all of them copied, and its own; none
+    for ``top`` itself."""
+
+    is_directory: bool
+    size: int
+    """Bytes of the file; 0 for a directory."""
+
+    @property
+    def target(self) -> Path:
+        """Where it is now."""
+        return self.top.joinpath(*self.names)
+
+
+def copy_out(
+    volume: FatVolume, path: str, target: str, *, overwrite: bool = False
+) -> tuple[CopiedFile, ...]:
+    """Copy what is at ``path`` to ``target``, or into it if that is a directory.
+
+    ``path`` may be a pattern, as in ``patterns``; then ``target`` is a directory.
+
+    ``target`` is local; with a slash at its end it means a directory. A directory is merged into
+    one of its name that is there. What is at ``target`` is looked at before anything is written.
+
+    Raises:
+        EditError: there is nothing at ``path``; or a file is in the way, and is not to be, or
+            cannot be, overwritten. Nothing was written.
+        ImageError: the image holds a name that no file can have, or cannot be read.
+        WriteError: writing failed; some of the files may be there.
+    """
+    if is_pattern(volume, path) and find_type(Path(target)) is not FileType.DIRECTORY:
+        raise EditError(f"{target}: no such directory", code="output-unwritable")
+    matches = uppermost(find_matches(volume, path))
+    copies = tuple(copy for each in matches for copy in _plan(volume, each, target))
+    for copy in copies:
+        _require_free(copy, overwrite=overwrite)
+    _require_distinct(copies)
+    for number, copy in enumerate(copies):
+        content = None if copy.is_directory else volume.read_file(copy.path)
+        try:
+            _create(copy, content, overwrite=overwrite)
+        except OSError as error:
+            message = f"{copy.target}: cannot be written: {error.strerror}"
+            if number == 0 and find_type(copy.target) is None:
+                raise EditError(message, code="output-unwritable") from error
+            raise WriteError(message, code="output-unwritable") from error
+    return copies
+
+
+def _plan(volume: FatVolume, path: str, target: str) -> Iterator[CopiedFile]:
+    """What is to be copied where, each directory before what it holds."""
+    entry = require_entry(volume, path)
+    place = Path(target)
+    if find_type(place) is FileType.DIRECTORY:
+        # The root has no name: what it holds goes straight into the target.
+        names = () if entry.path == "/" else (_file_name(entry),)
+        yield from _plan_entry(volume, entry, place, names)
+        return
+    if target.endswith("/") and not entry.is_directory:
+        raise EditError(f"{target}: no such directory", code="output-unwritable")
+    yield from _plan_entry(volume, entry, place.parent, (place.name,))
+
+
+def _plan_entry(
+    volume: FatVolume, entry: FatEntry, top: Path, names: tuple[str, ...]
+) -> Iterator[CopiedFile]:
+    yield CopiedFile(entry.path, top, names, entry.is_directory, entry.size)
+    if entry.is_directory:
+        for child in volume.entries(entry.path):
+            yield from _plan_entry(volume, child, top, (*names, _file_name(child)))
+
+
+def _file_name(entry: FatEntry) -> str:
+    """The entry's name, which never leads out of the directory it is put in."""
+    name = entry.name
+    if name in {"", ".", ".."} or "\0" in name:
+        raise ImageError(f"{entry.path!r}: no local file can have this name", code="name-unsafe")
+    return name
+
+
+def _require_free(copy: CopiedFile, *, overwrite: bool) -> None:
+    target = copy.target
+    if not copy.names or not os.path.lexists(target):
+        return
+    found = find_type(target, follow_links=False)
+    if found is FileType.LINK:
+        reason = "is a symbolic link, which is not followed"
+    elif found is (FileType.DIRECTORY if copy.is_directory else FileType.FILE):
+        if copy.is_directory or overwrite:
+            return
+        reason = "exists already"
+    else:
+        wanted = "directory" if copy.is_directory else "file"
+        reason = "is a directory" if found is FileType.DIRECTORY else f"is not a {wanted}"
+    hint = "Name another OUT."
+    if reason == "exists already":
+        hint = "Overwrite it with --overwrite, or name another OUT."
+    raise ExistsError(f"{target}: {reason}", code="output-exists", hint=hint)
+
+
+def _require_distinct(copies: tuple[CopiedFile, ...]) -> None:
+    """A pattern may match files of one name in several directories."""
+    taken: dict[Path, CopiedFile] = {}
+    for copy in copies:
+        other = taken.setdefault(copy.target, copy)
+        if other is not copy and not (copy.is_directory and other.is_directory):
+            raise EditError(
+                f"{copy.target}: both {other.path} and {copy.path} would be copied there",
+                code="output-exists",
+                hint="Copy them one by one, or the directory that holds them.",
+            )
+
+
+def _create(copy: CopiedFile, content: bytes | None, *, overwrite: bool) -> None:
+    """A file with ``content``, or without one a directory.
+
+    What was looked at before may have been exchanged since: no directory that was copied is
+    followed where it is a link now.
+    """
+    if not copy.names:
+        return
+    *parents, name = copy.names
+    with _open_parent(copy.top, parents) as folder:
+        if content is None:
+            with suppress(FileExistsError):
+                os.mkdir(name, dir_fd=folder.descriptor)
+            os.close(open_subfolder(folder.descriptor, name))
+            return
+        with folder.new_file(name, mode=_mode_of(copy), replace=overwrite) as descriptor:
+            write_all(descriptor, content)
+
+
+@contextmanager
+def _open_parent(top: Path, parents: Sequence[str]) -> Iterator[Folder]:
+    with ExitStack() as stack:
+        folder = stack.enter_context(open_folder(top))
+        for name in parents:
+            descriptor = open_subfolder(folder.descriptor, name)
+            stack.callback(os.close, descriptor)
+            folder = Folder(folder.path / name, descriptor)
+        yield folder
+
+
+def _mode_of(copy: CopiedFile) -> int:
+    """Less the umask; what holds keys and passphrases is for us alone."""
+    is_secret = fold(copy.path) == fold(CONFIG_PATH) or fold(copy.path).startswith(_NETWORKS)
+    return 0o600 if is_secret else 0o666

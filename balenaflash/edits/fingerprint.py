@@ -1,0 +1,246 @@
+"""The boot partition's fingerprint: the MD5 sum of each file, as the image build lists them.
+
+``balenaos.fingerprint`` holds lines of ``md5sum``, sorted by path, of every file but itself and
+those called ``config.json`` in any directory (meta-balena, ``image-balena.bbclass``). Paths have
+no slash before them; builds of resinOS, which call the file ``resinos.fingerprint``, write one.
+
+A line that an edit has added has the mark ``*`` of ``md5sum``, which means nothing to it on Linux:
+so a file of the user's own is told from one of the operating system, which an update may bring.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from balenaflash.balena.image import FINGERPRINT_PATHS
+from balenaflash.errors import EditError, ImageError
+from balenaflash.formats.fat.names import fold, split_path
+from balenaflash.formats.fat.pyfatfs import FatVolume
+from balenaflash.units import MIB, format_size
+
+_MAX_SIZE = MIB  # bytes of a fingerprint; one of 200 files has 12 KiB
+_UNLISTED_NAME = fold("config.json")
+_ADDED = b" *"
+_LINE = re.compile(rb"([0-9a-fA-F]{32})( [ *])(.+)")
+"""Digest, mode mark, path. A name that ``md5sum`` would have to escape, FAT cannot hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class FingerprintReport:
+    """How the files of a boot partition compare with its fingerprint; paths are absolute."""
+
+    path: str
+    """Of the fingerprint itself."""
+
+    differing: tuple[str, ...] | None
+    """Files with another content than listed; ``None`` where none was read."""
+
+    missing: tuple[str, ...]
+    """Listed, and not there."""
+
+    new: tuple[str, ...]
+    """There, and not listed."""
+
+    malformed: tuple[int, ...]
+    """Numbers of lines, from 1, that are none of ``md5sum``; they count for nothing."""
+
+    @property
+    def matches(self) -> bool | None:
+        """Whether the files are those of the image as it was built or last edited.
+
+        ``None`` where that takes reading them.
+        """
+        if self.missing or self.new:
+            return False
+        return None if self.differing is None else not self.differing
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A line as it stands in the file."""
+
+    raw: bytes
+    """With its end, if it has one."""
+
+    digest: str = ""
+    path: str | None = None
+    """Absolute; ``None`` for a malformed line."""
+
+    before_path: bytes = b"  "
+    """What stands between digest and path, an older build's slash included."""
+
+
+def check(volume: FatVolume, *, contents: bool = True) -> FingerprintReport | None:
+    """Compare every file with its line; ``None`` where the volume has no fingerprint.
+
+    Names are compared as FAT does, whatever their case; without ``contents`` only these are,
+    which takes no time.
+
+    Raises:
+        ImageError: the fingerprint is absurdly large, or a file's content cannot be read.
+    """
+    path = _find(volume)
+    if path is None:
+        return None
+    lines = _read(volume, path)
+    listed = {fold(line.path): line for line in lines if line.path is not None}
+    stored = {fold(file): file for file in _listable(volume, "/")}
+    differing = (
+        file
+        for key, file in stored.items()
+        if key in listed and _digest(volume, file) != listed[key].digest
+    )
+    return FingerprintReport(
+        path,
+        differing=tuple(differing) if contents else None,
+        missing=tuple(f"{line.path}" for key, line in listed.items() if key not in stored),
+        new=tuple(file for key, file in stored.items() if key not in listed),
+        malformed=tuple(number for number, line in enumerate(lines, 1) if line.path is None),
+    )
+
+
+def build(volume: FatVolume) -> None:
+    """Write a fingerprint of all files, as the image build does: every file counts as listed.
+
+    Raises:
+        EditError: there is no room for it.
+    """
+    files = sorted(_listable(volume, "/"))
+    lines = [f"{_digest(volume, file)}  {file.removeprefix('/')}\n" for file in files]
+    volume.write_file(FINGERPRINT_PATHS[0], "".join(lines).encode())
+
+
+def update(volume: FatVolume, touched: Iterable[str]) -> str | None:
+    """Bring the lines of ``touched`` paths up to date; the fingerprint's path if that changed it.
+
+    A touched path may be a file that was added, changed or removed, or a directory, which stands
+    for all that is or was below it. Every other line stays as it is, malformed ones too. New
+    lines are put where sorting by path puts them. Without a fingerprint there is nothing to do.
+
+    Raises:
+        ImageError: the fingerprint is absurdly large, or a file's content cannot be read.
+        EditError: there is no room for the longer file.
+    """
+    path = _find(volume)
+    if path is None:
+        return None
+    content = b"".join(line.raw for line in _renewed(volume, _read(volume, path), touched))
+    if content == volume.read_file(path):
+        return None
+    volume.write_file(path, content)
+    return path
+
+
+def listed_paths(volume: FatVolume) -> frozenset[str] | None:
+    """Folded absolute paths (see ``names.fold``) of the files that the image build has listed.
+
+    ``None`` without a list.
+
+    Raises:
+        ImageError: the fingerprint is absurdly large, or cannot be read.
+    """
+    path = _find(volume)
+    if path is None:
+        return None
+    return frozenset(
+        fold(line.path)
+        for line in _read(volume, path)
+        if line.path is not None and not line.before_path.startswith(_ADDED)
+    )
+
+
+def _find(volume: FatVolume) -> str | None:
+    entries = (volume.find(path) for path in FINGERPRINT_PATHS)
+    return next((entry.path for entry in entries if entry and not entry.is_directory), None)
+
+
+def _read(volume: FatVolume, path: str) -> list[_Line]:
+    entry = volume.find(path)
+    if entry is None or entry.size > _MAX_SIZE:
+        raise ImageError(
+            f"{path}: is larger than {format_size(_MAX_SIZE)}, which no fingerprint is",
+            code="fingerprint-too-large",
+        )
+    return [_parse(line) for line in volume.read_file(path).splitlines(keepends=True)]
+
+
+def _parse(raw: bytes) -> _Line:
+    found = _LINE.fullmatch(raw.rstrip(b"\r\n"))
+    if found is None:
+        return _Line(raw)
+    try:
+        text = found[3].decode()
+        names = split_path(text)
+    except (UnicodeDecodeError, EditError):
+        # Not a path of this volume: ``..`` in it, or longer than any.
+        return _Line(raw)
+    slash = b"/" if text.startswith("/") else b""
+    return _Line(raw, found[1].decode().lower(), "/" + "/".join(names), found[2] + slash)
+
+
+def _renewed(volume: FatVolume, lines: list[_Line], touched: Iterable[str]) -> list[_Line]:
+    """``lines``, with those at and below the ``touched`` paths true of the volume."""
+    paths = {"/" + "/".join(split_path(path)) for path in touched}
+    keys = {fold(path) for path in paths}
+    waiting = {fold(file): file for path in sorted(paths) for file in _listable(volume, path)}
+    current = dict(waiting)
+    renewed: list[_Line] = []
+    for line in lines:
+        key = None if line.path is None else fold(line.path)
+        if key is None or keys.isdisjoint(_with_parents(key)):
+            renewed.append(line)
+        elif key in current:
+            digest = _digest(volume, current[key])
+            renewed.append(line if digest == line.digest else _with_digest(line, digest))
+            waiting.pop(key, None)
+    for file in waiting.values():
+        _insert(renewed, file, _digest(volume, file))
+    return renewed
+
+
+def _with_parents(path: str) -> Iterator[str]:
+    """``path`` and every directory above it, the root included."""
+    while path != "/":
+        yield path
+        path = path.rpartition("/")[0] or "/"
+    yield path
+
+
+def _listable(volume: FatVolume, path: str) -> Iterator[str]:
+    """The file at ``path`` or all those below it, but for the ones no fingerprint lists."""
+    entry = volume.find(path)
+    if entry is None:
+        return
+    for found in volume.walk(path) if entry.is_directory else (entry,):
+        if not found.is_directory and _is_listable(found.path):
+            yield found.path
+
+
+def _is_listable(path: str) -> bool:
+    key = fold(path)
+    return key.rpartition("/")[2] != _UNLISTED_NAME and key not in map(fold, FINGERPRINT_PATHS)
+
+
+def _with_digest(line: _Line, digest: str) -> _Line:
+    return replace(line, digest=digest, raw=digest.encode() + line.raw[len(digest) :])
+
+
+def _insert(lines: list[_Line], path: str, digest: str) -> None:
+    """Put a line for ``path`` before the first whose path sorts after it, written as that is."""
+    key = path.encode()
+    index = next(
+        (at for at, line in enumerate(lines) if line.path and line.path.encode() > key), len(lines)
+    )
+    model = next((line for line in lines if line.path is not None), _Line(b""))
+    name = key.removeprefix(b"/")
+    before = _ADDED + model.before_path[len(_ADDED) :]
+    raw = digest.encode() + before + name + b"\n"
+    if index and not lines[index - 1].raw.endswith(b"\n"):
+        last = lines[index - 1]
+        lines[index - 1] = replace(last, raw=last.raw + b"\n")
+    lines.insert(index, _Line(raw, digest, path, before))
+
+
+def _digest(volume: FatVolume, path: str) -> str:
+    return hashlib.md5(volume.read_file(path), usedforsecurity=False).hexdigest()

@@ -1,0 +1,1 @@
+"""The bytes of an image onto targets, and the proof that they arrived."""

@@ -1,0 +1,1 @@
+"""Formats that lie on a disk, read with every number doubted."""

@@ -1,0 +1,202 @@
+"""Blocks and block groups of an ext4 filesystem.
+
+Offsets from the kernel's documentation, filesystems/ext4/group_descr.rst.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from balenaflash.errors import ImageError
+from balenaflash.formats.ext4.superblock import (
+    CRC16_START,
+    SUPERBLOCK_OFFSET,
+    Incompatible,
+    ReadOnlyCompatible,
+    Superblock,
+    crc16,
+    crc32c,
+)
+from balenaflash.source.base import Source
+
+_KEPT = 64
+"""Single blocks kept in memory: those of inode tables and descriptors are asked for again."""
+
+
+class BlockReader:
+    """The blocks ``[0, count)`` of the filesystem that starts at byte ``start`` of ``source``."""
+
+    def __init__(self, source: Source, name: str, *, start: int, size: int, count: int) -> None:
+        self.source = source
+        self.name = name
+        self.start = start
+        self.size = size
+        """Bytes of a block."""
+
+        self.count = count
+        self._kept: dict[int, bytes] = {}
+
+    def read(self, block: int) -> bytes:
+        """The content of ``block``.
+
+        Raises:
+            ImageError: it is not one of the filesystem, or the image cannot be read there.
+        """
+        kept = self._kept.get(block)
+        if kept is None:
+            self.require(block, 1)
+            kept = self.source.read(self.offset(block), self.size)
+            if len(self._kept) >= _KEPT:
+                del self._kept[next(iter(self._kept))]
+            self._kept[block] = kept
+        return kept
+
+    def holds(self, block: int, count: int) -> bool:
+        """Whether ``count`` blocks from ``block`` on are in the filesystem, and not its first."""
+        return 0 < block <= self.count - count
+
+    def require(self, block: int, count: int) -> None:
+        """Raise ``ImageError`` unless ``holds``."""
+        if not self.holds(block, count):
+            raise self.broken(f"it refers to block {block}, and has {self.count}")
+
+    def offset(self, block: int) -> int:
+        """Where ``block`` starts, in bytes from the start of the image."""
+        return self.start + block * self.size
+
+    def broken(self, fault: str) -> ImageError:
+        """The error to raise for damage that ``fault`` states."""
+        return ImageError(f"{self.name}: {fault}", code="ext4-invalid")
+
+    def unsupported(self, fact: str) -> ImageError:
+        """The error to raise for something intact that cannot be read right."""
+        return ImageError(f"{self.name}: {fact}", code="ext4-unsupported")
+
+
+_BLOCK_UNINIT = 0x2  # bg_flags: the block bitmap was never written
+_CHECKSUM = 0x1E  # offset of bg_checksum, two bytes
+_HIGH_PARTS = 0x40  # bytes of a descriptor that has the upper halves of its numbers
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A group descriptor, its checksum and its pointers checked."""
+
+    block_bitmap: int
+    inode_bitmap: int
+    inode_table: int
+    """Numbers of their first blocks, anywhere in the filesystem."""
+
+    free_block_count: int
+    has_bitmap: bool
+    """Whether the block bitmap was ever written; without it only the group's own metadata and
+    that of others is in use."""
+
+    bitmap_checksum: int
+    """Of the block bitmap: 32 bits, or the lower 16 if ``has_wide_checksum`` is false."""
+
+    has_wide_checksum: bool
+
+
+class GroupTable:
+    """The descriptors of all groups, each read when it is asked for."""
+
+    def __init__(self, blocks: BlockReader, superblock: Superblock) -> None:
+        self._blocks = blocks
+        self._superblock = superblock
+        self._per_block = superblock.block_size // superblock.descriptor_size
+        self._has_checksums = superblock.checksum_seed is not None or bool(
+            superblock.read_only_compatible & ReadOnlyCompatible.UNINIT_BG
+        )
+
+    def read(self, number: int) -> Group:
+        """The descriptor of group ``number``.
+
+        Raises:
+            ImageError: its checksum is wrong, it points out of the filesystem, or the image
+                cannot be read there.
+        """
+        index, position = divmod(number, self._per_block)
+        size = self._superblock.descriptor_size
+        block = self._blocks.read(self._location(index))
+        raw = block[position * size : (position + 1) * size]
+        if self._has_checksums and self._checksum(number, raw) != _number(raw, _CHECKSUM, 2):
+            raise self._blocks.broken(f"the checksum of group descriptor {number} is wrong")
+        group = self._parse(raw)
+        for first, count in self._own_metadata(group):
+            self._blocks.require(first, count)
+        return group
+
+    def fixed_blocks(self) -> Iterator[tuple[int, int]]:
+        """First block and count of all that no bitmap need tell: it is where it is by layout.
+
+        Superblocks and descriptors with their backups, blocks reserved for more descriptors,
+        bitmaps and inode tables; in no order. Errors as ``read``, for every group.
+        """
+        for number in range(self._superblock.group_count):
+            start = self._superblock.group_blocks(number).start
+            copies = sum(self.copied_blocks(number))
+            if copies:
+                yield start, copies
+            yield from self._own_metadata(self.read(number))
+
+    def copied_blocks(self, number: int) -> tuple[int, int, int]:
+        """Blocks at the start of the group: of a superblock, of descriptors, reserved for more.
+
+        As ``ext4_num_base_meta_blocks`` in fs/ext4/balloc.c counts them.
+        """
+        superblock = self._superblock
+        has_backup = superblock.has_backup(number)
+        meta_bg = superblock.incompatible & Incompatible.META_BG
+        if meta_bg and number >= superblock.first_meta_group * self._per_block:
+            # A descriptor block is in the first, the second and the last group that it describes.
+            in_meta_group = number % self._per_block
+            return int(has_backup), int(in_meta_group in {0, 1, self._per_block - 1}), 0
+        if not has_backup:
+            return 0, 0, 0
+        descriptors = -(-superblock.group_count // self._per_block)
+        if meta_bg:
+            descriptors = min(descriptors, superblock.first_meta_group)
+        return 1, descriptors, superblock.reserved_gdt_blocks
+
+    def _location(self, index: int) -> int:
+        """Number of the descriptor block ``index`` (``descriptor_loc``, fs/ext4/super.c)."""
+        superblock = self._superblock
+        meta_bg = superblock.incompatible & Incompatible.META_BG
+        first = SUPERBLOCK_OFFSET // superblock.block_size + 1
+        if not meta_bg or index < superblock.first_meta_group:
+            return first + index
+        if index == 0:
+            return first
+        group = index * self._per_block
+        return superblock.group_blocks(group).start + superblock.has_backup(group)
+
+    def _own_metadata(self, group: Group) -> Iterator[tuple[int, int]]:
+        yield group.block_bitmap, 1
+        yield group.inode_bitmap, 1
+        yield group.inode_table, self._superblock.inode_table_blocks
+
+    def _checksum(self, number: int, raw: bytes) -> int:
+        label = number.to_bytes(4, "little")
+        seed = self._superblock.checksum_seed
+        if seed is not None:
+            covered = label + raw[:_CHECKSUM] + bytes(2) + raw[_CHECKSUM + 2 :]
+            return crc32c(seed, covered) & 0xFFFF
+        covered = self._superblock.uuid + label + raw[:_CHECKSUM] + raw[_CHECKSUM + 2 :]
+        return crc16(CRC16_START, covered)
+
+    def _parse(self, raw: bytes) -> Group:
+        high = raw.ljust(_HIGH_PARTS, b"\0") if len(raw) < _HIGH_PARTS else raw
+        is_uninitialized = self._has_checksums and _number(raw, 0x12, 2) & _BLOCK_UNINIT
+        return Group(
+            block_bitmap=_number(raw, 0x00, 4) | _number(high, 0x20, 4) << 32,
+            inode_bitmap=_number(raw, 0x04, 4) | _number(high, 0x24, 4) << 32,
+            inode_table=_number(raw, 0x08, 4) | _number(high, 0x28, 4) << 32,
+            free_block_count=_number(raw, 0x0C, 2) | _number(high, 0x2C, 2) << 16,
+            has_bitmap=not is_uninitialized,
+            bitmap_checksum=_number(raw, 0x18, 2) | _number(high, 0x38, 2) << 16,
+            has_wide_checksum=len(raw) >= _HIGH_PARTS,
+        )
+
+
+def _number(data: bytes, offset: int, size: int) -> int:
+    return int.from_bytes(data[offset : offset + size], "little")

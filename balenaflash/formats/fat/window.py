@@ -1,0 +1,195 @@
+"""A part of an image that can be edited in memory while the image itself stays as it is."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from balenaflash.source.base import Source
+from balenaflash.units import SECTOR_SIZE, Extent
+
+_PAGE = 4096  # bytes held for a changed byte; a multiple of the sector
+
+
+class Window:
+    """A copy-on-write view of ``extent``: reads come from the image, writes stay here.
+
+    Offsets count from the start of the extent. ``seek``, ``tell``, ``read`` and ``write`` make it
+    the binary file that pyfatfs expects; ``read_at`` and ``write_at`` keep no position.
+    Only pages whose content differs from the image's are held.
+    """
+
+    def __init__(self, source: Source, extent: Extent) -> None:
+        self._source = source
+        self.extent = extent
+        self._position = 0
+        self._pages: dict[int, bytes] = {}
+        self._before: dict[int, bytes | None] | None = None
+
+    @property
+    def name(self) -> str:
+        """What to call the image in messages."""
+        return self._source.name
+
+    @property
+    def size(self) -> int:
+        """Number of bytes."""
+        return self.extent.size
+
+    @property
+    def changed_size(self) -> int:
+        """Bytes held because something in them was changed, whole pages."""
+        return len(self._pages) * _PAGE
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """The bytes ``[offset, offset + length)`` as they are now.
+
+        Raises:
+            ImageError: the image cannot be read there.
+            ValueError: the range leaves the window.
+        """
+        self._require_inside(offset, length)
+        buffer = memoryview(bytearray(length))
+        unread = 0  # everything in the buffer before this position is filled
+        for page, position, piece in _pages_of(offset, length):
+            held = self._pages.get(page)
+            if held is None:
+                continue
+            self._read_source(offset + unread, buffer[unread:position])
+            start = offset + position - page * _PAGE
+            buffer[position : position + piece] = held[start : start + piece]
+            unread = position + piece
+        self._read_source(offset + unread, buffer[unread:])
+        return bytes(buffer)
+
+    def read_original(self, offset: int, length: int) -> bytes:
+        """The bytes ``[offset, offset + length)`` as the image has them; errors as `read_at`."""
+        self._require_inside(offset, length)
+        return self._source.read(self.extent.start + offset, length)
+
+    def write_at(self, offset: int, data: bytes | memoryview) -> None:
+        """Replace the bytes from ``offset`` on.
+
+        Raises:
+            ImageError: the rest of a page cannot be read; some of ``data`` may be in place.
+            ValueError: the range leaves the window; nothing was written.
+        """
+        self._require_inside(offset, len(data))
+        for page, position, piece in _pages_of(offset, len(data)):
+            old = self._page(page)
+            start = offset + position - page * _PAGE
+            new = b"".join((old[:start], data[position : position + piece], old[start + piece :]))
+            if new != old:
+                self._hold(page, new)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Undo every write of the block if the block is left by an exception."""
+        self._before = {}
+        try:
+            yield
+            self._before = None
+        finally:
+            if self._before is not None:
+                self._roll_back(self._before)
+                self._before = None
+
+    def changed_runs(self) -> Iterator[tuple[int, bytes]]:
+        """Offset and content of each run of sectors that differ from the image's, in order."""
+        start = end = 0
+        pieces: list[bytes] = []
+        for offset, piece in self._changed_pieces():
+            if pieces and offset != end:
+                yield start, b"".join(pieces)
+                pieces = []
+            if not pieces:
+                start = offset
+            pieces.append(piece)
+            end = offset + len(piece)
+        if pieces:
+            yield start, b"".join(pieces)
+
+    def readable(self) -> bool:
+        """Always true; asked by pyfatfs."""
+        return True
+
+    def writable(self) -> bool:
+        """Always true; asked by pyfatfs."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always true; asked by pyfatfs."""
+        return True
+
+    def seek(self, offset: int) -> int:
+        """Go to ``offset``."""
+        self._position = offset
+        return offset
+
+    def tell(self) -> int:
+        """Where the next ``read`` or ``write`` begins."""
+        return self._position
+
+    def read(self, length: int) -> bytes:
+        """The next ``length`` bytes; unlike a file's, all of them or an exception."""
+        data = self.read_at(self._position, length)
+        self._position += length
+        return data
+
+    def write(self, data: bytes) -> int:
+        """Replace the next bytes."""
+        self.write_at(self._position, data)
+        self._position += len(data)
+        return len(data)
+
+    def _page(self, page: int) -> bytes:
+        held = self._pages.get(page)
+        if held is not None:
+            return held
+        offset = page * _PAGE
+        return self._source.read(self.extent.start + offset, min(_PAGE, self.size - offset))
+
+    def _hold(self, page: int, content: bytes) -> None:
+        if self._before is not None and page not in self._before:
+            self._before[page] = self._pages.get(page)
+        self._pages[page] = content
+
+    def _roll_back(self, before: dict[int, bytes | None]) -> None:
+        for page, content in before.items():
+            if content is None:
+                del self._pages[page]
+            else:
+                self._pages[page] = content
+
+    def _changed_pieces(self) -> Iterator[tuple[int, bytes]]:
+        """Changed sectors, or a whole page of them: a page is not copied."""
+        for page in sorted(self._pages):
+            new, offset = self._pages[page], page * _PAGE
+            old = self._source.read(self.extent.start + offset, len(new))
+            sectors = [
+                start
+                for start in range(0, len(new), SECTOR_SIZE)
+                if new[start : start + SECTOR_SIZE] != old[start : start + SECTOR_SIZE]
+            ]
+            if len(sectors) * SECTOR_SIZE >= len(new):
+                yield offset, new
+            else:
+                for start in sectors:
+                    yield offset + start, new[start : start + SECTOR_SIZE]
+
+    def _read_source(self, offset: int, buffer: memoryview) -> None:
+        if buffer:
+            self._source.readinto(self.extent.start + offset, buffer)
+
+    def _require_inside(self, offset: int, length: int) -> None:
+        # A caller's bug, never the image's fault: stock pyfatfs writes past the partition.
+        if offset < 0 or offset + length > self.size:
+            raise ValueError(f"[{offset}, {offset + length}) is not within {self.size} bytes")
+
+
+def _pages_of(offset: int, length: int) -> Iterator[tuple[int, int, int]]:
+    """Each page that the range touches: its number, where its piece begins, the piece's length."""
+    position = 0
+    while position < length:
+        page, start = divmod(offset + position, _PAGE)
+        piece = min(_PAGE - start, length - position)
+        yield page, position, piece
+        position += piece

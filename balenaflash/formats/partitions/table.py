@@ -1,0 +1,367 @@
+"""Partition tables of images, read by libparted and by ourselves; the only home of pyparted.
+
+libparted can be shown those sectors alone, and it does not tell type GUIDs, UUIDs, which
+copy of a GPT is damaged, or that an image is cut off (libparted 3.5). Everything in a
+table is checked here before libparted sees it, for it ends the process when one of its own
+assertions fails.
+
+libparted opens what it reads for writing, tries to open paths that start with the same
+name (``image1`` to ``image63``), and keeps devices by path for the life of the process. So it never
+sees an image: it is given a stand-in in memory, as long as the image, that holds the sectors of the
+table and nothing else. Each stand-in has a path of its own, so that libparted's memory of
+paths cannot be stale; ``device_free_all`` is never called, for it frees what Python objects still
+hold (pyparted 3.13.0).
+"""
+
+import itertools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from balenaflash.errors import ImageError
+from balenaflash.formats import filesystems
+from balenaflash.formats.partitions import mbr
+from balenaflash.formats.partitions.gpt import read_gpt
+from balenaflash.formats.partitions.mbr import find_protective, read_entries, read_mbr
+from balenaflash.formats.partitions.model import (
+    Partition,
+    PartitionKind,
+    PartitionTable,
+    TableKind,
+    TableReading,
+    invalid_table,
+)
+from balenaflash.source.base import Source
+from balenaflash.source.container.recognise import refuse_foreign, refuse_iso
+from balenaflash.units import MIB, SECTOR_SIZE, Extent
+
+_PROBED = MIB  # bytes; every signature that is looked for lies within
+
+
+def read_table_sectors(source: Source) -> TableReading:
+    """The partition table of an image, without libparted's flags, and the sectors it lies in.
+
+    Raises:
+        ImageError: there is no table (``table-missing``), it contradicts itself
+            (``table-invalid``), or the image is shorter than it says (``image-truncated``).
+        ImageError: it is not a disk image (``image-foreign``).
+    """
+    if source.size is not None and source.size < SECTOR_SIZE:
+        raise _missing(source)
+    sector = source.read(0, SECTOR_SIZE)
+    if find_protective(sector) is not None:
+        reading = read_gpt(source, sector)
+    else:
+        entries = read_entries(sector)
+        if entries is None or (not entries and _probe_whole(source) is not None):
+            raise _missing(source)
+        reading = _warn_of_fat(source, read_mbr(source, sector, entries))
+    _refuse_overlaps(source, reading)
+    return reading
+
+
+def _warn_of_fat(source: Source, reading: TableReading) -> TableReading:
+    whole = _probe_whole(source)
+    if whole is None or whole.type != "vfat":
+        return reading
+    warning = (
+        "The boot record is also that of a FAT: Linux reads its partitions, but blkid and "
+        "parted see one filesystem."
+    )
+    warnings = (*reading.table.warnings, warning)
+    return replace(reading, table=replace(reading.table, warnings=warnings))
+
+
+def _missing(source: Source) -> ImageError:
+    refuse_foreign(source)
+    whole = _probe_whole(source)
+    if whole is not None:
+        fact = f"is one {whole.type} filesystem, without a partition table"
+    else:
+        fact = "holds no partition table"
+    return ImageError(
+        f"{source.name}: {fact}",
+        code="table-missing",
+        hint="A raw balenaOS image starts with an msdos partition table or a GPT.",
+    )
+
+
+def _probe_whole(source: Source) -> filesystems.Filesystem | None:
+    """A filesystem that starts where the image does; only its first MiB is looked at."""
+    size = _PROBED if source.size is None else min(source.size, _PROBED)
+    return filesystems.probe(source, Extent(0, size))
+
+
+def _refuse_overlaps(source: Source, reading: TableReading) -> None:
+    """Raise if a byte belongs to two partitions, or to a partition and to the table."""
+    extended = [
+        each.extent for each in reading.table.partitions if each.kind is PartitionKind.EXTENDED
+    ]
+    records = [(run.extent, "the partition table") for run in reading.sectors]
+    # Extended boot records lie inside the extended partition, between the logical ones.
+    inner = [each for each in records if any(area.encloses(each[0]) for area in extended)]
+    outer = [each for each in records if each not in inner]
+    for partition in reading.table.partitions:
+        listed = inner if partition.kind is PartitionKind.LOGICAL else outer
+        listed.append((partition.extent, f"partition {partition.number}"))
+    for areas in (sorted(outer), sorted(inner)):
+        for (one, its_name), (other, other_name) in pairwise(areas):
+            if one.overlaps(other):
+                raise invalid_table(source, f"{its_name} and {other_name} overlap")
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """A variable of the environment has that value, whatever the user's own is."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+# When it is loaded, libparted runs ``sh -c "dmidecode ..."`` to know whether the machine is one
+# of Apple's (libparted 3.5, labels/gpt.c). By this path no program is found.
+with _environment("PATH", "/nonexistent"):
+    import _ped
+    import parted
+
+__all__ = ["Partition", "PartitionKind", "PartitionTable", "TableKind", "read_table"]
+
+LIBPARTED_ERRORS: tuple[type[Exception], ...] = (
+    _ped.AlignmentException,
+    _ped.ConstraintException,
+    _ped.CreateException,
+    _ped.DeviceException,
+    _ped.DiskException,
+    _ped.DiskLabelException,
+    _ped.FileSystemException,
+    _ped.GeometryException,
+    _ped.IOException,
+    _ped.NotNeededException,
+    _ped.PartedException,
+    _ped.PartitionException,
+    _ped.TimerException,
+    _ped.UnknownDeviceException,
+    _ped.UnknownTypeException,
+)
+"""All that pyparted raises; the classes have no common base of their own."""
+
+_MAX_NUMBER = 64  # of a partition on msdos in libparted (MAX_TOTAL_PART in dos.c)
+_SECTOR_SIZE_VARIABLE = "PARTED_SECTOR_SIZE"  # libparted/arch/linux.c, read when a file is opened
+_numbers = itertools.count()
+
+_GO_ON_BROKEN = _ped.EXCEPTION_RESOLVE_IGNORE | _ped.EXCEPTION_RESOLVE_CANCEL
+"""The choices where libparted would go on with what it knows to be wrong, into its assertions."""
+
+_HARMLESS_ANSWERS = (
+    _ped.EXCEPTION_RESOLVE_IGNORE,
+    _ped.EXCEPTION_RESOLVE_OK,
+    _ped.EXCEPTION_RESOLVE_NO,
+)
+"""In this order, so that libparted reads on and repairs nothing."""
+
+
+def libparted_version() -> str:
+    """Version of the C library that pyparted was built against."""
+    return str(parted.version()["libparted"])
+
+
+def read_table(source: Source) -> PartitionTable:
+    """The partition table of an image.
+
+    The image is read and nothing else. Not to be called from two threads at once:
+    libparted's handler of messages and its sector size belong to the whole process.
+
+    Raises:
+        ImageError: there is no table (``table-missing``), it is not valid, or libparted reads
+            it differently (``table-invalid``), or the image is shorter than its table says
+            (``image-truncated``).
+    """
+    refuse_iso(source)
+    reading = read_table_sectors(source)
+    seen = _read_with_libparted(source, reading)
+    difference = _find_difference(reading.table, seen)
+    if difference is not None:
+        raise invalid_table(
+            source, f"its partition table can be read in two ways: {difference}{seen.told()}"
+        )
+    flags = {each.number: each.flags for each in seen.partitions}
+    partitions = tuple(
+        replace(partition, flags=flags.get(partition.number, ()))
+        for partition in reading.table.partitions
+    )
+    # A warning of our own says what libparted says, in terms of the image.
+    warnings = reading.table.warnings or tuple(f"libparted: {text}" for text in seen.messages)
+    return replace(reading.table, partitions=partitions, warnings=warnings)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """libparted's view, copied out of its objects."""
+
+    kind: str
+    partitions: tuple[Partition, ...]
+    messages: tuple[str, ...]
+
+    def told(self) -> str:
+        return f" (libparted: {'; '.join(self.messages)})" if self.messages else ""
+
+
+def _find_difference(ours: PartitionTable, seen: _Seen) -> str | None:
+    """The first difference between the two views, in words; ``None`` if there is none."""
+    if ours.kind != seen.kind:
+        return f"as {ours.kind}, and by libparted as {seen.kind}"
+    mine = {each.number: each for each in ours.partitions}
+    theirs = {each.number: each for each in seen.partitions}
+    for number in sorted(mine.keys() | theirs.keys()):
+        if number not in theirs:
+            if number > _MAX_NUMBER and ours.kind is TableKind.MSDOS:
+                continue
+            return f"libparted does not see partition {number}"
+        if number not in mine:
+            return f"libparted sees a partition {number} that is not listed"
+        one, other = mine[number], theirs[number]
+        if one.extent != other.extent:
+            return (
+                f"partition {number} has bytes {one.extent.start} to {one.extent.end}, "
+                f"and for libparted {other.extent.start} to {other.extent.end}"
+            )
+        if one.kind is not other.kind:
+            return f"partition {number} is {one.kind}, and for libparted {other.kind}"
+    return None
+
+
+def _read_with_libparted(source: Source, reading: TableReading) -> _Seen:
+    messages = list[str]()
+    with (
+        _errors_mapped(source, messages),
+        _messages_collected(messages),
+        _stand_in(source, reading) as path,
+    ):
+        disk = parted.newDisk(parted.getDevice(path))
+        partitions = [_copy(each, reading.table.sector_size) for each in disk.partitions]
+        kind = str(disk.type)
+    partitions.sort(key=lambda partition: partition.number)
+    texts = tuple(" ".join(text.replace(path, source.name).split()) for text in messages)
+    return _Seen(kind, tuple(partitions), texts)
+
+
+def _copy(partition: "parted.Partition", sector_size: int) -> Partition:
+    """The numbers of a libparted partition, so that no object of the library lives on.
+
+    Type, name and UUID stay out: libparted 3.5 does not tell them all, and recodes names.
+    """
+    geometry = partition.geometry
+    return Partition(
+        number=int(partition.number),
+        extent=Extent.from_lba(
+            int(geometry.start),
+            int(geometry.start) + int(geometry.length) - 1,
+            sector_size=sector_size,
+        ),
+        kind=_kind(int(partition.type)),
+        type_id="",
+        name=None,
+        uuid=None,
+        flags=tuple(sorted(filter(None, str(partition.getFlagsAsString()).split(", ")))),
+    )
+
+
+def _kind(bits: int) -> PartitionKind:
+    if bits & parted.PARTITION_EXTENDED:
+        return PartitionKind.EXTENDED
+    if bits & parted.PARTITION_LOGICAL:
+        return PartitionKind.LOGICAL
+    return PartitionKind.PRIMARY
+
+
+@contextmanager
+def _stand_in(source: Source, reading: TableReading) -> Iterator[str]:
+    """A path that libparted may open, write and put digits after; it lies in no folder.
+
+    After a digit libparted puts a ``p`` first (3.5, libparted/arch/linux.c), so that what it tries
+    to open names no other open file of this process.
+    """
+    sector_size = reading.table.sector_size
+    descriptor = os.memfd_create("table", os.MFD_CLOEXEC)
+    try:
+        shown = tuple(_shown(reading))
+        ends = (offset + len(data) for offset, data in shown)
+        os.truncate(descriptor, max(source.size or reading.table.end, *ends))
+        for offset, data in shown:
+            os.pwrite(descriptor, data, offset)
+        # The same file by other steps each time.
+        steps = f"{next(_numbers):032b}".replace("0", "/").replace("1", "./")
+        with _environment(_SECTOR_SIZE_VARIABLE, str(sector_size)):
+            yield f"/proc/self/{steps}fd/{descriptor}"
+    finally:
+        os.close(descriptor)
+
+
+def _shown(reading: TableReading) -> Iterator[tuple[int, bytes]]:
+    """Offsets in the stand-in and what is written there."""
+    if reading.table.kind is TableKind.GPT:
+        record, *copies = reading.sectors
+        yield record.offset, mbr.plain_protection(record.data)
+        for run in reading.made_up or copies:
+            yield run.offset, run.data
+        return
+    if not reading.table.is_complete:
+        for partition in reading.table.partitions:
+            if partition.kind is PartitionKind.EXTENDED:
+                yield partition.extent.start, mbr.EMPTY_RECORD
+    for run in reading.made_up or reading.sectors:
+        # libparted follows links of no sectors, and guesses a geometry from cylinders and
+        # heads; either may end the process where the values are odd (libparted 3.5).
+        yield run.offset, mbr.canonical_record(run.data)
+
+
+@contextmanager
+def _messages_collected(messages: list[str]) -> Iterator[None]:
+    """What libparted would ask or tell a user goes to ``messages``, with a fixed answer."""
+
+    def answer(_severity: int, options: int, message: str) -> int:
+        messages.append(message)
+        if options == _GO_ON_BROKEN:
+            return int(_ped.EXCEPTION_RESOLVE_CANCEL)
+        for choice in _HARMLESS_ANSWERS:
+            if options & choice:
+                return int(choice)
+        return int(_ped.EXCEPTION_RESOLVE_CANCEL)
+
+    _ped.register_exn_handler(answer)
+    try:
+        yield
+    finally:
+        _ped.clear_exn_handler()
+
+
+@contextmanager
+def _errors_mapped(source: Source, messages: list[str]) -> Iterator[None]:
+    """Turn exceptions of libparted into one of ours, with the last thing it had to say."""
+    try:
+        yield
+    except NotImplementedError as error:
+        # pyparted's own word about a disk label of AIX (_pedmodule.c, 3.13.0).
+        raise invalid_table(
+            source, f"libparted takes its partition table for another kind: {error}"
+        ) from error
+    except LIBPARTED_ERRORS as error:
+        told = " ".join((messages[-1] if messages else str(error)).split())
+        raise ImageError(
+            f"{source.name}: libparted cannot read its partition table: {told}",
+            code="table-invalid",
+        ) from error
+    except OSError as error:
+        raise ImageError(
+            f"{source.name}: its partition table cannot be copied: {error.strerror}",
+            code="table-unreadable",
+            hint="Memory for it, and /proc, are needed.",
+        ) from error

@@ -1,1 +1,0 @@
-"""What is inside an image. Nothing here opens a device for writing."""

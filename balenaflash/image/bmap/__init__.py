@@ -1,1 +1,0 @@
-"""Block maps (.bmap): read, checked, kept up to date beside an image."""

@@ -1,1 +1,0 @@
-"""Changing an image in place so that it is, at any moment, wholly old or wholly new."""

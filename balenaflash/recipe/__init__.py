@@ -1,1 +1,0 @@
-"""Recipes: the edits that a lab makes again and again, kept in a file beside its images."""

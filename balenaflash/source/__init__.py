@@ -1,0 +1,1 @@
+"""The bytes of an image, wherever and however they are kept."""

@@ -1,0 +1,280 @@
+"""What can be written and then read back, and what disks and files share as such."""
+
+import errno
+import mmap
+import os
+import threading
+from abc import ABC, abstractmethod
+from enum import Enum, auto
+from functools import partial
+from typing import Protocol, Self
+
+from balenaflash.errors import WriteError
+from balenaflash.rereading import Rereads
+from balenaflash.units import MIB
+
+
+class Begun(Enum):
+    """How far writing an image had come when it ended early."""
+
+    NOTHING = auto()
+    """Nothing was written."""
+
+    FIRST_WRITE = auto()
+    """The first write, which zeroes the start, failed."""
+
+    START_ZEROED = auto()
+    PART = auto()
+    """Some of the image was written; the start is zeroed."""
+
+
+class Medium(Protocol):
+    """A target that is open.
+
+    Offsets are in bytes from its start. Offsets and lengths are multiples of
+    ``alignment``, and the memory of buffers starts at a page (``mmap`` gives such memory).
+    The last chunk of an image that does not fill a sector is padded with zeros by the
+    caller: a device cannot be written in smaller units.
+    """
+
+    @property
+    def name(self) -> str:
+        """What to call it in messages: the node, or the path as the user gave it."""
+
+    @property
+    def size(self) -> int:
+        """Bytes from start to end, as they were at opening."""
+
+    @property
+    def capacity(self) -> int:
+        """Bytes that it can hold: its size; of a file, which grows, what there is room for."""
+
+    @property
+    def alignment(self) -> int:
+        """The unit of reading and writing in bytes: the logical sector; 1 of a file."""
+
+    @property
+    def was_emptied(self) -> bool:
+        """Whether what it held before was dropped when it was opened."""
+
+    @property
+    def rereads(self) -> Rereads:
+        """Reads that had to be repeated."""
+
+    def describe_unfinished(self, begun: Begun) -> str:
+        """What it holds when writing ends early, as the end of a sentence."""
+
+    def write(self, offset: int, buffer: memoryview) -> None:
+        """Write all of ``buffer`` at ``offset``.
+
+        Raises:
+            WriteError: with code ``write-failed``. What lies in the range is undefined.
+        """
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make the range read as zeros, if the medium can be told so without sending them.
+
+        Raises:
+            WriteError: as ``write``.
+        """
+
+    def flush(self) -> None:
+        """Return when everything written is on the medium, not in a cache of any kind.
+
+        Raises:
+            WriteError: with code ``write-failed``. Anything written since the flush before
+                may be lost; flushing again fails too, since the kernel tells it only once.
+        """
+
+    def begin_read_back(self) -> None:
+        """Flush, and from here on read what the medium holds, not what the kernel remembers.
+
+        Raises:
+            WriteError: as ``flush``.
+        """
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` from ``offset`` on.
+
+        Raises:
+            WriteError: with code ``read-back-failed``: the same read failed twice, or it ends
+                before.
+        """
+
+
+# mmap gives zeroed pages, aligned as O_DIRECT wants them.
+_ZEROS = memoryview(mmap.mmap(-1, MIB))
+
+
+class DescriptorMedium(ABC):
+    """Something open for writing, of a known size."""
+
+    def __init__(self, name: str, descriptor: int, size: int) -> None:
+        self._name = name
+        self._descriptor = descriptor
+        self._size = size
+        self._written = 0
+        self._counting = threading.Lock()
+        self._flush_error: WriteError | None = None
+        self.rereads = Rereads()
+
+    @property
+    def name(self) -> str:
+        """What to call it in messages."""
+        return self._name
+
+    @property
+    def size(self) -> int:
+        """Bytes from start to end, as they were at opening."""
+        return self._size
+
+    @property
+    def capacity(self) -> int:
+        """Bytes that it can hold."""
+        return self._size
+
+    def write(self, offset: int, buffer: memoryview) -> None:
+        """Write all of ``buffer`` at ``offset``; short writes are continued."""
+        done = 0
+        while done < len(buffer):
+            try:
+                count = os.pwrite(self._descriptor, buffer[done:], offset + done)
+            except OSError as error:
+                raise self._write_error(f"writing at byte {offset + done}", error) from error
+            done += count
+            with self._counting:
+                self._written += count
+
+    def zero(self, offset: int, length: int) -> None:
+        """Write zeros to the range."""
+        end = offset + length
+        while offset < end:
+            count = min(end - offset, len(_ZEROS))
+            self.write(offset, _ZEROS[:count])
+            offset += count
+
+    def flush(self) -> None:
+        """Return when everything written is on the medium, past its own cache too.
+
+        Direct I/O alone does not do that: what it wrote may be lost with the power.
+        """
+        if self._flush_error is not None:
+            # The kernel tells a lost write once per descriptor: a second fsync would succeed.
+            raise self._flush_error
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            self._flush_error = self._write_error("flushing", error)
+            raise self._flush_error from error
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` from ``offset`` on; short reads are continued, a failed one repeated."""
+        done = 0
+        while done < len(buffer):
+            try:
+                count = self.rereads.read(partial(self._read_some, offset + done, buffer[done:]))
+            except OSError as error:
+                raise self._read_error(offset + done, error) from error
+            if count == 0:
+                raise self._read_error(offset + done, None)
+            done += count
+
+    def _read_some(self, offset: int, buffer: memoryview) -> int:
+        return os.preadv(self._descriptor, [buffer], offset)
+
+    @abstractmethod
+    def _write_error(self, action: str, error: OSError) -> WriteError:
+        """What to raise when ``action`` failed."""
+
+    @abstractmethod
+    def _read_error(self, offset: int, error: OSError | None) -> WriteError:
+        """What to raise when reading at ``offset`` failed, or ``None``: gave nothing."""
+
+
+_ALIGNMENT = 4096  # bytes; a multiple of what any filesystem asks for offsets and lengths
+_BUFFER_SIZE = 4 * MIB
+
+_UNSUPPORTED = frozenset(
+    {
+        errno.EINVAL,  # the filesystem has no direct I/O: open(2), or some only at the first read
+        errno.EOPNOTSUPP,  # the same from a FUSE filesystem
+        errno.ENOENT,  # /proc is not mounted
+        errno.EACCES,  # the mode of the file lets nobody open it again
+    }
+)
+
+
+class DirectReader:
+    """A second descriptor of an open file, read with ``O_DIRECT`` through aligned memory."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._buffer = memoryview(mmap.mmap(-1, _BUFFER_SIZE))  # starts at a page
+        self._lock = threading.Lock()  # several threads read, and there is one buffer
+
+    @classmethod
+    def open(cls, descriptor: int) -> Self | None:
+        """A reader of the file that is open as ``descriptor``; ``None`` where there is none.
+
+        The file is found through ``/proc/self/fd``, so it may have been renamed.
+        """
+        try:
+            direct = os.open(
+                f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC
+            )
+        except OSError as error:
+            if error.errno in _UNSUPPORTED:
+                return None
+            raise
+        reader = cls(direct)
+        try:
+            reader.read_some(0, memoryview(bytearray(1)))
+        except OSError as error:
+            reader.close()
+            if error.errno in _UNSUPPORTED:
+                return None
+            raise
+        return reader
+
+    def read_some(self, offset: int, buffer: memoryview) -> int:
+        """Read into the start of ``buffer``; the number of bytes, 0 at the end of the file."""
+        start = offset - offset % _ALIGNMENT
+        end = -(-(offset + len(buffer)) // _ALIGNMENT) * _ALIGNMENT
+        length = min(end - start, _BUFFER_SIZE)
+        with self._lock:
+            count = os.preadv(self._descriptor, [self._buffer[:length]], start)
+            # The last block of a file is shorter.
+            found = self._buffer[offset - start : count][: len(buffer)]
+            buffer[: len(found)] = found
+            return len(found)
+
+    def close(self) -> None:
+        """Close the second descriptor; the first stays open."""
+        os.close(self._descriptor)
+
+
+_GONE = frozenset({errno.ENODEV, errno.ENXIO, errno.ENOMEDIUM})
+
+_SENTENCES = {
+    errno.ENOSPC: "there is no room left",
+    errno.EFBIG: "the filesystem allows no file of this size",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EIO: "the medium reports an error (Input/output error)",
+    # A bad sector of a SCSI or USB disk, block/blk-core.c: BLK_STS_MEDIUM.
+    errno.ENODATA: "the medium reports an unreadable sector",
+    errno.EREMOTEIO: "the medium reports an error (Remote I/O error)",
+    errno.ETIMEDOUT: "the medium does not answer",
+    errno.EPERM: "it is write-protected",
+    errno.EROFS: "it is write-protected",
+}
+
+
+def describe_failure(error: OSError, *, is_gone: bool = False) -> str:
+    """A clause that says why, such as "there is no room left".
+
+    ``is_gone`` says that the device is known to have vanished: an unplugged disk has size
+    0, and writing beyond the end is answered like a full one.
+    """
+    if is_gone or error.errno in _GONE:
+        return "the device has vanished; was it unplugged?"
+    return _SENTENCES.get(error.errno or 0, error.strerror or str(error))
