@@ -26,8 +26,9 @@ from write_judges import (
     whole_blocks,
 )
 
+from balenaflash.commands.write import plan_image
 from balenaflash.flashing.flash import FlashOptions, FlashReport, Target, flash
-from balenaflash.flashing.plan import describe_place, plan_write
+from balenaflash.flashing.plan import describe_place
 from balenaflash.progress import NO_PROGRESS, Phase
 from balenaflash.source.base import open_source
 from balenaflash.targets.disk import open_disk
@@ -351,7 +352,7 @@ def test_one_bit_that_flips_on_the_medium_is_found_named_and_repaired(
         position = extent.end
     content = gpt.path.read_bytes()
     with open_source(gpt.path) as source:
-        plan = plan_write(source)
+        plan = plan_image(source)
         for _ in range(FLIPS):
             (extent,) = chance.choices(used, [each.size for each in used])
             place, mask = chance.randrange(extent.start, extent.end), 1 << chance.randrange(8)
@@ -377,7 +378,7 @@ def test_a_healthy_device_never_raises_an_alarm(
     device = fault_device(size=rounded(gpt.path.stat().st_size))
     free = free_extents(gpt, gpt.path)
     with open_source(gpt.path) as source:
-        plan = plan_write(source)
+        plan = plan_image(source)
         for cycle in range(CYCLES):
             for offset in range(0, device.size, MIB):
                 device.fill(bytes([255 - cycle]) * MIB, offset)

@@ -15,8 +15,8 @@ from cut_off_commit import undo_record
 from imagecopies import MakeImage
 from loopdev import AttachLoop
 
+from balenaflash.commands.write import plan_image
 from balenaflash.errors import ImageError
-from balenaflash.flashing.plan import plan_write
 from balenaflash.source.opening import open_for_reading, recover
 
 pytestmark = pytest.mark.needs("dosfstools")
@@ -57,7 +57,7 @@ def may_be_written(path: Path) -> bool:
     codes = []
     with open_for_reading(path) as image:
         try:
-            plan_write(image.source)
+            plan_image(image.source)
         except ImageError as error:
             codes.append(error.code)
     assert codes in ([], ["image-half-edited"])

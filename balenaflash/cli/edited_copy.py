@@ -60,16 +60,20 @@ def _write(
     from balenaflash.cli.interrupts import stop_at_next_block
     from balenaflash.cli.progress_display import progress_for
     from balenaflash.commands.image_file import output_mode
-    from balenaflash.commands.write import find_destinations, is_device, open_destination
+    from balenaflash.commands.write import (
+        find_destinations,
+        is_device,
+        open_destination,
+        plan_image,
+    )
     from balenaflash.flashing.flash import FlashOptions, Target, flash
-    from balenaflash.flashing.plan import plan_write
     from balenaflash.targets.safety import NO_PERMISSIONS
 
     if is_device(output):
         hint = "To write an edited image to a device: balenaflash write IMAGE DEVICE --recipe FILE"
         problem = Problem("target-not-a-file", f"{output}: is a device, not a file", hint)
         raise TargetRefusedError([problem])
-    plan = plan_write(edited.source, writes_all=True)
+    plan = plan_image(edited.source, write_all=True)
     (destination,) = find_destinations(
         [output],
         image=image,

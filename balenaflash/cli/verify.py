@@ -86,9 +86,8 @@ def verify(
     from balenaflash.cli.interrupts import stop_at_next_block
     from balenaflash.cli.progress_display import progress_for
     from balenaflash.commands.image_file import require_unused
-    from balenaflash.commands.write import open_for_comparison
+    from balenaflash.commands.write import open_for_comparison, plan_image
     from balenaflash.flashing.disk_end import lay_move_over, plan_gpt_move, require_moved
-    from balenaflash.flashing.plan import plan_write
     from balenaflash.flashing.read_back import verify as compare
     from balenaflash.source.opening import open_for_reading
 
@@ -104,7 +103,7 @@ def verify(
             ignore_secure_boot=ignore_secure_boot,
             repair=not session.edit.no_repair,
         )
-        plan = plan_write(edited.source, writes_all=compares_all)
+        plan = plan_image(edited.source, write_all=compares_all)
         source = edited.source
         with stop_at_next_block(session) as stop, open_for_comparison(target) as medium:
             move = plan_gpt_move(source, plan.table, medium.size) if fix_gpt else ()

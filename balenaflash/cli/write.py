@@ -125,9 +125,9 @@ def write(
     from balenaflash.cli.write_question import show_and_confirm
     from balenaflash.cli.write_run import flash_all, unmount
     from balenaflash.commands.image_file import output_mode, require_unused
-    from balenaflash.commands.write import find_destinations, is_device, plan_gpt_moves
+    from balenaflash.commands.write import find_destinations, is_device, plan_gpt_moves, plan_image
     from balenaflash.flashing.flash import FlashOptions
-    from balenaflash.flashing.plan import Tally, plan_write, tally
+    from balenaflash.flashing.plan import Tally, tally
     from balenaflash.source.opening import open_for_reading
 
     tallies: Sequence[Tally]
@@ -147,7 +147,7 @@ def write(
         )
         # A file is a copy, equal in every byte; of a disk nobody reads what is free.
         is_copy = not any(map(is_device, targets))
-        plan = plan_write(edited.source, writes_all=writes_all or is_copy)
+        plan = plan_image(edited.source, write_all=writes_all or is_copy)
         destinations = find_destinations(
             targets,
             image=image,

@@ -6,20 +6,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from balenaflash.balena.image import find_boot_partition
 from balenaflash.commands.card_records import drop_record
 from balenaflash.commands.image_file import find_image_path
 from balenaflash.durable import FileType, find_type
 from balenaflash.errors import ImageError, Problem, TargetRefusedError
 from balenaflash.flashing.disk_end import plan_gpt_move
-from balenaflash.flashing.plan import WritePlan
+from balenaflash.flashing.plan import WritePlan, plan_write
+from balenaflash.formats.fat.check import MARKED, is_marked
+from balenaflash.formats.fat.layout import read_layout
+from balenaflash.formats.fat.table import FatTable
+from balenaflash.formats.fat.window import Window
 from balenaflash.formats.filesystems import Filesystem, probe, probe_foreign
 from balenaflash.formats.partitions.model import PartitionKind
-from balenaflash.formats.partitions.table import read_table_sectors
+from balenaflash.formats.partitions.table import read_table, read_table_sectors
 from balenaflash.source.base import FileSource, Source
 from balenaflash.source.container.decoder import Container
 from balenaflash.source.layers import Patch
 from balenaflash.source.location import ImageLocation
-from balenaflash.source.undo import forget_record
+from balenaflash.source.undo import forget_record, require_whole
 from balenaflash.targets.disk import open_disk
 from balenaflash.targets.disks import Disk
 from balenaflash.targets.file import create_file, open_file
@@ -77,6 +82,35 @@ class FileDestination:
 
 
 Destination = DiskDestination | FileDestination
+
+
+def plan_image(source: Source, *, write_all: bool = False) -> WritePlan:
+    """The plan to write the balenaOS image ``source``.
+
+    Raises:
+        ImageError: the image has no valid partition table or no boot partition, or is half-edited.
+    """
+    table = read_table(source)
+    boot = find_boot_partition(source, table)
+    marks = _check_marks(source, boot.partition.extent)
+    warnings = (*table.warnings, *boot.warnings, *marks)
+    return plan_write(source, table, warnings=warnings, write_all=write_all)
+
+
+def _check_marks(source: Source, extent: Extent) -> tuple[str, ...]:
+    """A warning if the FAT in ``extent`` was not unmounted cleanly.
+
+    Raises:
+        ImageError: the FAT is half-edited.
+    """
+    window = Window(source, extent)
+    try:
+        layout = read_layout(window)
+        warnings = (MARKED,) if is_marked(window, layout, FatTable(window, layout)) else ()
+    except ImageError:
+        return ()  # written as it is; commands that read files in it report the damage
+    require_whole(window.read_at(layout.state_offset, 1)[0], source.name)
+    return warnings
 
 
 def find_destinations(

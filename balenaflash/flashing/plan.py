@@ -6,24 +6,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
-from balenaflash.balena.image import find_boot_partition
-from balenaflash.errors import ImageError
 from balenaflash.flashing.chunks import CHUNK_SIZE, padded
 from balenaflash.formats.contents import BLOCK_SIZE, Kind, Run, classify
-from balenaflash.formats.fat.check import MARKED, is_marked
-from balenaflash.formats.fat.layout import read_layout
-from balenaflash.formats.fat.table import FatTable
-from balenaflash.formats.fat.window import Window
 from balenaflash.formats.free_space import Allocation, FreeCursor
 from balenaflash.formats.partitions.table import (
     Partition,
     PartitionKind,
     PartitionTable,
-    read_table,
 )
 from balenaflash.progress import Phase, Progress, phase
 from balenaflash.source.base import Source
-from balenaflash.source.undo import require_whole
 from balenaflash.units import MIB, Extent, format_size
 
 HEAD_SIZE = MIB
@@ -117,40 +109,26 @@ class WritePlan:
         return None if self.table.is_complete else FreeCursor(allocation.reach_logical())
 
 
-def plan_write(source: Source, *, writes_all: bool = False) -> WritePlan:
-    """The plan to write ``source``, its head last.
+def plan_write(
+    source: Source,
+    table: PartitionTable,
+    *,
+    warnings: tuple[str, ...] = (),
+    write_all: bool = False,
+) -> WritePlan:
+    """The plan to write ``source``, whose partition table is ``table``, with the head last.
 
     Raises:
-        ImageError: it is not a whole image of balenaOS layout.
+        ImageError: the image cannot be read.
     """
-    table = read_table(source)
-    boot = find_boot_partition(source, table)
-    about_mark = _check_marks(source, boot.partition.extent)
-    warnings = (*table.warnings, *boot.warnings, *about_mark)
     plan = WritePlan(source.size, table, warnings=warnings)
-    # Written last, when a stream that can be read only once has passed, and as it was looked at.
+    # The head is written last, when a stream that can be read only once has passed it.
     source.read(plan.head.start, plan.head.size)
-    if writes_all:
+    if write_all:
         return plan
     if not source.seekable:
         return replace(plan, free=None)
     return replace(plan, free=tuple(_behind(plan.head, Allocation(source, table).free_extents())))
-
-
-def _check_marks(source: Source, extent: Extent) -> tuple[str, ...]:
-    """A sentence if the FAT in ``extent`` was not unmounted.
-
-    Raises:
-        ImageError: it is half-edited.
-    """
-    window = Window(source, extent)
-    try:
-        layout = read_layout(window)
-        warnings = (MARKED,) if is_marked(window, layout, FatTable(window, layout)) else ()
-    except ImageError:
-        return ()  # it is written as it is; who reads files in it is told
-    require_whole(window.read_at(layout.state_offset, 1)[0], source.name)
-    return warnings
 
 
 def whole_blocks(extent: Extent) -> Extent:
