@@ -144,6 +144,13 @@ class TargetRefusedError(BalenaflashError):
         return self._problems
 
 
+def refusal(
+    code: str, message: str, hint: str | None = None, *, lifted_by: str | None = None
+) -> TargetRefusedError:
+    """The error that refuses a target for one reason."""
+    return TargetRefusedError([Problem(code, message, hint, lifted_by)])
+
+
 class WriteError(BalenaflashError):
     """Writing began and did not end well: the target's content is undefined.
 

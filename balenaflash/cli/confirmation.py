@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TextIO
 import click
 
 from balenaflash.cli.answer import printable
-from balenaflash.errors import Problem, TargetRefusedError
+from balenaflash.errors import TargetRefusedError, refusal
 
 if TYPE_CHECKING:
     from balenaflash.targets.disks import Disk
@@ -111,20 +111,16 @@ def _terminal(subject: str) -> Iterator[tuple[TextIO, TextIO]]:
 
 
 def _nobody_there(subject: str) -> TargetRefusedError:
-    return TargetRefusedError(
-        [
-            Problem(
-                "not-confirmed",
-                f"{subject} was not confirmed, and nobody is there to ask",
-                "Add --yes to answer the question beforehand.",
-                lifted_by="--yes",
-            )
-        ]
+    return refusal(
+        "not-confirmed",
+        f"{subject} was not confirmed, and nobody is there to ask",
+        "Add --yes to answer the question beforehand.",
+        lifted_by="--yes",
     )
 
 
 def _not_confirmed(subject: str) -> TargetRefusedError:
-    return TargetRefusedError([Problem("not-confirmed", f"{subject} was not confirmed")])
+    return refusal("not-confirmed", f"{subject} was not confirmed")
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -54,18 +54,14 @@ def _port_of(text: str) -> str:
     """
     if not text.startswith("/"):
         return text
-    from balenaflash.errors import Problem, TargetRefusedError
+    from balenaflash.errors import refusal
     from balenaflash.targets.disks import find_disk
 
     disk = find_disk(text)
     if disk.usb_port is None:
-        raise TargetRefusedError(
-            [
-                Problem(
-                    "target-without-port",
-                    f"{disk.node}: is in no USB port ({disk.bus})",
-                    "Only USB ports have names.",
-                )
-            ]
+        raise refusal(
+            "target-without-port",
+            f"{disk.node}: is in no USB port ({disk.bus})",
+            "Only USB ports have names.",
         )
     return disk.usb_port

@@ -16,7 +16,7 @@ from balenaflash.cli.session import (
     with_session,
 )
 from balenaflash.cli.target_argument import TARGET
-from balenaflash.errors import Problem, TargetRefusedError, VerificationError
+from balenaflash.errors import VerificationError, refusal
 from balenaflash.units import format_size
 
 if TYPE_CHECKING:
@@ -104,15 +104,11 @@ def _confirm(session: Session, assessment: "Assessment", *, destructive: bool, y
 
     node = assessment.disk.node
     if not destructive:
-        raise TargetRefusedError(
-            [
-                Problem(
-                    "not-destructive",
-                    f"{node}: what is on it would be lost",
-                    "Add --destructive to agree to that.",
-                    lifted_by="--destructive",
-                )
-            ]
+        raise refusal(
+            "not-destructive",
+            f"{node}: what is on it would be lost",
+            "Add --destructive to agree to that.",
+            lifted_by="--destructive",
         )
     if not session.quiet:
         content = indented("Lost:", describe_content(assessment))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from balenaflash.cli.answer import Answer
 from balenaflash.cli.session import Session
-from balenaflash.errors import BalenaflashError, EditError, Problem, TargetRefusedError
+from balenaflash.errors import BalenaflashError, EditError, refusal
 from balenaflash.units import format_size
 
 if TYPE_CHECKING:
@@ -71,8 +71,7 @@ def _write(
 
     if is_device(output):
         hint = "To write an edited image to a device: balenaflash write IMAGE DEVICE --recipe FILE"
-        problem = Problem("target-not-a-file", f"{output}: is a device, not a file", hint)
-        raise TargetRefusedError([problem])
+        raise refusal("target-not-a-file", f"{output}: is a device, not a file", hint)
     plan = plan_image(edited.source, write_all=True)
     (destination,) = find_destinations(
         [output],

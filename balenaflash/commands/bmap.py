@@ -22,7 +22,7 @@ from pathlib import Path
 from balenaflash.balena.image import find_boot_partition
 from balenaflash.commands.image_file import output_mode, require_unused
 from balenaflash.durable import FileType, find_type, open_folder, write_all
-from balenaflash.errors import ImageError, Problem, TargetRefusedError
+from balenaflash.errors import ImageError, refusal
 from balenaflash.formats.contents import BLOCK_SIZE, Kind, Run, classify
 from balenaflash.formats.free_space import Allocation, FreeCursor, intersection
 from balenaflash.formats.partitions.table import PartitionTable, read_table
@@ -437,12 +437,12 @@ def _word_of_left_out(path: Path, size: int) -> str:
 
 def _beside(image: ImageLocation) -> Path:
     if not isinstance(image, Path):
-        raise _refusal(
+        raise refusal(
             "target-missing", f"{image}: has no place beside it for a block map", _NAME_ONE
         )
     name = image.name + _SUFFIX
     if len(os.fsencode(name)) > _NAME_MAX:
-        raise _refusal(
+        raise refusal(
             "target-name", f"{image}: its name is too long for a block map beside it", _NAME_ONE
         )
     return image.with_name(name)
@@ -453,11 +453,11 @@ def _require_place(place: Path, image: ImageLocation, *, overwrite: bool) -> Non
     found = find_type(place)
     if found is not None:
         if isinstance(image, Path) and find_type(image) is not None and place.samefile(image):
-            raise _refusal("target-is-image", f"{place}: is the image itself")
+            raise refusal("target-is-image", f"{place}: is the image itself")
         if found is not FileType.FILE:
-            raise _refusal("target-not-a-file", f"{place}: is {found.value}", _NAME_ONE)
+            raise refusal("target-not-a-file", f"{place}: is {found.value}", _NAME_ONE)
         if not overwrite:
-            raise _refusal(
+            raise refusal(
                 "target-exists",
                 f"{place}: is there already",
                 "Name another file with -o, or add --overwrite.",
@@ -465,10 +465,10 @@ def _require_place(place: Path, image: ImageLocation, *, overwrite: bool) -> Non
     if find_type(place, follow_links=False) is FileType.LINK:
         hint = f"Name the file itself with -o: {shlex.quote(os.path.realpath(place))}"
         message = f"{place}: is a symbolic link, which is not followed"
-        raise _refusal("target-is-link", message, hint)
+        raise refusal("target-is-link", message, hint)
     if place.parent.resolve().is_relative_to("/dev"):
         # Beside a block device.
-        raise _refusal("target-not-a-file", f"{place}: /dev is not a place for files", _NAME_ONE)
+        raise refusal("target-not-a-file", f"{place}: /dev is not a place for files", _NAME_ONE)
 
 
 def _write(place: Path, content: bytes, *, overwrite: bool, mode: int) -> None:
@@ -486,11 +486,7 @@ def _refusals_of(place: Path) -> Iterator[None]:
         yield
     except OSError as error:
         code = "target-no-permission" if error.errno in _NOT_PERMITTED else "target-refused"
-        raise _refusal(code, f"{place}: cannot be made: {error.strerror}") from error
+        raise refusal(code, f"{place}: cannot be made: {error.strerror}") from error
 
 
 _NOT_PERMITTED = {errno.EACCES, errno.EPERM, errno.EROFS}
-
-
-def _refusal(code: str, message: str, hint: str | None = None) -> TargetRefusedError:
-    return TargetRefusedError([Problem(code, message, hint)])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import balenaflash
 from balenaflash.durable import replace_file
-from balenaflash.errors import Problem, TargetRefusedError
+from balenaflash.errors import Problem, TargetRefusedError, refusal
 from balenaflash.programs import run_and_explain
 from balenaflash.targets.disks import Disk, list_disks
 from balenaflash.targets.sysfs import RUNNING_KERNEL, Bus, Kernel
@@ -282,14 +282,10 @@ def carry_out(action: Action) -> None:
     """
     reason = action.do()
     if reason is not None:
-        raise TargetRefusedError(
-            [
-                Problem(
-                    "udev-not-changed",
-                    f"cannot {action.words}: {reason}",
-                    "Run it as root." if os.geteuid() else None,
-                )
-            ]
+        raise refusal(
+            "udev-not-changed",
+            f"cannot {action.words}: {reason}",
+            "Run it as root." if os.geteuid() else None,
         )
 
 

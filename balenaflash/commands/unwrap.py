@@ -18,7 +18,7 @@ from balenaflash.edits.change import Edit
 from balenaflash.edits.consequences import warn_of_low_space
 from balenaflash.edits.files import FileChange, read_file
 from balenaflash.edits.installation import Installer, is_file, read_installer
-from balenaflash.errors import EditError, ImageError, Problem, TargetRefusedError
+from balenaflash.errors import EditError, ImageError, refusal
 from balenaflash.flashing.save import SavedImage, save_image
 from balenaflash.formats.fat.check import Fault
 from balenaflash.formats.fat.pyfatfs import FatVolume
@@ -339,8 +339,8 @@ def unwrap_to_file(
 def _find_place(flasher: ImageLocation, out: Path, *, overwrite: bool) -> Path | None:
     """Make sure that ``out`` may be made; the place of its block map, if it is to have one."""
     if isinstance(flasher, Path) and _is_same(flasher, out):
-        problem = Problem("target-is-image", f"{out}: is the flasher itself", "Name another file.")
-        raise TargetRefusedError([problem])
+        message = f"{out}: is the flasher itself"
+        raise refusal("target-is-image", message, "Name another file.")
     require_place(out, overwrite=overwrite)
     if find_container(out) is not None:
         return None

@@ -10,7 +10,7 @@ from balenaflash.balena.image import find_boot_partition
 from balenaflash.commands.card_records import drop_record
 from balenaflash.commands.image_file import find_image_path
 from balenaflash.durable import FileType, find_type
-from balenaflash.errors import ImageError, Problem, TargetRefusedError
+from balenaflash.errors import ImageError, Problem, TargetRefusedError, refusal
 from balenaflash.flashing.disk_end import plan_gpt_move
 from balenaflash.flashing.plan import WritePlan, plan_write
 from balenaflash.formats.fat.check import MARKED, is_marked
@@ -187,9 +187,8 @@ def _find(
 ) -> Destination:
     if isinstance(target, Path) and not is_device(target):
         if image is not None and find_type(target) is not None and target.samefile(image):
-            raise TargetRefusedError(
-                [Problem("target-is-image", f"{target}: is the image itself", "Name another file.")]
-            )
+            message = f"{target}: is the image itself"
+            raise refusal("target-is-image", message, "Name another file.")
         return FileDestination(target, overwrite, mode)
     assessment = assess(
         find_named(target),

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from balenaflash.errors import Problem, TargetRefusedError, WriteError
+from balenaflash.errors import TargetRefusedError, WriteError, refusal
 from balenaflash.targets.disks import Disk
 from balenaflash.targets.medium import Begun, DescriptorMedium, describe_failure
 from balenaflash.targets.sysfs import RUNNING_KERNEL, DeviceNumber, Kernel, read_int, read_serial
@@ -255,15 +255,15 @@ def _opening_refused(disk: Disk, error: OSError, kernel: Kernel) -> TargetRefuse
         case errno.EBUSY:
             return _busy(disk, kernel, "another program, or a mount elsewhere, uses it exclusively")
         case errno.EACCES | errno.EPERM:
-            return _refusal(
+            return refusal(
                 "target-no-permission",
                 f"{disk.node}: {error.strerror}",
                 "Run it as root (sudo balenaflash ...) or join the group of the node; see ls -l.",
             )
         case errno.EROFS:
-            return _refusal("target-read-only", f"{disk.node}: is read-only")
+            return refusal("target-read-only", f"{disk.node}: is read-only")
         case _:
-            return _refusal(
+            return refusal(
                 "target-missing",
                 f"{disk.node}: cannot be opened: {describe_failure(error)}",
                 "Run: balenaflash devices",
@@ -273,7 +273,7 @@ def _opening_refused(disk: Disk, error: OSError, kernel: Kernel) -> TargetRefuse
 def _busy(disk: Disk, kernel: Kernel, fact: str) -> TargetRefusedError:
     # Who has it open exclusively the kernel does not tell; who has it open at all it does.
     holders = list_holders(find_disk_holders(disk.sys_path, kernel))
-    return _refusal(
+    return refusal(
         "target-busy",
         f"{disk.node}: {fact}{f': {holders}' if holders else ''}",
         f"End it, or see who it is: sudo lsof {disk.node}; lsblk {disk.node}",
@@ -308,13 +308,13 @@ def _prove(disk: Disk, descriptor: int, kernel: Kernel, *, for_writing: bool) ->
     except OSError as error:
         raise _opening_refused(disk, error, kernel) from error
     if changed is not None:
-        raise _refusal(
+        raise refusal(
             "target-changed",
             f"{disk.node}: is not the disk that was listed: {changed}",
             "Look again: balenaflash devices",
         )
     if unwritable:
-        raise _refusal("target-read-only", f"{disk.node}: is read-only")
+        raise refusal("target-read-only", f"{disk.node}: is read-only")
 
 
 def _find_change(disk: Disk, descriptor: int, kernel: Kernel) -> str | None:
@@ -354,7 +354,3 @@ def _reread_partition_table(descriptor: int) -> None:
         gone = {errno.ENODEV, errno.ENXIO, errno.ENOMEDIUM, errno.EIO}
         if error.errno not in harmless | gone:
             raise
-
-
-def _refusal(code: str, message: str, hint: str | None = None) -> TargetRefusedError:
-    return TargetRefusedError([Problem(code, message, hint)])

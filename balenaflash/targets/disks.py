@@ -10,7 +10,7 @@ import stat
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from balenaflash.errors import Problem, TargetRefusedError
+from balenaflash.errors import refusal
 from balenaflash.targets import sysfs
 from balenaflash.targets.sysfs import (
     RUNNING_KERNEL,
@@ -138,7 +138,7 @@ def find_disk(
             # As a container has it: docker run --device /dev/sdb:/dev/target.
             disk = replace(disk, node=Path(target).absolute())
     if disk is None:
-        raise _refusal(
+        raise refusal(
             "target-missing",
             f"{target}: names block device {number}, which is not there (any more)",
             "Run: balenaflash devices",
@@ -150,11 +150,11 @@ def _find_number(target: Path) -> DeviceNumber:
     try:
         status = target.stat()
     except OSError as error:
-        raise _refusal(
+        raise refusal(
             "target-missing", f"{target}: {error.strerror}", "Run: balenaflash devices"
         ) from error
     if not stat.S_ISBLK(status.st_mode):
-        raise _refusal(
+        raise refusal(
             "target-not-block-device",
             f"{target}: is not a block device",
             "Run: balenaflash devices",
@@ -165,17 +165,13 @@ def _find_number(target: Path) -> DeviceNumber:
 def _refuse_unfit(target: Path, directory: Path, kernel: Kernel) -> None:
     if sysfs.is_partition(directory):
         disk = _node(sysfs.find_whole_disk(directory), kernel)
-        raise _refusal(
+        raise refusal(
             "target-is-partition",
             f"{target}: is a partition of {disk}",
             f"An image goes to the whole disk: {disk}",
         )
     if _is_optical(directory):
-        raise _refusal("target-optical", f"{target}: is an optical drive, not a disk")
-
-
-def _refusal(code: str, message: str, hint: str | None = None) -> TargetRefusedError:
-    return TargetRefusedError([Problem(code, message, hint)])
+        raise refusal("target-optical", f"{target}: is an optical drive, not a disk")
 
 
 def _describe(directory: Path, kernel: Kernel, database: UdevDatabase) -> Disk | None:

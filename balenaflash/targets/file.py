@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from balenaflash.durable import FileType, Folder, find_type, open_folder
-from balenaflash.errors import Problem, TargetRefusedError, WriteError
+from balenaflash.errors import TargetRefusedError, WriteError, refusal
 from balenaflash.targets.medium import Begun, DescriptorMedium, DirectReader, describe_failure
 from balenaflash.units import KIB, format_size
 
@@ -166,7 +166,7 @@ def open_file(path: Path) -> Iterator[FileMedium]:
     try:
         path.stat()
     except FileNotFoundError as error:
-        raise _refusal("target-missing", f"{path}: is not there") from error
+        raise refusal("target-missing", f"{path}: is not there") from error
     except OSError as error:
         raise _opening_refused(path, error) from error
     try:
@@ -211,7 +211,7 @@ def lock_target(path: Path, descriptor: int) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise _refusal(
+        raise refusal(
             "target-locked",
             f"{path}: is in use by another balenaflash",
             "Try again when that has finished, or name another file.",
@@ -223,11 +223,11 @@ def lock_target(path: Path, descriptor: int) -> None:
 
 def _require_regular(path: Path, status: os.stat_result) -> None:
     if stat.S_ISDIR(status.st_mode):
-        raise _refusal(
+        raise refusal(
             "target-not-a-file", f"{path}: is a directory", f"Name a file in it: {path}/balena.img"
         )
     if not stat.S_ISREG(status.st_mode):
-        raise _refusal("target-not-a-file", f"{path}: is neither a file nor a disk")
+        raise refusal("target-not-a-file", f"{path}: is neither a file nor a disk")
 
 
 def _require_room(path: Path, needed: int, existing: os.stat_result | None) -> None:
@@ -239,7 +239,7 @@ def _require_room(path: Path, needed: int, existing: os.stat_result | None) -> N
     if existing is not None:
         room += existing.st_blocks * _BLOCK_UNIT
     if room < needed:
-        raise _refusal(
+        raise refusal(
             "target-too-small",
             f"{path}: needs {needed} bytes ({format_size(needed)}), "
             f"its filesystem has room for {room} ({format_size(room)})",
@@ -286,7 +286,7 @@ def _set_size(path: Path, descriptor: int, size: int) -> None:
         os.ftruncate(descriptor, 0)
         os.ftruncate(descriptor, size)
     except OSError as error:
-        raise _refusal(
+        raise refusal(
             "target-too-small",
             f"{path}: cannot be made {size} bytes long: {describe_failure(error)}",
         ) from error
@@ -314,25 +314,25 @@ def _opening_refused(path: Path, error: OSError) -> TargetRefusedError:
         case errno.ELOOP:
             return _is_link(path)
         case errno.ENOENT | errno.ENOTDIR:
-            return _refusal(
+            return refusal(
                 "target-missing",
                 f"{path}: there is no directory {path.parent}",
                 f"Make it first: mkdir -p {shlex.quote(str(path.parent))}",
             )
         case errno.EACCES | errno.EPERM:
-            return _refusal(
+            return refusal(
                 "target-no-permission",
                 f"{path}: {error.strerror}",
                 "It needs another user, group or mode; see ls -l.",
             )
         case errno.EROFS:
-            return _refusal("target-read-only", f"{path}: its filesystem is read-only")
+            return refusal("target-read-only", f"{path}: its filesystem is read-only")
         case _:
-            return _refusal("target-refused", f"{path}: cannot be opened: {error.strerror}")
+            return refusal("target-refused", f"{path}: cannot be opened: {error.strerror}")
 
 
 def _is_link(path: Path) -> TargetRefusedError:
-    return _refusal(
+    return refusal(
         "target-is-link",
         f"{path}: is a symbolic link, which is not followed",
         f"Name the file itself: {shlex.quote(os.path.realpath(path))}",
@@ -341,18 +341,12 @@ def _is_link(path: Path) -> TargetRefusedError:
 
 def exists_already(path: Path) -> TargetRefusedError:
     """The refusal to replace a file without being told to."""
-    return _refusal(
+    return refusal(
         "target-exists",
         f"{path}: is there already",
         "Name another file, or add --overwrite.",
         lifted_by="--overwrite",
     )
-
-
-def _refusal(
-    code: str, message: str, hint: str | None = None, *, lifted_by: str | None = None
-) -> TargetRefusedError:
-    return TargetRefusedError([Problem(code, message, hint, lifted_by)])
 
 
 _BLOCK = 64 * KIB  # what is zero in one piece becomes a hole
@@ -435,10 +429,10 @@ def require_place(out: Path, *, overwrite: bool) -> None:
     found = find_type(final)
     if found is not None and found is not FileType.FILE:
         message = f"{out}: is {found.value}"
-        raise _place_refusal("target-not-a-file", message, "Name a file, there or new.")
+        raise refusal("target-not-a-file", message, "Name a file, there or new.")
     if final.is_relative_to("/dev") and not final.is_relative_to(_SHARED_MEMORY):
         # A node that is not there yet, or a misspelt one, must not become a file.
-        raise _place_refusal("target-not-a-file", f"{out}: /dev is not a place for files")
+        raise refusal("target-not-a-file", f"{out}: /dev is not a place for files")
     if find_existing(out) is not None and not overwrite:
         raise exists_already(out)
 
@@ -455,7 +449,7 @@ def _open_place(out: Path, *, overwrite: bool) -> Iterator[Folder]:
     except OSError as error:
         code, words = _REFUSALS.get(error.errno or 0, ("target-refused", f"{error.strerror}"))
         message = f"{out}: cannot be made: {words.format(folder=out.parent)}"
-        raise _place_refusal(code, message) from error
+        raise refusal(code, message) from error
 
 
 @contextmanager
@@ -471,7 +465,3 @@ def _locked(folder: Folder, out: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _place_refusal(code: str, message: str, hint: str | None = None) -> TargetRefusedError:
-    return TargetRefusedError([Problem(code, message, hint)])

@@ -17,7 +17,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from balenaflash.durable import replace_file
-from balenaflash.errors import BalenaflashError, ConfigError, Problem, TargetRefusedError
+from balenaflash.errors import BalenaflashError, ConfigError, refusal
 from balenaflash.targets.disks import Disk, find_disk, list_disks
 from balenaflash.targets.sysfs import RUNNING_KERNEL, Kernel
 from balenaflash.targets.udev import UdevDatabase
@@ -271,7 +271,7 @@ def describe_shortly(disk: Disk) -> str:
 def _port_of(target: DiskName, slots: Mapping[str, str]) -> str:
     if target.value not in slots:
         known = ", ".join(sorted(slots)) or "none yet"
-        raise _refusal(
+        raise refusal(
             "target-missing",
             f"{target}: there is no slot of that name; known are: {known}",
             "Name one: balenaflash devices name PORT NAME",
@@ -284,13 +284,13 @@ def _choose(target: DiskName, found: Sequence[Disk], disks: Sequence[Disk]) -> D
     if disk is not None:
         return disk
     if found:
-        raise _refusal(
+        raise refusal(
             "target-ambiguous",
             f"{target}: names {len(found)} disks: {', '.join(map(_describe, found))}",
             "Name one of them by its port or its node.",
         )
     there = [_describe(disk) for disk in disks]
-    raise _refusal(
+    raise refusal(
         "target-missing",
         f"{target}: no disk that is here is named so",
         f"Here are: {', '.join(there)}" if there else "Plug it in, then: balenaflash devices",
@@ -314,10 +314,6 @@ def _describe(disk: Disk) -> str:
     if disk.usb_port is not None:
         facts.append(f"port:{disk.usb_port}")
     return f"{disk.node} ({', '.join(facts)})"
-
-
-def _refusal(code: str, message: str, hint: str) -> TargetRefusedError:
-    return TargetRefusedError([Problem(code, message, hint)])
 
 
 _KERNEL_NAME = re.compile(
@@ -350,14 +346,10 @@ def check_file_name(
     if spelling is None:
         return
     disk = f"For the disk: {spelling}" if spelling else "Disks are listed by: balenaflash devices"
-    raise TargetRefusedError(
-        [
-            Problem(
-                "target-misspelt",
-                f"{text}: looks like the name of a disk, but is not one",
-                f"{disk}; for a file of that name: ./{text.strip()}",
-            )
-        ]
+    raise refusal(
+        "target-misspelt",
+        f"{text}: looks like the name of a disk, but is not one",
+        f"{disk}; for a file of that name: ./{text.strip()}",
     )
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from balenaflash.errors import ImageError, Problem, TargetRefusedError
+from balenaflash.errors import ImageError, TargetRefusedError, refusal
 from balenaflash.programs import UDISKSCTL, find_system_program, run_and_explain
 from balenaflash.targets import sysfs
 from balenaflash.targets.disks import Disk
@@ -242,7 +242,7 @@ def unmount_all(disk: Disk, kernel: Kernel = RUNNING_KERNEL) -> tuple[str, ...]:
     points = list[str]()
     while mounts := _find_mounts(disk, kernel):
         if len(points) == _MOST_MOUNTS:
-            raise _refusal(disk, mounts[-1], "somebody mounts it again and again")
+            raise _stays_mounted(disk, mounts[-1], "somebody mounts it again and again")
         _unmount(disk, mounts[-1], kernel)
         points.append(mounts[-1].mount_point)
     return tuple(points)
@@ -262,7 +262,7 @@ def _unmount(disk: Disk, mount: Mount, kernel: Kernel) -> None:
             said = run_and_explain(command) or said
             if mount.identity not in {each.identity for each in read_mounts(kernel)}:
                 return
-    raise _refusal(disk, mount, _find_obstacle(mount, kernel) or said)
+    raise _stays_mounted(disk, mount, _find_obstacle(mount, kernel) or said)
 
 
 def _commands(mount: Mount) -> Iterator[list[str]]:
@@ -283,7 +283,7 @@ def _refuse_covered(disk: Disk, mount: Mount) -> None:
     finally:
         os.close(descriptor)
     if found is not None and int(found[1]) != mount.identity:
-        raise _refusal(disk, mount, "another filesystem is mounted over it")
+        raise _stays_mounted(disk, mount, "another filesystem is mounted over it")
 
 
 def _find_obstacle(mount: Mount, kernel: Kernel) -> str:
@@ -298,20 +298,13 @@ def _find_obstacle(mount: Mount, kernel: Kernel) -> str:
     return list_holders(find_mount_holders(point, kernel))
 
 
-def _refusal(disk: Disk, mount: Mount, obstacle: str) -> TargetRefusedError:
+def _stays_mounted(disk: Disk, mount: Mount, obstacle: str) -> TargetRefusedError:
     point = shlex.quote(mount.mount_point)
     hint = f"End what uses it; to see all of it: sudo fuser --verbose --mount {point}"
     if os.geteuid() != 0 and not find_system_program(UDISKSCTL):
         hint = f"An ordinary user needs udisks2 for that; else: sudo umount {point}"
-    return TargetRefusedError(
-        [
-            Problem(
-                "target-mounted",
-                f"{disk.node}: stays mounted at {mount.mount_point}: {obstacle}",
-                hint,
-            )
-        ]
-    )
+    message = f"{disk.node}: stays mounted at {mount.mount_point}: {obstacle}"
+    return refusal("target-mounted", message, hint)
 
 
 def require_no_writer(path: Path, kernel: Kernel = RUNNING_KERNEL) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from balenaflash.errors import Problem, TargetRefusedError
+from balenaflash.errors import refusal
 from balenaflash.targets import sysfs
 from balenaflash.targets.disks import Disk
 from balenaflash.targets.sysfs import RUNNING_KERNEL, DeviceNumber, Kernel
@@ -68,7 +68,7 @@ def _read(path: Path) -> bytes:
     except OSError as error:
         message = f"{path}: {error.strerror}; so no disk is known to be unused"
         hint = "Run it where /proc is mounted."
-        raise TargetRefusedError([Problem("usage-unknown", message, hint)]) from error
+        raise refusal("usage-unknown", message, hint) from error
 
 
 def parse_mountinfo(content: bytes) -> tuple[Mount, ...]:
