@@ -1,6 +1,7 @@
-"""Half-open byte ranges and sizes as people write them."""
+"""Half-open byte ranges, their algebra, and sizes as people write them."""
 
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -39,16 +40,62 @@ class Extent:
         return self.end - self.start
 
     def contains(self, offset: int) -> bool:
-        """Whether the byte at ``offset`` lies inside."""
+        """True if the byte at ``offset`` lies inside."""
         return self.start <= offset < self.end
 
     def encloses(self, other: "Extent") -> bool:
-        """Whether every byte of ``other`` lies inside."""
+        """True if every byte of ``other`` lies inside."""
         return self.start <= other.start and other.end <= self.end
 
     def overlaps(self, other: "Extent") -> bool:
-        """Whether at least one byte lies in both."""
+        """True if at least one byte lies in both."""
         return max(self.start, other.start) < min(self.end, other.end)
+
+    def intersection(self, other: "Extent") -> "Extent | None":
+        """The bytes that lie in both; ``None`` if there are none."""
+        start, end = max(self.start, other.start), min(self.end, other.end)
+        return Extent(start, end) if start < end else None
+
+    def cut(self, size: int) -> Iterator["Extent"]:
+        """The pieces of this range between the multiples of ``size``."""
+        start = self.start
+        while start < self.end:
+            end = min((start // size + 1) * size, self.end)
+            yield Extent(start, end)
+            start = end
+
+    def whole_blocks(self, size: int) -> "Extent":
+        """The aligned blocks of ``size`` bytes that lie wholly inside; empty if there are none."""
+        start = align_up(self.start, size)
+        return Extent(start, max(start, align_down(self.end, size)))
+
+
+def merge(extents: Iterable[Extent], *, gap: int = 0) -> Iterator[Extent]:
+    """``extents`` in their order, each joined to the one before if they touch or overlap.
+
+    Ranges with at most ``gap`` bytes between them are joined, too, and these bytes included.
+    """
+    last: Extent | None = None
+    for extent in extents:
+        if last is None:
+            last = extent
+        elif last.start <= extent.start <= last.end + gap:
+            last = Extent(last.start, max(last.end, extent.end))
+        else:
+            yield last
+            last = extent
+    if last is not None:
+        yield last
+
+
+def align_down(offset: int, unit: int) -> int:
+    """``offset`` rounded down to a multiple of ``unit``."""
+    return offset // unit * unit
+
+
+def align_up(offset: int, unit: int) -> int:
+    """``offset`` rounded up to a multiple of ``unit``."""
+    return -(-offset // unit) * unit
 
 
 def format_size(size: int) -> str:
@@ -69,7 +116,7 @@ def parse_size(text: str) -> int:
     As in util-linux a letter alone is a binary unit and ``GB`` a decimal one.
 
     Raises:
-        ValueError: it is no size.
+        ValueError: it is not a size.
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None:

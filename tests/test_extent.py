@@ -1,11 +1,14 @@
-"""Sizes as people write them."""
+"""Byte ranges, and sizes as people write them."""
 
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from balenaflash.units import parse_size
+from balenaflash.units import Extent, align_down, align_up, merge, parse_size
 
 
 @pytest.mark.parametrize(
@@ -31,3 +34,65 @@ def test_case_and_white_space_do_not_matter(text: str, same: str) -> None:
 def test_what_is_no_size_is_none(text: str) -> None:
     with pytest.raises(ValueError, match="is not a size"):
         parse_size(text)
+
+
+extents = st.builds(lambda start, size: Extent(start, start + size), *[st.integers(0, 60)] * 2)
+
+
+def bytes_of(extent: Extent | None) -> set[int]:
+    return set() if extent is None else set(range(extent.start, extent.end))
+
+
+@given(one=extents, other=extents)
+def test_an_intersection_holds_the_bytes_of_both(one: Extent, other: Extent) -> None:
+    common = one.intersection(other)
+    assert bytes_of(common) == bytes_of(one) & bytes_of(other)
+    assert (common is not None) == one.overlaps(other)
+
+
+@given(extent=extents, size=st.integers(1, 20))
+def test_the_pieces_of_a_range_are_its_bytes_and_meet_at_multiples(
+    extent: Extent, size: int
+) -> None:
+    pieces = list(extent.cut(size))
+    assert [byte for piece in pieces for byte in sorted(bytes_of(piece))] == sorted(
+        bytes_of(extent)
+    )
+    assert all(before.end == after.start for before, after in pairwise(pieces))
+    assert all(piece.end % size == 0 for piece in pieces[:-1])
+    assert all(0 < piece.size <= size for piece in pieces)
+
+
+@given(extent=extents, size=st.integers(1, 20))
+def test_the_whole_blocks_of_a_range_are_those_with_every_byte_in_it(
+    extent: Extent, size: int
+) -> None:
+    blocks = [Extent(start, start + size) for start in range(0, 140, size)]
+    inside = [block for block in blocks if extent.encloses(block)]
+    expected = {byte for block in inside for byte in bytes_of(block)}
+    assert bytes_of(extent.whole_blocks(size)) == expected
+
+
+@given(found=st.lists(extents.filter(bytes_of)), gap=st.integers(0, 5))
+def test_merged_ranges_hold_the_same_bytes_and_the_gaps_between(
+    found: list[Extent], gap: int
+) -> None:
+    merged = list(merge(sorted(found), gap=gap))
+    expected = set().union(*map(bytes_of, found))
+    for before, after in pairwise(sorted(expected)):
+        if after - before - 1 <= gap:
+            expected |= bytes_of(Extent(before, after))
+    assert set().union(*map(bytes_of, merged)) == expected
+    assert all(after.start - before.end > gap for before, after in pairwise(merged))
+
+
+def test_ranges_are_merged_in_the_order_they_come() -> None:
+    chain = [Extent(8, 12), Extent(12, 16), Extent(4, 8), Extent(16, 20)]
+    assert list(merge(chain)) == [Extent(8, 16), Extent(4, 8), Extent(16, 20)]
+
+
+@given(offset=st.integers(0, 1000), unit=st.integers(1, 50))
+def test_an_offset_is_aligned_to_the_nearest_multiple_on_its_side(offset: int, unit: int) -> None:
+    multiples = range(0, 1051, unit)
+    assert align_down(offset, unit) == max(each for each in multiples if each <= offset)
+    assert align_up(offset, unit) == min(each for each in multiples if each >= offset)

@@ -16,15 +16,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import cycle, groupby
+from itertools import cycle
 from pathlib import Path
 
 from balenaflash.balena.image import find_boot_partition
 from balenaflash.commands.image_file import output_mode, require_unused
 from balenaflash.durable import FileType, find_type, open_folder, write_all
 from balenaflash.errors import ImageError, refusal
-from balenaflash.formats.contents import BLOCK_SIZE, Kind, Run, classify
-from balenaflash.formats.free_space import Allocation, FreeCursor, intersection
+from balenaflash.formats.contents import BLOCK_SIZE, Kind, classify
+from balenaflash.formats.free_space import Allocation, FreeCursor
 from balenaflash.formats.partitions.table import PartitionTable, read_table
 from balenaflash.progress import Phase, Progress, phase
 from balenaflash.source.base import Source
@@ -33,7 +33,7 @@ from balenaflash.source.location import ImageLocation
 from balenaflash.source.map_beside import find_beside, read_bmap
 from balenaflash.source.opening import open_for_reading
 from balenaflash.source.undo import warn_of_half_edited
-from balenaflash.units import MIB, Extent, format_size
+from balenaflash.units import MIB, Extent, align_down, format_size, merge
 
 _READ_AHEAD = 2
 """Buffers beside the one in use."""
@@ -120,12 +120,13 @@ def create_bmap(source: Source, table: PartitionTable, progress: Progress) -> Cr
     allocation = Allocation(source, table)
     extents: Iterator[Extent]
     if source.seekable:
-        extents = filter(_holds_a_block, allocation.free_extents())
+        found = allocation.free_extents()
+        extents = (extent for extent in found if extent.whole_blocks(BLOCK_SIZE).size)
     else:
         extents = allocation.free_extents_as_reached()
     scan = _Scan(source, FreeCursor(extents))
     # A stream that tells its size at the end is no smaller than its table says.
-    planned = table.end // BLOCK_SIZE * BLOCK_SIZE if source.size is None else source.size
+    planned = align_down(table.end, BLOCK_SIZE) if source.size is None else source.size
     with phase(progress, Phase.BUILD, source.size):
         scan.read(Extent(0, planned), progress)
         size = source.measure()
@@ -145,7 +146,7 @@ class _Scan:
 
     def read(self, extent: Extent, progress: Progress) -> None:
         """Take in the bytes of ``extent``, which begin where those before ended."""
-        chunks = read_ahead(self.source, _cut(extent, _SCAN_CHUNK), _SCAN_CHUNK, self.cursor)
+        chunks = read_ahead(self.source, extent.cut(_SCAN_CHUNK), _SCAN_CHUNK, self.cursor)
         # hashlib lets go of the interpreter's lock, so that threads do hash at the same time.
         with closing(chunks), ThreadPoolExecutor(_THREADS, "hash") as pool:
             for place, buffer, free in chunks:
@@ -165,7 +166,8 @@ class _Scan:
                 return _digest_of_zeros(piece.size)
             return _digest(buffer[piece.start - start : piece.end - start])
 
-        pieces = [piece for extent in _used(runs) for piece in _cut(extent, _RANGE_SIZE)]
+        used = merge(run.extent for run in runs if run.kind is not Kind.FREE)
+        pieces = [piece for extent in used for piece in extent.cut(_RANGE_SIZE)]
         for piece, checksum in zip(pieces, pool.map(digest, pieces), strict=True):
             last = (piece.end - 1) // BLOCK_SIZE
             self.ranges.append(MappedRange(piece.start // BLOCK_SIZE, last, checksum))
@@ -174,27 +176,6 @@ class _Scan:
                 f"{self.source.name}: needs a block map of more than {_MAX_RANGES} ranges",
                 code="bmap-too-large",
             )
-
-
-def _used(runs: Iterable[Run]) -> Iterator[Extent]:
-    """The extents of data and zeros, adjacent ones in one piece."""
-    for is_free, group in groupby(runs, lambda run: run.kind is Kind.FREE):
-        extents = [run.extent for run in group]
-        if not is_free:
-            yield Extent(extents[0].start, extents[-1].end)
-
-
-def _cut(extent: Extent, size: int) -> Iterator[Extent]:
-    """``extent`` cut at the multiples of ``size``."""
-    start = extent.start
-    while start < extent.end:
-        end = min((start // size + 1) * size, extent.end)
-        yield Extent(start, end)
-        start = end
-
-
-def _holds_a_block(extent: Extent) -> bool:
-    return -(-extent.start // BLOCK_SIZE) < extent.end // BLOCK_SIZE
 
 
 def _digest(content: memoryview | bytes) -> str:
@@ -233,7 +214,7 @@ def compare_with_bmap(source: Source, bmap: Bmap, progress: Progress) -> BmapCom
     ranges = [mapped for mapped in bmap.ranges if mapped.checksum is not None]
     total = sum(bmap.extent_of(mapped).size for mapped in ranges)
     with phase(progress, Phase.VERIFY, total), source.sequential():
-        differing = tuple(_joined(_differing(source, bmap, ranges, progress)))
+        differing = tuple(merge(_differing(source, bmap, ranges, progress)))
     # Of a stream the size, and whether it is whole, is known at its end.
     source.measure()
     require_same_size(bmap, source)
@@ -253,7 +234,7 @@ def left_out_in_use(source: Source, table: PartitionTable, bmap: Bmap) -> int:
         while index < len(gaps) and gaps[index].end <= free.start:
             index += 1
         for gap in gaps[index:]:
-            common = intersection(gap, free)
+            common = gap.intersection(free)
             if common is None:
                 break
             unlisted -= common.size
@@ -294,19 +275,6 @@ def _cut_mapped(bmap: Bmap, ranges: list[MappedRange]) -> Iterator[Extent]:
     for extent in map(bmap.extent_of, ranges):
         for start in range(extent.start, extent.end, _COMPARE_CHUNK):
             yield Extent(start, min(start + _COMPARE_CHUNK, extent.end))
-
-
-def _joined(extents: Iterator[Extent]) -> Iterator[Extent]:
-    last: Extent | None = None
-    for extent in extents:
-        if last is not None and last.end == extent.start:
-            last = Extent(last.start, extent.end)
-            continue
-        if last is not None:
-            yield last
-        last = extent
-    if last is not None:
-        yield last
 
 
 _NAME_MAX = 255  # bytes, linux/limits.h

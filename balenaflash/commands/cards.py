@@ -33,7 +33,7 @@ from balenaflash.targets.safety import (
     assess,
     require_writable,
 )
-from balenaflash.units import KIB, MIB, Extent
+from balenaflash.units import KIB, MIB, Extent, align_down, align_up
 
 _BUFFER_SIZE = MIB
 _BLOCK_SIZE = 64 * KIB  # a multiple of every logical sector size
@@ -99,9 +99,9 @@ class CardStore:
     def _pieces(self, offset: int, length: int) -> Iterator[tuple[Extent, Extent]]:
         """Ranges of whole sectors that fit the buffer, and what of each is asked for."""
         unit, end = self._medium.alignment, offset + length
-        start = offset - offset % unit
+        start = align_down(offset, unit)
         while start < end:
-            stop = min(start + _BUFFER_SIZE, -(-end // unit) * unit)
+            stop = min(start + _BUFFER_SIZE, align_up(end, unit))
             yield Extent(start, stop), Extent(max(start, offset), min(stop, end))
             start = stop
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import xxhash
 
 from balenaflash.errors import ImageError
-from balenaflash.formats.contents import BLOCK_SIZE, Kind, Run
-from balenaflash.units import KIB, MIB, Extent
+from balenaflash.formats.contents import Kind, Run
+from balenaflash.units import KIB, MIB, Extent, merge
 
 CHUNK_SIZE = 4 * MIB
 """Bytes per chunk: large enough for a medium's full speed, and balenaOS aligns to it."""
@@ -122,20 +122,4 @@ def _is_near(one: Extent, other: Extent) -> bool:
 
 def spans(pieces: Sequence[Piece]) -> list[Extent]:
     """The ranges to read in order to see all ``pieces``; short gaps between are read as well."""
-    found: list[Extent] = []
-    for piece in pieces:
-        start = piece.extent.start
-        if found and start - found[-1].end <= _LARGEST_REREAD:
-            start = found.pop().start
-        found.append(Extent(start, piece.extent.end))
-    return found
-
-
-def padded(size: int, alignment: int) -> int:
-    """``size`` rounded up to a multiple of ``alignment``."""
-    return -(-size // alignment) * alignment
-
-
-def blocks_of(size: int) -> int:
-    """``size`` rounded up to whole blocks of 4 KiB."""
-    return padded(size, BLOCK_SIZE)
+    return list(merge((piece.extent for piece in pieces), gap=_LARGEST_REREAD))

@@ -17,13 +17,13 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from balenaflash.errors import ImageError
-from balenaflash.flashing.chunks import CHUNK_SIZE, Chunk, ChunkRecord, blocks_of, make_record
+from balenaflash.flashing.chunks import CHUNK_SIZE, Chunk, ChunkRecord, make_record
 from balenaflash.flashing.plan import WritePlan
-from balenaflash.formats.contents import classify
+from balenaflash.formats.contents import BLOCK_SIZE, classify
 from balenaflash.formats.free_space import FreeCursor
 from balenaflash.progress import Stop
 from balenaflash.source.base import Source
-from balenaflash.units import Extent
+from balenaflash.units import Extent, align_up
 
 _AHEAD = 10
 """Chunks that were read and not handed out yet, at most."""
@@ -194,7 +194,8 @@ class Feed:
             # Only this: what the cursor reads, it may want to read again.
             with self.source.sequential():
                 self.source.readinto(extent.start, view[: extent.size])
-            view[extent.size : blocks_of(extent.size)] = bytes(blocks_of(extent.size) - extent.size)
+            end = align_up(extent.size, BLOCK_SIZE)
+            view[extent.size : end] = bytes(end - extent.size)
         except ImageError as error:
             if slot is not None:
                 self._free.put(slot)
@@ -257,7 +258,7 @@ def _chunk(number: int, loaded: _Loaded, *, has_digest: bool) -> Chunk:
     extent = loaded.extent
     if loaded.slot is None:
         return Chunk(number, ChunkRecord(extent, (), b""), memoryview(b""), loaded.fault)
-    view = memoryview(loaded.slot.memory)[: blocks_of(extent.size)]
+    view = memoryview(loaded.slot.memory)[: align_up(extent.size, BLOCK_SIZE)]
     # Shorter runs of zeros are written like data anyway.
     runs = classify(view[: extent.size], extent.start, loaded.free, coarse=True)
     return Chunk(number, make_record(extent, view, runs, has_digest=has_digest), view)

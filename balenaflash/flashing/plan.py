@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
-from balenaflash.flashing.chunks import CHUNK_SIZE, padded
+from balenaflash.flashing.chunks import CHUNK_SIZE
 from balenaflash.formats.contents import BLOCK_SIZE, Kind, Run, classify
 from balenaflash.formats.free_space import Allocation, FreeCursor
 from balenaflash.formats.partitions.table import (
@@ -67,7 +67,9 @@ class WritePlan:
     @property
     def size_to_write(self) -> int:
         """Bytes that go to the target, as far as that is known before."""
-        return self.least_size - sum(whole_blocks(extent).size for extent in self.free or ())
+        return self.least_size - sum(
+            extent.whole_blocks(BLOCK_SIZE).size for extent in self.free or ()
+        )
 
     @property
     def head(self) -> Extent:
@@ -91,12 +93,12 @@ class WritePlan:
 
     def body(self, source: Source, limit: int | None = None) -> Iterator[Extent]:
         """As ``chunks``, without the head."""
-        yield from _cut(Extent(self.head.end, self.least_size))
+        yield from Extent(self.head.end, self.least_size).cut(CHUNK_SIZE)
         # A stream has to get there first, so that it keeps for later what lies behind, and not
         # what was skipped before.
         with source.sequential():
             source.readinto(self.least_size, memoryview(bytearray()))
-        yield from _cut(Extent(self.least_size, max(source.measure(limit), self.least_size)))
+        yield from Extent(self.least_size, source.measure(limit)).cut(CHUNK_SIZE)
 
     def free_space(self, source: Source) -> FreeCursor | None:
         """What need not be written; ``None`` where everything is."""
@@ -131,25 +133,11 @@ def plan_write(
     return replace(plan, free=tuple(_behind(plan.head, Allocation(source, table).free_extents())))
 
 
-def whole_blocks(extent: Extent) -> Extent:
-    """The blocks of 4 KiB that lie wholly inside ``extent``; empty if there is none."""
-    start = padded(extent.start, BLOCK_SIZE)
-    return Extent(start, max(start, extent.end // BLOCK_SIZE * BLOCK_SIZE))
-
-
 def _behind(head: Extent, extents: Iterable[Extent]) -> Iterator[Extent]:
     """Those of ``extents`` behind ``head``, which is always written whole."""
     for extent in extents:
         if extent.end > head.end:
             yield Extent(max(extent.start, head.end), extent.end)
-
-
-def _cut(extent: Extent) -> Iterator[Extent]:
-    start = extent.start
-    while start < extent.end:
-        end = min((start // CHUNK_SIZE + 1) * CHUNK_SIZE, extent.end)
-        yield Extent(start, end)
-        start = end
 
 
 def describe_place(plan: WritePlan, offset: int) -> str:
@@ -208,10 +196,9 @@ def _count(
     """Count ``run`` to the partitions that it lies in."""
     outside = run.extent.size
     for partition in partitions:
-        extent = partition.extent
-        size = min(extent.end, run.extent.end) - max(extent.start, run.extent.start)
-        if size > 0:
-            counts[partition.number][run.kind] += size
-            outside -= size
+        common = partition.extent.intersection(run.extent)
+        if common is not None:
+            counts[partition.number][run.kind] += common.size
+            outside -= common.size
     if outside:
         counts[None][run.kind] += outside

@@ -13,7 +13,7 @@ from enum import StrEnum
 from balenaflash.errors import InterruptedWriteError, VerificationError, WriteError
 from balenaflash.progress import Phase, Progress, Stop, phase
 from balenaflash.targets.medium import Medium
-from balenaflash.units import MIB, SECTOR_SIZE, Extent
+from balenaflash.units import MIB, SECTOR_SIZE, Extent, align_down
 
 MARK_SIZE = 4096
 """Bytes of a mark: a multiple of every logical sector size."""
@@ -77,7 +77,7 @@ def layout(size: int) -> Iterator[Extent]:
     The first stretch is marked without a gap, and as long as the distance of the marks behind it:
     whatever the real size, one of those lands in it where addresses wrap around.
     """
-    end = align_down(size)
+    end = align_down(size, MARK_SIZE)
     stretch = max(_SMALLEST_STRETCH, align_down(math.isqrt(size * _BALANCE), MIB))
     for start in range(0, min(stretch, end), _CHUNK):
         yield Extent(start, min(start + _CHUNK, stretch, end))
@@ -86,11 +86,6 @@ def layout(size: int) -> Iterator[Extent]:
         yield Extent(start, start + MARK_SIZE)
     if last >= stretch:
         yield Extent(last, end)
-
-
-def align_down(offset: int, unit: int = MARK_SIZE) -> int:
-    """``offset`` rounded down to a multiple of ``unit``."""
-    return offset // unit * unit
 
 
 _FACTORS = (2, 3, 5, 7)
@@ -154,7 +149,7 @@ def check_end(medium: Medium) -> None:
             code: its end cannot be read reliably, and nothing was written.
         WriteError: the medium failed there.
     """
-    end = align_down(medium.size - MARK_SIZE)
+    end = align_down(medium.size - MARK_SIZE, MARK_SIZE)
     if end <= 0:
         return
     marks, block = Marks(), Block(medium)
@@ -167,7 +162,7 @@ def check_end(medium: Medium) -> None:
         )
     block.write(end, marks.make(end))
     parts = [medium.size // part for part in _LIKELY_FRACTIONS]
-    places = {align_down(end % part) for part in parts if part > MARK_SIZE}
+    places = {align_down(end % part, MARK_SIZE) for part in parts if part > MARK_SIZE}
     is_lost = all(bytes(block.read(end)) != marks.make(end) for _ in range(2))
     is_elsewhere = any(list(marks.claims(block.read(place), place)) for place in places - {end})
     block.write(end, before)

@@ -3,7 +3,7 @@
 import mmap
 import queue
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from balenaflash.formats.owners import describe_owners
 from balenaflash.progress import Phase, Progress, Stop, phase
 from balenaflash.source.base import Source
 from balenaflash.targets.medium import Medium
-from balenaflash.units import SECTOR_SIZE, Extent, format_size
+from balenaflash.units import SECTOR_SIZE, Extent, align_up, format_size
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -44,10 +44,10 @@ def find_differences(
     runs: list[Difference] = []
     base = record.extent.start
     for piece in record.pieces:
-        for block in _cut(piece.extent, BLOCK_SIZE):
+        for block in piece.extent.cut(BLOCK_SIZE):
             start, end = block.start - base, block.end - base
             if bytes(wanted[start:end]) != bytes(found[start:end]):
-                for sector in _cut(block, SECTOR_SIZE):
+                for sector in block.cut(SECTOR_SIZE):
                     _compare_sector(runs, sector, base, wanted, found)
     return tuple(runs)
 
@@ -61,7 +61,7 @@ def _compare_sector(
         return
     zeros = not any(other)
     # The last sector of an image may be shorter; what differs is a sector all the same.
-    end = -(-sector.end // SECTOR_SIZE) * SECTOR_SIZE
+    end = align_up(sector.end, SECTOR_SIZE)
     if runs and runs[-1].extent.end == sector.start:
         last = runs.pop()
         merged = Extent(last.extent.start, end)
@@ -69,14 +69,6 @@ def _compare_sector(
         return
     first = next(index for index, byte in enumerate(other) if byte != one[index])
     runs.append(Difference(Extent(sector.start, end), sector.start + first, zeros))
-
-
-def _cut(extent: Extent, size: int) -> Iterable[Extent]:
-    start = extent.start
-    while start < extent.end:
-        end = min((start // size + 1) * size, extent.end)
-        yield Extent(start, end)
-        start = end
 
 
 _DIFFERENCES_KEPT = 1000

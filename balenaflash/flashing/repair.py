@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from balenaflash.errors import ImageError, VerificationError
-from balenaflash.flashing.chunks import CHUNK_SIZE, ChunkRecord, blocks_of, padded
+from balenaflash.flashing.chunks import CHUNK_SIZE, ChunkRecord
 from balenaflash.flashing.plan import WritePlan
 from balenaflash.flashing.read_back import (
     Difference,
@@ -21,7 +21,7 @@ from balenaflash.progress import Stop
 from balenaflash.source.base import Source
 from balenaflash.source.layers import lay_over
 from balenaflash.targets.medium import Medium
-from balenaflash.units import Extent
+from balenaflash.units import Extent, align_up
 
 _ATTEMPTS = 3
 """Chunks that stay wrong after being written again: then the medium is given up."""
@@ -184,7 +184,7 @@ class _Repairer:
     def _write_again(self, record: ChunkRecord) -> None:
         for piece in record.pieces:
             start = piece.extent.start - record.extent.start
-            length = padded(piece.extent.size, self._medium.alignment)
+            length = align_up(piece.extent.size, self._medium.alignment)
             self._medium.write(piece.extent.start, self._wanted[start : start + length])
         self._medium.begin_read_back()
 
@@ -198,7 +198,7 @@ class _Repairer:
         except ImageError as error:
             self._lasting += whole_differences([record])
             raise self._given_up(f"the image cannot be read again: {error}") from error
-        end = blocks_of(extent.size)
+        end = align_up(extent.size, BLOCK_SIZE)
         self._wanted[of_image:end] = bytes(end - of_image)
         lay_over(self._written.patches, extent.start, self._wanted[: extent.size])
         if digest_in(record, self._wanted) != record.digest:

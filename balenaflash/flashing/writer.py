@@ -12,7 +12,6 @@ from balenaflash.flashing.chunks import (
     Chunk,
     ChunkRecord,
     make_record,
-    padded,
     pieces_digest,
     record_bytes,
     spans,
@@ -24,7 +23,7 @@ from balenaflash.formats.contents import classify
 from balenaflash.progress import Progress, Stop
 from balenaflash.source.layers import Patch, lay_over
 from balenaflash.targets.medium import Begun, Medium
-from balenaflash.units import Extent, format_size
+from balenaflash.units import Extent, align_up, format_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +277,7 @@ class Writer:
             self._wipe_head()
         for piece in record.pieces:
             start = piece.extent.start - record.extent.start
-            length = padded(piece.extent.size, self.medium.alignment)
+            length = align_up(piece.extent.size, self.medium.alignment)
             if piece.is_zero:
                 self.medium.zero(piece.extent.start, length)
             else:
@@ -289,7 +288,7 @@ class Writer:
         """Zero the head before anything else changes, once: half an image must not boot."""
         with self._wiping:
             if not self._is_wiped:
-                size = padded(self.plan.head.size, self.medium.alignment)
+                size = align_up(self.plan.head.size, self.medium.alignment)
                 # mmap gives zeroed pages, aligned as O_DIRECT wants them.
                 self._is_wiped = True
                 self._begun = Begun.FIRST_WRITE
@@ -313,7 +312,7 @@ def read_spans(medium: Medium, record: ChunkRecord, buffer: memoryview) -> int:
     count = 0
     for span in spans(record.pieces):
         start = span.start - record.extent.start
-        length = padded(span.size, medium.alignment)
+        length = align_up(span.size, medium.alignment)
         medium.readinto(span.start, buffer[start : start + length])
         count += length
     return count

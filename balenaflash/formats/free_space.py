@@ -78,7 +78,7 @@ class FatFreeSpace:
             used = self._in_use.find(b"\1", start, end)
             first = end if used < 0 else used
             extent = Extent(self._data_start + start * size, self._data_start + first * size)
-            cut = extent if within is None else intersection(extent, within)
+            cut = extent if within is None else extent.intersection(within)
             if cut is not None:
                 yield cut
 
@@ -217,7 +217,7 @@ class FreeCursor:
         """The free ranges cut to ``within``, which begins where the one before ended, or later."""
         taken = []
         while self._next is not None and self._next.start < within.end:
-            cut = intersection(self._next, within)
+            cut = self._next.intersection(within)
             if cut is not None:
                 taken.append(cut)
             if self._next.end > within.end:
@@ -234,9 +234,3 @@ def filesystem_partitions(table: PartitionTable) -> list[Partition]:
     """The partitions that may hold a filesystem, in their order in the image."""
     held = [each for each in table.partitions if each.kind is not PartitionKind.EXTENDED]
     return sorted(held, key=lambda partition: partition.extent)
-
-
-def intersection(one: Extent, other: Extent) -> Extent | None:
-    """The bytes that lie in both; ``None`` if there are none."""
-    start, end = max(one.start, other.start), min(one.end, other.end)
-    return Extent(start, end) if start < end else None

@@ -37,7 +37,7 @@ from balenaflash.source.undo import (
     sector_slices,
     write_record,
 )
-from balenaflash.units import MIB, SECTOR_SIZE, Extent
+from balenaflash.units import MIB, SECTOR_SIZE, Extent, align_down, align_up
 
 _BATCH_SIZE = 16 * MIB
 """Bytes that are put back at a time, so that no record fills the memory."""
@@ -126,8 +126,8 @@ def _widened(store: Store, runs: Iterable[Run]) -> Iterator[Run]:
     unit = store.alignment
     start, content = 0, bytearray()
     for run in runs:
-        first = run.offset - run.offset % unit
-        last = -(-run.extent.end // unit) * unit
+        first = align_down(run.offset, unit)
+        last = align_up(run.extent.end, unit)
         if first >= start + len(content):
             if content:
                 yield Run(start, memoryview(bytes(content)))
@@ -505,7 +505,7 @@ def _around_mark(
     """
     if mark is None or unit == 1:
         return
-    first = mark.offset - mark.offset % unit
+    first = align_down(mark.offset, unit)
     for start in range(first, first + unit, SECTOR_SIZE):
         sector = Extent(start, start + SECTOR_SIZE)
         if not any(run.extent.overlaps(sector) for run in runs):

@@ -14,7 +14,7 @@ from typing import Self
 from balenaflash.errors import ImageError
 from balenaflash.source.base import FileSource, RandomAccess, Source
 from balenaflash.source.sums import RunningDigest
-from balenaflash.units import KIB, MIB, Extent
+from balenaflash.units import KIB, MIB, Extent, align_down, align_up
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -281,8 +281,8 @@ class SealedSource(RandomAccess):
     def readinto(self, offset: int, buffer: memoryview) -> None:
         """Fill ``buffer`` from ``offset`` on; errors as ``read``."""
         end = offset + len(buffer)
-        start = offset // _BLOCK * _BLOCK
-        stop = min(-(-end // _BLOCK) * _BLOCK, self.size)
+        start = align_down(offset, _BLOCK)
+        stop = min(align_up(end, _BLOCK), self.size)
         if (start, stop) == (offset, end):
             self._read_blocks(start, buffer)
         elif stop > start:

@@ -31,7 +31,7 @@ import xxhash
 from balenaflash.durable import open_folder
 from balenaflash.errors import CodedText, EditError, ImageError
 from balenaflash.source.layers import Patch
-from balenaflash.units import MIB, SECTOR_SIZE
+from balenaflash.units import MIB, SECTOR_SIZE, align_down, align_up
 
 
 class StoreFailedError(Exception):
@@ -134,8 +134,8 @@ class FileStore:
 
         The kernel leaves pages alone that lie only partly in the range (posix_fadvise(2)).
         """
-        start = offset // mmap.PAGESIZE * mmap.PAGESIZE
-        end = -(-(offset + length) // mmap.PAGESIZE) * mmap.PAGESIZE
+        start = align_down(offset, mmap.PAGESIZE)
+        end = align_up(offset + length, mmap.PAGESIZE)
         with _failures("read"):
             os.posix_fadvise(self._descriptor, start, end - start, os.POSIX_FADV_DONTNEED)
         return self.read(offset, length)

@@ -11,7 +11,7 @@ from typing import Protocol, Self
 
 from balenaflash.errors import WriteError
 from balenaflash.rereading import Rereads
-from balenaflash.units import MIB
+from balenaflash.units import MIB, align_down, align_up
 
 
 class Begun(Enum):
@@ -238,8 +238,8 @@ class DirectReader:
 
     def read_some(self, offset: int, buffer: memoryview) -> int:
         """Read into the start of ``buffer``; the number of bytes, 0 at the end of the file."""
-        start = offset - offset % _ALIGNMENT
-        end = -(-(offset + len(buffer)) // _ALIGNMENT) * _ALIGNMENT
+        start = align_down(offset, _ALIGNMENT)
+        end = align_up(offset + len(buffer), _ALIGNMENT)
         length = min(end - start, _BUFFER_SIZE)
         with self._lock:
             count = os.preadv(self._descriptor, [self._buffer[:length]], start)

@@ -35,7 +35,7 @@ from balenaflash.formats.fat.window import Window
 from balenaflash.source.base import Source
 from balenaflash.source.layers import Patch
 from balenaflash.source.undo import EditMark
-from balenaflash.units import Extent
+from balenaflash.units import Extent, merge
 
 __all__ = ["FatEntry", "FatVolume"]
 
@@ -191,17 +191,11 @@ class _Core(PyFat):
 
     def extents(self, first: int, owner: str, size: int | None = None) -> list[Extent]:
         """Where a chain lies, neighbouring clusters in one piece."""
-        extents: list[Extent] = []
         clusters = self.table.follow(first, owner)
         if size is not None:
             clusters = islice(clusters, self.calc_num_clusters(size))
-        for cluster in clusters:
-            start = self.get_data_cluster_address(cluster)
-            end = start + self.bytes_per_cluster
-            if extents and extents[-1].end == start:
-                start = extents.pop().start
-            extents.append(Extent(start, end))
-        return extents
+        starts = map(self.get_data_cluster_address, clusters)
+        return list(merge(Extent(start, start + self.bytes_per_cluster) for start in starts))
 
     def read(self, extents: Sequence[Extent]) -> bytes:
         """The content of ``extents``, one after the other."""
