@@ -14,7 +14,7 @@ from typing import Protocol
 
 from balenaflash.errors import ImageError
 from balenaflash.rereading import Rereads
-from balenaflash.source.container.decoder import Container, Origin
+from balenaflash.source.container.decoder import Container
 
 # Size in bytes of a block device: _IOR(0x12, 114, size_t), linux/fs.h and asm-generic/ioctl.h.
 _BLKGETSIZE64 = 2 << 30 | struct.calcsize("@N") << 16 | 0x12 << 8 | 114
@@ -223,21 +223,3 @@ def _measure(path: Path, descriptor: int) -> tuple[Container, int]:
         return Container.BLOCK_DEVICE, int(struct.unpack("=Q", answer)[0])
     kind = "a directory" if stat.S_ISDIR(status.st_mode) else "neither a file nor a block device"
     raise ImageError(f"{path}: is {kind}, not an image", code="image-not-a-file")
-
-
-class PlainDecoder:
-    """The bytes of an origin as they are."""
-
-    def __init__(self, origin: Origin, position: int) -> None:
-        self._origin = origin
-        self._position = position
-
-    def readinto(self, buffer: memoryview) -> int:
-        """The next bytes; 0 at the end."""
-        content = self._origin.read_at(self._position, len(buffer))
-        buffer[: len(content)] = content
-        self._position += len(content)
-        return len(content)
-
-    def close(self) -> None:
-        """Nothing to do: the origin is closed by who opened it."""

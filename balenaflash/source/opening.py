@@ -12,9 +12,16 @@ from functools import partial
 from pathlib import Path
 
 from balenaflash.errors import EditError, ImageError
-from balenaflash.source.base import FileSource, PlainDecoder, Source, open_source
+from balenaflash.source.base import FileSource, Source, open_source
 from balenaflash.source.commit import EditableImage, ReadableImage, Recovery, settle
-from balenaflash.source.container.decoder import Compressed, Container, Decoder, FileOrigin, Origin
+from balenaflash.source.container.decoder import (
+    Compressed,
+    Container,
+    Decoder,
+    FileOrigin,
+    Origin,
+    PlainDecoder,
+)
 from balenaflash.source.container.recognise import recognise
 from balenaflash.source.layers import FileState, SealedOrigin, SealedSource, SteadySource
 from balenaflash.source.location import ImageLocation, StandardInput, Url

@@ -14,10 +14,10 @@ import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
 
 from balenaflash.errors import ImageError
 from balenaflash.source.base import Source
+from balenaflash.source.container.decoder import Decoder
 from balenaflash.units import GIB, KIB, MIB, Extent, format_size
 
 MOST_KEPT = 4 * GIB
@@ -153,20 +153,6 @@ _MAX_SIZE = 1 << 40  # bytes; who decodes on for longer will not come to an end
 _NEAR = 48 * MIB  # bytes after what was read, and before, that are likely to be asked for next
 _PIECE = MIB  # bytes decoded at a time where nobody gave a buffer
 _PATIENCE = 0.5  # seconds that closing waits for whoever reads
-
-
-class Decoder(Protocol):
-    """The bytes of an image in their order."""
-
-    def readinto(self, buffer: memoryview) -> int:
-        """Fill the start of ``buffer``; how many bytes, 0 at the end, which is then checked.
-
-        Raises:
-            ImageError: what is being decoded is damaged or cut short.
-        """
-
-    def close(self) -> None:
-        """Let go of what it holds."""
 
 
 class StreamSource:

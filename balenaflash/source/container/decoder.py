@@ -191,6 +191,23 @@ class Decoder(Protocol):
         """Give memory and threads back; the decoder is of no more use. May be called again."""
 
 
+class PlainDecoder:
+    """The bytes of ``origin`` as they are stored, from the offset ``position`` on."""
+
+    def __init__(self, origin: Origin, position: int = 0) -> None:
+        self._origin = origin
+        self._position = position
+
+    def readinto(self, buffer: memoryview) -> int:
+        content = self._origin.read_at(self._position, len(buffer))
+        buffer[: len(content)] = content
+        self._position += len(content)
+        return len(content)
+
+    def close(self) -> None:
+        """Do nothing: the opener of the origin closes it."""
+
+
 class Compressed(Protocol):
     """An image in a container that was recognised."""
 

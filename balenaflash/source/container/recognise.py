@@ -13,9 +13,9 @@ from balenaflash.source.container.decoder import (
     Compressed,
     Container,
     Decoder,
-    Input,
     Origin,
     Peeked,
+    PlainDecoder,
 )
 from balenaflash.units import KIB
 
@@ -135,12 +135,12 @@ def look_inside(
 
     def reopen() -> Decoder:
         peeked, inner = open_member()
-        return _OriginDecoder(peeked) if inner is None else inner.open_decoder()
+        return PlainDecoder(peeked) if inner is None else inner.open_decoder()
 
     peeked, inner = open_member()
     if not again:
         size = outer.size if inner is None else None
-        return Nested(outer, size, inner.open_decoder if inner else lambda: _OriginDecoder(peeked))
+        return Nested(outer, size, inner.open_decoder if inner else lambda: PlainDecoder(peeked))
     return outer if inner is None else Nested(outer, None, reopen)
 
 
@@ -168,27 +168,6 @@ class _MemberOrigin:
 
     def open_file(self) -> None:
         """They are in no file."""
-
-
-class _OriginDecoder:
-    """An origin's own bytes, of which the first were looked at."""
-
-    def __init__(self, origin: Peeked) -> None:
-        self._input = Input(origin)
-
-    def readinto(self, buffer: memoryview) -> int:
-        """Fill ``buffer``; see ``Decoder``."""
-        filled = 0
-        while filled < len(buffer):
-            data = self._input.read(min(Input.CHUNK_SIZE, len(buffer) - filled))
-            if not data:
-                break
-            buffer[filled : filled + len(data)] = data
-            filled += len(data)
-        return filled
-
-    def close(self) -> None:
-        """Nothing is held."""
 
 
 _ISO_PLACE = 32 * KIB + 1  # ECMA-119, section 8.1.2: in the 17th sector of 2048 bytes
