@@ -168,7 +168,7 @@ def test_more_than_the_limit_is_refused_before_much_of_it_is_kept() -> None:
 
 @pytest.mark.parametrize("declared", [len(CONTENT) - 1, len(CONTENT) + 1])
 def test_a_container_that_lies_about_the_size_is_found_out(declared: int) -> None:
-    with pytest.raises(ImageError, match="says that it holds"):
+    with pytest.raises(ImageError, match="should hold"):
         Opened(size=declared).source.measure()
 
 

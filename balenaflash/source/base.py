@@ -3,9 +3,10 @@
 import errno
 import fcntl
 import os
+import shlex
 import stat
 import struct
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -25,23 +26,23 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """What to call it in messages: its path as the user gave it."""
+        """Name for messages: the path as the user gave it."""
 
     @property
     def size(self) -> int | None:
-        """Bytes from start to end; ``None`` of a stream that does not tell before its end."""
+        """Bytes from start to end; ``None`` for a stream whose size is known only at its end."""
 
     @property
     def seekable(self) -> bool:
-        """Whether a far place costs no more to read than a near one.
+        """True if a far place costs no more to read than a near one.
 
-        Where not, as in a compressed stream, what lies between is read as well.
+        In other sources, such as a compressed stream, everything in between is read as well.
         """
 
     def cost(self, offset: int) -> int | None:
-        """Bytes to decode before the one at ``offset`` can be read; 0 where there is no decoder.
+        """Bytes to decode before the one at ``offset`` can be read; 0 without a decoder.
 
-        ``None``: that place of a stream has passed and cannot be read again.
+        ``None`` if that place of a stream has passed and cannot be read again.
         """
 
     def read(self, offset: int, length: int) -> bytes:
@@ -52,107 +53,133 @@ class Source(Protocol):
         """
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
-        """Fill ``buffer`` from ``offset`` on, without a copy in between; errors as ``read``.
+        """Fill ``buffer`` with the bytes from ``offset`` on, without a copy; errors as ``read``.
 
-        An empty one brings a stream that is not as far yet to ``offset``.
+        An empty buffer moves a stream forward to ``offset``.
         """
 
     def fork(self) -> "Source | None":
-        """The same image for somebody who reads it at another pace; closed with this one.
+        """The same image for a reader with another pace; closed with this one.
 
-        ``None`` where it can be read only once.
+        ``None`` if the image can be read only once.
         """
 
     def sequential(self) -> AbstractContextManager[None]:
-        """Within the block, what ``readinto`` reads in ascending order is not read again.
+        """Within the block, ``readinto`` reads in ascending order and nothing twice.
 
-        A stream then need not keep it.
+        A stream need not keep what it decodes there.
         """
 
     def finish(self) -> None:
-        """Read on to the end of a stream, to have what it ends with checked.
+        """Read a stream on to its end, so that its trailer is checked.
 
         Raises:
-            ImageError: it is damaged or cut short.
+            ImageError: the stream is damaged or cut short.
         """
 
     def measure(self, limit: int | None = None) -> int:
-        """The exact size, after reading to the end of a stream and checking what it ends with.
+        """The exact size; a stream is read to its end and its trailer checked.
 
         Raises:
-            ImageError: the stream is damaged or cut short; or more than ``limit`` bytes
-                come out of it (``image-too-large``).
+            ImageError: the stream is damaged or cut short, or holds more than ``limit`` bytes
+                (``image-too-large``).
         """
 
 
-class RandomAccess(ABC):
-    """What is the same of every source that is no stream."""
+class RandomAccess(Source):
+    """A source that is not a stream: every place costs the same, and nothing has to be kept."""
 
     @property
     @abstractmethod
-    def name(self) -> str:
-        """What to call it in messages."""
-
-    @property
-    @abstractmethod
-    def size(self) -> int:
-        """Bytes from start to end."""
-
-    @abstractmethod
-    def read(self, offset: int, length: int) -> bytes:
-        """As `Source.read`."""
-
-    @abstractmethod
-    def readinto(self, offset: int, buffer: memoryview) -> None:
-        """As `Source.readinto`."""
+    def size(self) -> int: ...
 
     @property
     def seekable(self) -> bool:
-        """True."""
         return True
 
     def cost(self, offset: int) -> int | None:  # noqa: ARG002 - any place costs the same
-        """Nothing."""
         return 0
 
     def fork(self) -> Source | None:
-        """Itself: reading leaves nothing behind."""
         return self
 
     def sequential(self) -> AbstractContextManager[None]:
-        """Nothing to do: nothing is kept."""
         return nullcontext()
 
-    def finish(self) -> None:  # noqa: B027 - not abstract: there is nothing to do
-        """There is no end to be read."""
+    def finish(self) -> None:
+        pass
 
     def measure(self, limit: int | None = None) -> int:  # noqa: ARG002 - only a stream can surprise
-        """The size, as it was known before."""
         return self.size
+
+
+class Wrapped(Source):
+    """A source as another one shows it; a subclass overrides what differs."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    @property
+    def name(self) -> str:
+        return self._source.name
+
+    @property
+    def size(self) -> int | None:
+        return self._source.size
+
+    @property
+    def seekable(self) -> bool:
+        return self._source.seekable
+
+    def cost(self, offset: int) -> int | None:
+        return self._source.cost(offset)
+
+    def read(self, offset: int, length: int) -> bytes:
+        return self._source.read(offset, length)
+
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        self._source.readinto(offset, buffer)
+
+    def fork(self) -> Source | None:
+        return self._source.fork()
+
+    def sequential(self) -> AbstractContextManager[None]:
+        return self._source.sequential()
+
+    def finish(self) -> None:
+        self._source.finish()
+
+    def measure(self, limit: int | None = None) -> int:
+        return self._source.measure(limit)
 
 
 class FileSource(RandomAccess):
     """A raw image: a regular file, or a block device opened for reading."""
 
-    def __init__(self, path: Path, descriptor: int, container: Container, size: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        descriptor: int,
+        container: Container,
+        size: int,
+        rereads: Rereads | None = None,
+    ) -> None:
+        """``size`` is in bytes, as at opening; the caller closes ``descriptor``."""
         self.path = path
         self.container = container
         self.descriptor = descriptor
-        self.rereads = Rereads()
+        self.rereads = rereads or Rereads()
         self._size = size
 
     @property
     def name(self) -> str:
-        """The path as the user gave it."""
         return str(self.path)
 
     @property
     def size(self) -> int:
-        """Bytes from start to end, as they were at opening."""
         return self._size
 
     def read(self, offset: int, length: int) -> bytes:
-        """The bytes ``[offset, offset + length)``, all of them."""
         if offset < 0 or length < 0 or offset + length > self._size:
             raise self._cut_short(offset + length, self._size)
         buffer = bytearray(length)
@@ -160,7 +187,6 @@ class FileSource(RandomAccess):
         return bytes(buffer)
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
-        """Fill ``buffer`` from ``offset`` on; short reads are continued."""
         done = 0
         while done < len(buffer):
             try:
@@ -185,13 +211,22 @@ class FileSource(RandomAccess):
 
 @contextmanager
 def open_source(path: Path) -> Iterator[FileSource]:
-    """What lies at ``path``, byte for byte, open for reading until the block ends.
+    """The bytes of the file or block device at ``path``, open for reading until the block ends.
 
     Raises:
-        ImageError: there is nothing, it is not a file or block device, it is empty, or it may not
-            be read.
+        ImageError: there is nothing at ``path``, it is neither a file nor a block device, it is
+            empty, or it may not be read.
     """
-    descriptor = _open_for_reading(path)
+    try:
+        # O_NONBLOCK: a FIFO without a writer would otherwise hang here.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        hint = None
+        if error.errno in {errno.EACCES, errno.EPERM}:
+            hint = f"Check its owner, group and mode: ls -l {shlex.quote(str(path))}"
+        raise ImageError(
+            f"{path}: cannot be opened: {error.strerror}", code="image-unreadable", hint=hint
+        ) from error
     try:
         container, size = _measure(path, descriptor)
         if size == 0:
@@ -199,19 +234,6 @@ def open_source(path: Path) -> Iterator[FileSource]:
         yield FileSource(path, descriptor, container, size)
     finally:
         os.close(descriptor)
-
-
-def _open_for_reading(path: Path) -> int:
-    try:
-        # O_NONBLOCK: a FIFO without a writer would otherwise hang here.
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        hint = None
-        if error.errno in {errno.EACCES, errno.EPERM}:
-            hint = "Reading it needs another user, group or mode; see ls -l."
-        raise ImageError(
-            f"{path}: cannot be opened: {error.strerror}", code="image-unreadable", hint=hint
-        ) from error
 
 
 def _measure(path: Path, descriptor: int) -> tuple[Container, int]:

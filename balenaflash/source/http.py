@@ -11,6 +11,7 @@ from typing import Self
 from balenaflash.source.http_client import BROKEN, interrupted, is_lasting
 from balenaflash.source.http_remote import FIRST_WINDOW, Answer, Remote, tell_of_pause
 from balenaflash.source.location import Url
+from balenaflash.source.pipe import ForwardReader
 from balenaflash.units import KIB, MIB
 
 BLOCK_SIZE = MIB
@@ -264,53 +265,6 @@ def _pause(
 
 def _sooner(end: int | None, other: int) -> int:
     return other if end is None else min(end, other)
-
-
-HEAD_SIZE = 64 * 1024
-"""Bytes from the start that stay readable, for recognition by content."""
-
-
-class ForwardReader:
-    """A stream read in ascending order, with its head kept.
-
-    ``take(limit)`` gives the next 1 to ``limit`` bytes, and ``b""`` at the end only.
-    """
-
-    def __init__(self, take: Callable[[int], bytes | memoryview]) -> None:
-        self._take = take
-        self._head = bytearray()
-        self._position = 0
-
-    def read_at(self, offset: int, length: int) -> bytes:
-        """The bytes ``[offset, offset + length)``, fewer only at the end.
-
-        Raises:
-            ValueError: ``offset`` is neither in the head nor where the last read ended, which
-                no image can cause: it is a mistake of the caller.
-        """
-        kept = bytes(self._head[offset : offset + length])
-        rest = length - len(kept)
-        if rest == 0:
-            return kept
-        if offset + len(kept) != self._position:
-            raise ValueError(f"byte {offset} of a stream that has come to {self._position}")
-        return kept + self._read_on(rest) if kept else self._read_on(rest)
-
-    def _read_on(self, length: int) -> bytes:
-        pieces = []
-        while length:
-            piece = self._take(length)
-            if not piece:
-                break
-            self._keep_head(piece)
-            self._position += len(piece)
-            length -= len(piece)
-            pieces.append(piece)
-        return b"".join(pieces)
-
-    def _keep_head(self, piece: bytes | memoryview) -> None:
-        if len(self._head) < HEAD_SIZE:
-            self._head += piece[: HEAD_SIZE - len(self._head)]
 
 
 _TIMEOUT = 30.0

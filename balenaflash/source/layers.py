@@ -5,14 +5,13 @@ import os
 import stat
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Self
 
 from balenaflash.errors import ImageError
-from balenaflash.source.base import FileSource, RandomAccess, Source
+from balenaflash.source.base import FileSource, Source, Wrapped
 from balenaflash.source.sums import RunningDigest
 from balenaflash.units import KIB, MIB, Extent, align_down, align_up
 
@@ -29,7 +28,7 @@ class Patch:
 
     @property
     def extent(self) -> Extent:
-        """The range of the image it replaces."""
+        """Range of the image that is replaced."""
         return Extent(self.offset, self.offset + len(self.data))
 
 
@@ -38,7 +37,7 @@ def in_order(patches: Iterable[Patch], image_size: int | None) -> tuple[Patch, .
 
     Raises:
         ValueError: one is empty or outside ``[0, image_size)``, if that is known, or two overlap.
-            Patches are made by this program, so that is a bug and no fault of an image.
+            Patches are made by this program, so that is a bug, not a fault of an image.
     """
     ordered = tuple(sorted(patches))
     position = 0
@@ -50,63 +49,29 @@ def in_order(patches: Iterable[Patch], image_size: int | None) -> tuple[Patch, .
     return ordered
 
 
-class Overlay:
+class Overlay(Wrapped):
     """An image as it would be with some patches applied; the image itself is not touched."""
 
     def __init__(self, source: Source, patches: Iterable[Patch]) -> None:
-        self._source = source
+        super().__init__(source)
         self._patches = in_order(patches, source.size)
 
-    @property
-    def name(self) -> str:
-        """What to call it in messages: the name of the image below."""
-        return self._source.name
-
-    @property
-    def size(self) -> int | None:
-        """Bytes from start to end; patches never change it."""
-        return self._source.size
-
-    @property
-    def seekable(self) -> bool:
-        """As the image below."""
-        return self._source.seekable
-
-    def cost(self, offset: int) -> int | None:
-        """As the image below."""
-        return self._source.cost(offset)
-
-    def fork(self) -> "Overlay | None":
-        """The same with a fork of the image below."""
+    def fork(self) -> Source | None:
         source = self._source.fork()
         return None if source is None else Overlay(source, self._patches)
 
-    def sequential(self) -> AbstractContextManager[None]:
-        """As the image below."""
-        return self._source.sequential()
-
-    def finish(self) -> None:
-        """As the image below."""
-        self._source.finish()
-
-    def measure(self, limit: int | None = None) -> int:
-        """As the image below."""
-        return self._source.measure(limit)
-
     def read(self, offset: int, length: int) -> bytes:
-        """The bytes ``[offset, offset + length)``, all of them; errors as the image's own."""
         content = bytearray(self._source.read(offset, length))
         lay_over(self._patches, offset, memoryview(content))
         return bytes(content)
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
-        """Fill ``buffer`` from ``offset`` on; errors as the image's own."""
         self._source.readinto(offset, buffer)
         lay_over(self._patches, offset, buffer)
 
 
 def lay_over(patches: Sequence[Patch], offset: int, buffer: memoryview) -> None:
-    """Put ``patches``, which are `in_order`, into ``buffer``, the bytes from ``offset`` on."""
+    """Write ``patches``, which are `in_order`, into ``buffer``, the image from ``offset`` on."""
     end = offset + len(buffer)
     # The patch before the first one that starts after `offset` may reach into the range.
     first = max(0, bisect_right(patches, offset, key=attrgetter("offset")) - 1)
@@ -129,43 +94,43 @@ _HEAD_SIZE = MIB
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """What differs after a file or a block device was written to.
+    """Status of a file or block device that differs after something was written to it.
 
-    Stores into memory that is mapped from a file count when the kernel writes the page back;
-    on a tmpfs they leave no trace. What must be proven is hashed as well.
+    Stores into memory that is mapped from a file count when the kernel writes the page back. On
+    a tmpfs they leave no trace, so where proof is needed the content is hashed as well.
     """
 
     file: tuple[int, ...]
-    """Device, inode, size, and the times of change of content and of inode."""
+    """Device, inode, size, and the times at which content and inode were changed."""
 
     sectors_written: int | None
-    """Sectors written to a block device since it is there; ``None`` of a file."""
+    """Sectors written to a block device since it was attached; ``None`` for a file."""
 
     @classmethod
     def read(cls, descriptor: int) -> Self:
-        """The state of what is open as ``descriptor``."""
+        """The state of the open ``descriptor``; always the same for a pipe."""
         status = os.fstat(descriptor)
         if stat.S_ISBLK(status.st_mode):
             return cls((status.st_rdev,), _read_sectors_written(status.st_rdev))
         if not stat.S_ISREG(status.st_mode):
-            return cls((), None)  # of a pipe the times change as it is read
+            return cls((), None)  # the times of a pipe change as it is read
         return cls(
             (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns),
             None,
         )
 
     def require_same(self, descriptor: int, name: str) -> None:
-        """Return if what is open as ``descriptor`` is still in this state.
+        """Return if the open ``descriptor`` is still in this state.
 
         Raises:
-            ImageError: it was changed (``image-changed``).
+            ImageError: the file was changed (``image-changed``).
         """
         if FileState.read(descriptor) != self:
             raise changed(name)
 
 
 def changed(name: str) -> ImageError:
-    """The error for an image that is not what it was when it was opened."""
+    """The error for an image that was changed since it was opened."""
     return ImageError(
         f"{name}: was changed while it was read",
         code="image-changed",
@@ -177,58 +142,41 @@ def _read_sectors_written(device: int) -> int | None:
     try:
         text = (_BLOCKS / f"{os.major(device)}:{os.minor(device)}" / "stat").read_text("ascii")
     except OSError:
-        return None  # it was unplugged, which reading it tells; or sysfs is not there
+        return None  # it was unplugged, which reading it reports; or sysfs is not there
     return int(text.split()[_SECTORS_WRITTEN])
 
 
-class SteadySource(RandomAccess):
+class SteadySource(FileSource):
     """A raw image that is refused at its end if it was changed since it was opened.
 
-    Its first MiB is read once: it is looked at first, and written last, when the rest was found
+    Its first MiB is read once: it is examined first, and written last, after the rest was found
     unchanged.
     """
 
     def __init__(self, source: FileSource, state: FileState) -> None:
-        """``state`` is that of its file when it was opened."""
-        self._source = source
+        """``state`` is that of the file when it was opened."""
+        super().__init__(
+            source.path, source.descriptor, source.container, source.size, source.rereads
+        )
         self._state = state
         self._head = memoryview(source.read(0, min(_HEAD_SIZE, source.size)))
 
-    @property
-    def name(self) -> str:
-        """As the image below."""
-        return self._source.name
-
-    @property
-    def size(self) -> int:
-        """As the image below."""
-        return self._source.size
-
-    def read(self, offset: int, length: int) -> bytes:
-        """As the image below."""
-        end = offset + length
-        if 0 <= offset <= end <= len(self._head):
-            return bytes(self._head[offset:end])
-        return self._source.read(offset, length)
-
     def readinto(self, offset: int, buffer: memoryview) -> None:
-        """As the image below."""
         end = offset + len(buffer)
         if end <= len(self._head):
             buffer[:] = self._head[offset:end]
         else:
-            self._source.readinto(offset, buffer)
+            super().readinto(offset, buffer)
 
     def finish(self) -> None:
-        """As ``measure``."""
-        self._state.require_same(self._source.descriptor, self.name)
-
-    def measure(self, limit: int | None = None) -> int:
-        """The size, as it was known before.
+        """Return if the image was not changed since it was opened.
 
         Raises:
-            ImageError: the image was changed since it was opened (``image-changed``).
+            ImageError: it was (``image-changed``).
         """
+        self._state.require_same(self.descriptor, self.name)
+
+    def measure(self, limit: int | None = None) -> int:
         self.finish()
         return super().measure(limit)
 
@@ -238,12 +186,15 @@ _DIGEST_SIZE = 32
 _PIECE = 16 * _BLOCK  # read at a time
 
 
-class SealedSource(RandomAccess):
-    """What a file or block device held when it was hashed from start to end.
+class SealedSource(FileSource):
+    """The content of a file or block device as it was hashed from start to end.
 
-    A digest of each 64 KiB is kept, 32 bytes, and whatever is read later is compared with it. So
-    nobody who may write to the file can have other bytes used than those of the sum.
+    A digest of each 64 KiB is kept, 32 bytes, and every later read is compared with it. So a
+    program that may write to the file cannot make other bytes be used than those of the sum.
+    It is an origin as well, for a container in such a file.
     """
+
+    is_local = True
 
     def __init__(self, source: FileSource) -> None:
         """Read all of ``source``.
@@ -251,35 +202,19 @@ class SealedSource(RandomAccess):
         Raises:
             ImageError: it cannot be read.
         """
-        self._source = source
+        super().__init__(
+            source.path, source.descriptor, source.container, source.size, source.rereads
+        )
         self._digests = bytearray()
         self.sha256 = self._hash_all()
         """SHA-256 of all of it."""
 
-    @property
-    def name(self) -> str:
-        """As the file."""
-        return self._source.name
-
-    @property
-    def size(self) -> int:
-        """As the file."""
-        return self._source.size
-
-    def read(self, offset: int, length: int) -> bytes:
-        """The bytes ``[offset, offset + length)``, all of them, and as they were hashed.
+    def readinto(self, offset: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` from ``offset`` on, with the bytes that were hashed.
 
         Raises:
-            ImageError: they are others (``image-changed``); or as `FileSource.read`.
+            ImageError: they were changed (``image-changed``), or cannot be read.
         """
-        if offset < 0 or length < 0 or offset + length > self.size:
-            return self._source.read(offset, length)  # which says what is wrong with that
-        buffer = bytearray(length)
-        self.readinto(offset, memoryview(buffer))
-        return bytes(buffer)
-
-    def readinto(self, offset: int, buffer: memoryview) -> None:
-        """Fill ``buffer`` from ``offset`` on; errors as ``read``."""
         end = offset + len(buffer)
         start = align_down(offset, _BLOCK)
         stop = min(align_up(end, _BLOCK), self.size)
@@ -290,10 +225,16 @@ class SealedSource(RandomAccess):
             self._read_blocks(start, blocks)
             buffer[:] = blocks[offset - start : end - start]
 
+    def read_at(self, offset: int, length: int) -> bytes:
+        return self.read(offset, max(0, min(length, self.size - offset)))
+
+    def open_file(self) -> None:
+        """A program that reads the file itself would read what is not compared."""
+
     def _read_blocks(self, start: int, buffer: memoryview) -> None:
-        self._source.readinto(start, buffer)
+        super().readinto(start, buffer)
         place = start // _BLOCK * _DIGEST_SIZE
-        digests = b"".join(_digests(buffer))
+        digests = _digests(buffer)
         if digests != self._digests[place : place + len(digests)]:
             raise changed(self.name)
 
@@ -301,44 +242,19 @@ class SealedSource(RandomAccess):
         running = RunningDigest()
         try:
             for start in range(0, self.size, _PIECE):
-                piece = self._source.read(start, min(_PIECE, self.size - start))
+                piece = bytearray(min(_PIECE, self.size - start))
+                super().readinto(start, memoryview(piece))
                 running.update(piece)
-                self._digests += b"".join(_digests(memoryview(piece)))
-            return bytes.fromhex(running.hexdigest())
+                self._digests += _digests(memoryview(piece))
+            return running.digest()
         finally:
             running.close()
 
 
-def _digests(blocks: memoryview) -> list[bytes]:
-    # Faster than SHA-256 where the processor has no instructions for that.
-    return [
+def _digests(blocks: memoryview) -> bytes:
+    """The digests of ``blocks``, one after another."""
+    # BLAKE2: faster than SHA-256 where the processor has no instructions for that.
+    return b"".join(
         hashlib.blake2b(blocks[start : start + _BLOCK], digest_size=_DIGEST_SIZE).digest()
         for start in range(0, len(blocks), _BLOCK)
-    ]
-
-
-class SealedOrigin:
-    """A container in a sealed file."""
-
-    seekable = True
-    is_local = True
-
-    def __init__(self, source: SealedSource) -> None:
-        self._source = source
-
-    @property
-    def name(self) -> str:
-        """The file's."""
-        return self._source.name
-
-    @property
-    def size(self) -> int:
-        """Bytes from start to end."""
-        return self._source.size
-
-    def read_at(self, offset: int, length: int) -> bytes:
-        """The bytes from ``offset`` on; fewer only at the end."""
-        return self._source.read(offset, max(0, min(length, self.size - offset)))
-
-    def open_file(self) -> None:
-        """A program that read it by itself would read what nobody compares."""
+    )

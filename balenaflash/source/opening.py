@@ -23,7 +23,7 @@ from balenaflash.source.container.decoder import (
     PlainDecoder,
 )
 from balenaflash.source.container.recognise import recognise
-from balenaflash.source.layers import FileState, SealedOrigin, SealedSource, SteadySource
+from balenaflash.source.layers import FileState, SealedSource, SteadySource
 from balenaflash.source.location import ImageLocation, StandardInput, Url
 from balenaflash.source.map_beside import renew_maps
 from balenaflash.source.stream import StreamSource
@@ -165,10 +165,8 @@ def _open_stored(
     # What is only looked at may be a card, or a disk, that is mounted.
     unchanged = at_end if stored.container is Container.RAW else _nothing
     sealed = SealedSource(stored) if checks else None
-    origin: Origin = (
-        FileOrigin(stored.name, stored.descriptor, stored.size, stored.rereads)
-        if sealed is None
-        else SealedOrigin(sealed)
+    origin: Origin = sealed or FileOrigin(
+        stored.name, stored.descriptor, stored.size, stored.rereads
     )
     compressed = _recognise(origin, member)
     if compressed is None:

@@ -1,22 +1,63 @@
-"""An image from standard input."""
+"""Standard input as the origin of an image, and any stream that is read forwards only."""
 
 import fcntl
 import os
 import select
 import stat
+from collections.abc import Callable
 
 from balenaflash.errors import ImageError
-from balenaflash.source.http import ForwardReader
-from balenaflash.units import MIB
+from balenaflash.units import KIB, MIB
+
+_HEAD_SIZE = 64 * KIB
+"""Bytes from the start that stay readable, for recognition by content."""
+
+
+class ForwardReader:
+    """A stream read in ascending order, with its head kept.
+
+    ``take(limit)`` returns the next 1 to ``limit`` bytes, and ``b""`` at the end only.
+    """
+
+    def __init__(self, take: Callable[[int], bytes | memoryview]) -> None:
+        self._take = take
+        self._head = bytearray()
+        self._position = 0
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """The bytes ``[offset, offset + length)``, fewer only at the end.
+
+        Raises:
+            ValueError: ``offset`` is neither in the head nor where the last read ended. That is a
+                mistake of the caller, which no image can cause.
+        """
+        kept = bytes(self._head[offset : offset + length])
+        rest = length - len(kept)
+        if rest == 0:
+            return kept
+        if offset + len(kept) != self._position:
+            raise ValueError(f"byte {offset} of a stream that has come to {self._position}")
+        return kept + self._read_on(rest) if kept else self._read_on(rest)
+
+    def _read_on(self, length: int) -> bytes:
+        pieces = []
+        while length and (piece := self._take(length)):
+            if len(self._head) < _HEAD_SIZE:
+                self._head += piece[: _HEAD_SIZE - len(self._head)]
+            self._position += len(piece)
+            length -= len(piece)
+            pieces.append(piece)
+        return b"".join(pieces)
 
 
 class PipeOrigin:
-    """The bytes that come out of an open descriptor, in their order.
+    """The bytes of an open descriptor in their order.
 
     The descriptor stays open: it belongs to the caller.
 
     Raises:
-        ImageError: the descriptor is closed, a terminal or a directory.
+        ImageError: the descriptor is closed, a terminal or a directory; when reading also that it
+            failed, or that there is not a single byte.
     """
 
     seekable = False
@@ -32,20 +73,13 @@ class PipeOrigin:
 
     @property
     def size(self) -> int | None:
-        """Bytes from start to end; unknown until the end was reached."""
         return self._passed if self._ended else None
 
     def read_at(self, offset: int, length: int) -> bytes:
-        """The bytes ``[offset, offset + length)``, fewer only at the end.
-
-        Raises:
-            ImageError: reading failed, or there is nothing at all.
-            ValueError: as `ForwardReader.read_at`.
-        """
         return self._forward.read_at(offset, length)
 
     def open_file(self) -> None:
-        """They are in no file."""
+        pass
 
     def _take(self, limit: int) -> bytes:
         if self._ended:
@@ -94,17 +128,13 @@ def _prepare(descriptor: int, name: str) -> None:
     if stat.S_ISDIR(mode):
         raise ImageError(f"{name}: is a directory, not an image", code="image-not-a-file")
     if stat.S_ISFIFO(mode):
-        _widen(descriptor)
-
-
-def _widen(descriptor: int) -> None:
-    """Let a pipe hold 1 MiB in place of 64 KiB, so that writer and reader wake less often."""
-    try:
-        fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, MIB)
-    except OSError:
-        # EPERM above /proc/sys/fs/pipe-max-size or the user's share of pages (pipe(7)); EBUSY
-        # never when growing. The pipe works as it is.
-        return
+        try:
+            # 1 MiB in place of 64 KiB: writer and reader wake less often.
+            fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, MIB)
+        except OSError:
+            # EPERM above /proc/sys/fs/pipe-max-size or the user's share of pages (pipe(7)); EBUSY
+            # never when growing. The pipe works as it is.
+            return
 
 
 def _unreadable(name: str, fact: str) -> ImageError:

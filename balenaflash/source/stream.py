@@ -1,10 +1,9 @@
 """An image that can only be read forwards, made to look like any other by a spool.
 
-What has been decoded is kept in a temporary file for as long as the image is being explored:
-its table, its boot partition, the files of its root filesystem. Then it is read from start to
-end, and what was kept is not decoded a second time. Of a file, which can be decoded again, what
-was only skipped is not kept, but for what lies near what was read: a filesystem is gone through
-back and forth.
+Decoded bytes are kept in a temporary file while the image is explored: its table, its boot
+partition, the files of its root filesystem. When it is then read from start to end, those bytes
+are not decoded a second time. A file can be decoded again, so bytes of it that were only skipped
+are not kept, except those near a place that was read: a filesystem is read back and forth.
 """
 
 import errno
@@ -13,14 +12,15 @@ import tempfile
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
+from operator import attrgetter
 
 from balenaflash.errors import ImageError
-from balenaflash.source.base import Source
+from balenaflash.source.base import Source, Wrapped
 from balenaflash.source.container.decoder import Decoder
 from balenaflash.units import GIB, KIB, MIB, Extent, format_size
 
-MOST_KEPT = 4 * GIB
+_MOST_KEPT = 4 * GIB
 """Bytes that are kept at most. Zeros do not count: they take no room."""
 
 _SPOOL_PIECE = 64 * KIB  # bytes; a piece of zeros stays a hole
@@ -30,8 +30,8 @@ _ZEROS = bytearray(_SPOOL_PIECE)  # a bytearray compares by memcmp, a memoryview
 class Spool:
     """Bytes at offsets, kept until it is closed; the file has no name and is sparse."""
 
-    def __init__(self, name: str, limit: int = MOST_KEPT) -> None:
-        """Keep nothing yet; never more than ``limit`` bytes that are not zero."""
+    def __init__(self, name: str, limit: int = _MOST_KEPT) -> None:
+        """``limit`` is the number of bytes that may be kept, zeros not counted."""
         self._name = name
         self._limit = limit
         self._room = limit
@@ -39,18 +39,18 @@ class Spool:
         self._held: list[Extent] = []
 
     def held_from(self, offset: int) -> int:
-        """How many bytes are kept from ``offset`` on without a gap."""
-        index = bisect_right(self._held, offset, key=_start) - 1
+        """Number of bytes that are kept from ``offset`` on without a gap."""
+        index = bisect_right(self._held, offset, key=attrgetter("start")) - 1
         if index < 0:
             return 0
         return max(0, self._held[index].end - offset)
 
     def keep(self, offset: int, content: memoryview) -> None:
-        """Keep ``content`` as what the image holds at ``offset``.
+        """Keep ``content``, the bytes of the image at ``offset``.
 
         Raises:
-            ImageError: there is no room for it, in the folder (``no-temporary-space``) or within
-                the bound (``spool-full``).
+            ImageError: there is not enough room, in the folder (``no-temporary-space``) or within
+                the limit (``spool-full``).
         """
         if self.held_from(offset) >= len(content):
             return
@@ -62,15 +62,16 @@ class Spool:
                 zeros = _ZEROS if len(piece) == _SPOOL_PIECE else bytearray(len(piece))
                 if zeros != piece:
                     self._take_room(len(piece))
-                    _write(self._descriptor, piece, offset + start)
+                    done = 0
+                    while done < len(piece):
+                        done += os.pwrite(self._descriptor, piece[done:], offset + start + done)
         except OSError as error:
             raise ImageError(
-                f"{self._name}: what was decoded of it cannot be kept in {_folder()}: "
-                f"{error.strerror}",
+                f"{self._name}: its decoded bytes cannot be kept in {_folder()}: {error.strerror}",
                 code="no-temporary-space",
                 hint="Name a folder with more room: TMPDIR=FOLDER; or decompress the image first.",
             ) from error
-        self._add(Extent(offset, offset + len(content)))
+        self._add(offset, offset + len(content))
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
         """Fill ``buffer``, all of which is kept, from ``offset`` on.
@@ -86,17 +87,17 @@ class Spool:
                 count = os.preadv(self._descriptor, [buffer[done:]], offset + done)
             except OSError as error:
                 raise ImageError(
-                    f"{self._name}: what was decoded of it cannot be read again: {error.strerror}",
+                    f"{self._name}: its decoded bytes cannot be read again: {error.strerror}",
                     code="no-temporary-space",
                     hint="Name another folder: TMPDIR=FOLDER; or decompress the image first.",
                 ) from error
-            if count == 0:  # behind the last byte that is not zero
+            if count == 0:  # after the last byte that is not zero
                 buffer[done:] = bytes(len(buffer) - done)
                 return
             done += count
 
     def close(self) -> None:
-        """Drop what was kept."""
+        """Remove the temporary file."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -107,23 +108,19 @@ class Spool:
             raise ImageError(
                 f"{self._name}: more than {format_size(self._limit)} of it would have to be kept",
                 code="spool-full",
-                hint="Save it to a file first, and name that.",
+                hint="Save it to a file first, and give that file.",
             )
         self._room -= size
 
-    def _add(self, extent: Extent) -> None:
-        """Merge ``extent`` into what is held, which stays ordered and disjoint."""
-        touching = [
-            each for each in self._held if each.start <= extent.end and each.end >= extent.start
-        ]
-        start = min([extent.start, *(each.start for each in touching)])
-        end = max([extent.end, *(each.end for each in touching)])
-        others = [each for each in self._held if each not in touching]
+    def _add(self, start: int, end: int) -> None:
+        """Merge ``[start, end)`` into the kept ranges, which stay ordered and disjoint."""
+        others = []
+        for each in self._held:
+            if each.start <= end and each.end >= start:
+                start, end = min(start, each.start), max(end, each.end)
+            else:
+                others.append(each)
         self._held = sorted([*others, Extent(start, end)])
-
-
-def _start(extent: Extent) -> int:
-    return extent.start
 
 
 def _folder() -> str:
@@ -143,20 +140,19 @@ def _open_nameless() -> int:
         return os.dup(file.fileno())
 
 
-def _write(descriptor: int, content: memoryview, offset: int) -> None:
-    done = 0
-    while done < len(content):
-        done += os.pwrite(descriptor, content[done:], offset + done)
+_MAX_SIZE = 1 << 40  # bytes; a stream that decodes to more has no end
+_NEAR = 48 * MIB  # bytes before and after a place that was read, likely to be read next
+_PIECE = MIB  # bytes decoded at a time without a buffer of the caller
+_PATIENCE = 0.5  # seconds that closing waits for a thread that reads
 
 
-_MAX_SIZE = 1 << 40  # bytes; who decodes on for longer will not come to an end
-_NEAR = 48 * MIB  # bytes after what was read, and before, that are likely to be asked for next
-_PIECE = MIB  # bytes decoded at a time where nobody gave a buffer
-_PATIENCE = 0.5  # seconds that closing waits for whoever reads
+class StreamSource(Source):
+    """An image in a stream; the caller closes it.
 
-
-class StreamSource:
-    """A `balenaflash.source.base.Source` over decoders; whoever opened it closes it."""
+    ``open_decoder`` returns a decoder that starts at an offset of the image. It is called more
+    than once only if ``is_repeatable``, and while another decoder is in use only if
+    ``is_forkable``: standard input cannot be read again.
+    """
 
     def __init__(
         self,
@@ -170,15 +166,11 @@ class StreamSource:
         is_forkable: bool,
         at_end: Callable[[], None] = lambda: None,
     ) -> None:
-        """``open_decoder`` gives a decoder that starts at an offset of the image.
+        """``jump`` is the distance in bytes from which a new decoder is cheaper than decoding on.
 
-        More than once only if ``is_repeatable``, and while another is in use only if
-        ``is_forkable``: standard input cannot be read again.
-
-        ``jump`` is the distance in bytes from which on that is cheaper than decoding what lies
-        between; ``None`` where a decoder can only start at 0. ``seekable`` says that it costs
-        nothing at all. ``at_end`` is called when the end was reached and is asked for; it raises
-        ``ImageError`` where what was read is no longer true.
+        It is ``None`` if a decoder can only start at 0. ``seekable`` means that a new decoder
+        costs nothing. ``at_end`` is called whenever the end is asked for; it raises ``ImageError``
+        if the stream was changed while it was read.
         """
         self._name = name
         self._open_decoder = open_decoder
@@ -196,29 +188,22 @@ class StreamSource:
         self._spool = Spool(name)
         self._has_room = True
         self._passing = False
-        # Chunks are read ahead by a thread while another looks things up.
+        # One thread reads chunks ahead while another explores the image.
         self._lock = threading.RLock()
 
     @property
     def name(self) -> str:
-        """The name as the user gave it."""
         return self._name
 
     @property
     def size(self) -> int | None:
-        """Bytes from start to end, by the container's word or since the end was reached."""
         return self._declared_size if self._end is None else self._end
 
     @property
     def seekable(self) -> bool:
-        """Whether any place is read without decoding others."""
         return self._seekable
 
     def cost(self, offset: int) -> int | None:
-        """Bytes to decode before the one at ``offset`` can be read, or a bound of them.
-
-        ``None`` if it was not kept, and the stream can be read only once.
-        """
         with self._lock:
             if self._spool.held_from(offset):
                 return 0
@@ -229,9 +214,9 @@ class StreamSource:
             return distance if self._jump is None else min(distance, self._jump)
 
     def read(self, offset: int, length: int) -> bytes:
-        """The bytes ``[offset, offset + length)``; they are kept, and so is what lies near them.
+        """The bytes ``[offset, offset + length)``; they and the bytes near them are kept.
 
-        Of a stream that cannot be read again all that lies before them is kept.
+        If the stream cannot be read again, all bytes before them are kept as well.
         """
         self._require_inside(offset, length)
         buffer = bytearray(length)
@@ -240,13 +225,12 @@ class StreamSource:
         return bytes(buffer)
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
-        """Fill ``buffer`` from ``offset`` on; within ``sequential`` nothing more is kept."""
+        """Fill ``buffer`` from ``offset`` on; within ``sequential`` nothing is kept."""
         self._require_inside(offset, len(buffer))
         with self._lock:
             self._fill(offset, buffer, keep=not self._passing)
 
     def fork(self) -> "StreamSource | None":
-        """Another one over decoders of its own."""
         if not self._is_forkable:
             return None
         fork = StreamSource(
@@ -264,7 +248,6 @@ class StreamSource:
 
     @contextmanager
     def sequential(self) -> Iterator[None]:
-        """Within the block, what ``readinto`` reads is not kept."""
         before, self._passing = self._passing, True
         try:
             yield
@@ -272,29 +255,19 @@ class StreamSource:
             self._passing = before
 
     def measure(self, limit: int | None = None) -> int:
-        """Decode what is left, keep it, and give the exact size.
-
-        Raises:
-            ImageError: it is damaged or cut short; or more than ``limit`` bytes come out of it.
-        """
         with self._lock:
             return self._go_to_end(limit, keep=True)
 
     def finish(self) -> None:
-        """Decode what is left and check what it ends with.
-
-        Raises:
-            ImageError: it is damaged or cut short.
-        """
         with self._lock:
             self._go_to_end(_MAX_SIZE, keep=False)
 
     def close(self) -> None:
-        """Close the decoder and drop what was kept."""
+        """Close the decoder and the spool."""
         for fork in self._forks:
             fork.close()
-        # Somebody who leaves at once does so while a thread still decodes, or waits for a pipe
-        # that stands still; a decoder must not be closed under its hands.
+        # After an interrupt another thread may still decode, or wait for a pipe that stands
+        # still; its decoder must not be closed meanwhile.
         if self._lock.acquire(timeout=_PATIENCE):
             self._spool.close()
             self._close_decoder()
@@ -330,11 +303,15 @@ class StreamSource:
                 done += count
 
     def _go_to(self, offset: int, *, keep: bool) -> None:
-        """Bring the decoder to ``offset``; what is decoded on the way is kept if ``keep``."""
+        """Move the decoder to ``offset``; bytes decoded on the way are kept if ``keep``."""
         is_behind = offset < self._position
         if is_behind or (self._jump is not None and offset - self._position > self._jump):
             if not self._is_repeatable:
-                raise self._gone_by(offset)
+                raise ImageError(
+                    f"{self._name}: byte {offset} is needed again, but it can be read only once",
+                    code="image-not-repeatable",
+                    hint="Save it to a file first, and give that file.",
+                )
             self._close_decoder()
             self._position = offset if self._jump is not None else 0
         if self._position == offset:
@@ -342,7 +319,7 @@ class StreamSource:
         start = self._position
         scratch = memoryview(bytearray(min(_PIECE, offset - start)))
         while self._position < offset:
-            # What is not a file comes over a network, and is not fetched twice.
+            # A stream that is not a file comes over a network, and is not fetched twice.
             is_near = min(self._position - start, offset - self._position) < _NEAR
             is_kept = keep and (is_near or not self._is_forkable)
             if not self._decode(scratch[: offset - self._position], keep=is_kept):
@@ -350,23 +327,19 @@ class StreamSource:
 
     def _decode(self, buffer: memoryview, *, keep: bool) -> int:
         if self._fault is not None:
-            # What a decoder gives after a fault is nobody's image.
+            # The bytes that a decoder returns after a fault are not the image's.
             raise self._fault
         try:
             if self._decoder is None:
                 self._decoder = self._open_decoder(self._position)
             count = self._decoder.readinto(buffer)
-            if count == 0:
-                self._reach_end()
+            self._require_declared_size(count)
         except ImageError as error:
             self._fault = error
             raise
         if count == 0:
-            return 0
-        if self._declared_size is not None and self._position + count > self._declared_size:
-            self._fault = self._untrue_size("more")
-            raise self._fault
-        if keep:
+            self._end = self._position
+        elif keep:
             self._keep(buffer[:count])
         self._position += count
         return count
@@ -381,16 +354,15 @@ class StreamSource:
                 raise
             self._has_room = False
 
-    def _reach_end(self) -> None:
-        if self._declared_size not in {None, self._position}:
-            raise self._untrue_size(str(self._position))
-        self._end = self._position
-
-    def _untrue_size(self, found: str) -> ImageError:
-        return ImageError(
-            f"{self._name}: says that it holds {self._declared_size} bytes, but holds {found}",
+    def _require_declared_size(self, count: int) -> None:
+        """Check the size that the container promises, with ``count`` more bytes decoded."""
+        end, promised = self._position + count, self._declared_size
+        if promised is None or (end <= promised if count else end == promised):
+            return
+        raise ImageError(
+            f"{self._name}: should hold {promised} bytes, but holds {'more' if count else end}",
             code="image-corrupt",
-            hint="Fetch it again.",
+            hint="Download or copy it again.",
         )
 
     def _close_decoder(self) -> None:
@@ -404,13 +376,6 @@ class StreamSource:
         if offset < 0 or length < 0 or (self.size is not None and end > self.size):
             raise self._cut_short(end)
 
-    def _gone_by(self, offset: int) -> ImageError:
-        return ImageError(
-            f"{self._name}: byte {offset} is needed again, but it can be read only once",
-            code="image-not-repeatable",
-            hint="Save it to a file first.",
-        )
-
     def _cut_short(self, end: int) -> ImageError:
         return ImageError(
             f"{self._name}: ends at byte {self.size}, but bytes up to {end} are needed",
@@ -420,11 +385,11 @@ class StreamSource:
 
 
 class OutOfReachError(Exception):
-    """To read on, more of the stream would have to be decoded than was allowed."""
+    """More of the stream would have to be decoded than was allowed."""
 
 
-class WithinReach:
-    """An image that any place is read of until too much of a stream was decoded for it.
+class WithinReach(Wrapped):
+    """An image of which any place is read until too much of a stream was decoded for it.
 
     ``read`` and ``readinto`` raise `OutOfReachError` then.
     """
@@ -432,49 +397,17 @@ class WithinReach:
     seekable = True
 
     def __init__(self, source: Source, limit: int) -> None:
-        """Decode at most ``limit`` bytes of ``source`` beyond what was decoded before."""
-        self._source = source
+        """Decode at most ``limit`` bytes of ``source`` beyond those decoded before."""
+        super().__init__(source)
         self._left = limit
 
-    @property
-    def name(self) -> str:
-        """As the image below."""
-        return self._source.name
-
-    @property
-    def size(self) -> int | None:
-        """As the image below."""
-        return self._source.size
-
-    def cost(self, offset: int) -> int | None:
-        """As the image below."""
-        return self._source.cost(offset)
-
     def read(self, offset: int, length: int) -> bytes:
-        """As the image below."""
         self._spend(offset)
         return self._source.read(offset, length)
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
-        """As the image below."""
         self._spend(offset)
         self._source.readinto(offset, buffer)
-
-    def fork(self) -> Source | None:
-        """As the image below."""
-        return self._source.fork()
-
-    def sequential(self) -> AbstractContextManager[None]:
-        """As the image below."""
-        return self._source.sequential()
-
-    def finish(self) -> None:
-        """As the image below."""
-        self._source.finish()
-
-    def measure(self, limit: int | None = None) -> int:
-        """As the image below."""
-        return self._source.measure(limit)
 
     def _spend(self, offset: int) -> None:
         cost = self._source.cost(offset)

@@ -9,15 +9,15 @@ from typing import Protocol
 
 from balenaflash.errors import ImageError
 from balenaflash.source.container.decoder import Decoder, Origin
-from balenaflash.source.http import ForwardReader
+from balenaflash.source.pipe import ForwardReader
 from balenaflash.units import MIB
 
 
 class Check(Protocol):
-    """Something that the SHA-256 of an image decides."""
+    """A decision by the SHA-256 of an image, or of the file or container it is stored in."""
 
     def is_met_by_stored(self, stored: bytes) -> bool:
-        """Whether the SHA-256 of the file or container says enough, whatever is in it."""
+        """True if the SHA-256 of the file or container is enough, whatever is in it."""
 
     def require(self, name: str, image: bytes, stored: bytes) -> None:
         """Return if the SHA-256 of the image, and of what it is stored in, are right.
@@ -29,20 +29,18 @@ class Check(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Sha256Check:
-    """A SHA-256 that was published."""
+    """A published SHA-256: of the image, or of the file that it was downloaded as."""
 
     expected: bytes
-    """Of the image, or of the file that it was downloaded as."""
 
     def is_met_by_stored(self, stored: bytes) -> bool:
-        """Whether it is that of the file."""
         return stored == self.expected
 
     def require(self, name: str, image: bytes, stored: bytes) -> None:
-        """Return if it is one of the two.
+        """Return if ``expected`` is one of the two.
 
         Raises:
-            ImageError: it is not (``sha256-differs``).
+            ImageError: it is neither (``sha256-differs``).
         """
         if self.expected in {image, stored}:
             return
@@ -50,17 +48,19 @@ class Sha256Check:
         raise ImageError(
             f"{name}: its SHA-256 is {image.hex()}{of_file}, not {self.expected.hex()}",
             code="sha256-differs",
-            hint="Fetch it again; the sum may be of the file as downloaded or of the image in it.",
+            hint="Download it again. The sum may be that of the file or of the image in it.",
         )
 
 
 class CheckedDecoder:
-    """A decoder from the start of an image that hashes what it gives, and checks it at the end."""
+    """A decoder from the start of an image that hashes its bytes, and checks the sum at the end.
+
+    ``stored`` returns the SHA-256 of the container once all of it was decoded.
+    """
 
     def __init__(
         self, name: str, decoder: Decoder, checks: Sequence[Check], stored: Callable[[], bytes]
     ) -> None:
-        """``stored`` gives the SHA-256 of the container when all of it was decoded."""
         self._name = name
         self._decoder = decoder
         self._checks = checks
@@ -68,7 +68,6 @@ class CheckedDecoder:
         self._digest = hashlib.sha256()
 
     def readinto(self, buffer: memoryview) -> int:
-        """As the decoder below; at the end a check that fails is an error."""
         count = self._decoder.readinto(buffer)
         if count:
             self._digest.update(buffer[:count])
@@ -79,36 +78,35 @@ class CheckedDecoder:
         return count
 
     def close(self) -> None:
-        """As the decoder below."""
         self._decoder.close()
 
 
 _WAITING = 8
-"""Blocks that may wait to be hashed; the sender is held up by more."""
+"""Blocks that may wait to be hashed; with more, `RunningDigest.update` waits."""
 
 
 class RunningDigest:
-    """SHA-256 over blocks in the order they are given."""
+    """SHA-256 over blocks in their order, computed by a thread."""
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
-        self._blocks: SimpleQueue[bytes | None] = SimpleQueue()
+        self._blocks: SimpleQueue[bytes | bytearray | None] = SimpleQueue()
         self._room = BoundedSemaphore(_WAITING)
         self._thread = Thread(target=self._run, name="sha256", daemon=True)
         self._thread.start()
 
-    def update(self, block: bytes) -> None:
-        """Hash ``block`` after all before it; waits while too many are in line."""
+    def update(self, block: bytes | bytearray) -> None:
+        """Hash ``block`` after all before it; wait while too many are in line."""
         self._room.acquire()
         self._blocks.put(block)
 
-    def hexdigest(self) -> str:
-        """The digest of everything given, in lower-case hexadecimal; nothing can follow."""
+    def digest(self) -> bytes:
+        """The digest of all blocks; nothing can follow."""
         self.close()
-        return self._hash.hexdigest()
+        return self._hash.digest()
 
     def close(self) -> None:
-        """Hash what is in line and end the thread; a second call does nothing."""
+        """Hash the blocks in line and end the thread; a second call does nothing."""
         if self._thread.is_alive():
             self._blocks.put(None)
             self._thread.join()
@@ -120,9 +118,9 @@ class RunningDigest:
 
 
 class HashedOrigin:
-    """The bytes of ``origin`` in their order, each read once, so that none can be another later.
+    """The bytes of ``origin`` in their order, each read once, so that none can change later.
 
-    It closes the thread that hashes, and not ``origin``.
+    Closing it ends the thread that hashes, and leaves ``origin`` open.
     """
 
     seekable = False
@@ -136,38 +134,29 @@ class HashedOrigin:
 
     @property
     def name(self) -> str:
-        """The origin's."""
         return self._origin.name
 
     @property
     def size(self) -> int | None:
-        """The origin's."""
         return self._origin.size
 
     def read_at(self, offset: int, length: int) -> bytes:
-        """The bytes ``[offset, offset + length)``, fewer only at the end.
-
-        Raises:
-            ImageError: they cannot be read.
-            ValueError: as `ForwardReader.read_at`.
-        """
         return self._forward.read_at(offset, length)
 
     def open_file(self) -> None:
-        """A program that read them by itself would not have them hashed."""
+        """A program that reads the file itself would not have its bytes hashed."""
 
     def digest(self) -> bytes:
-        """SHA-256 of all bytes from start to end; reads what is left first.
+        """SHA-256 of all bytes from start to end; what is left is read first.
 
         Raises:
             ImageError: it cannot be read.
         """
         while self._take(MIB):
             pass
-        return bytes.fromhex(self._digest.hexdigest())
+        return self._digest.digest()
 
     def close(self) -> None:
-        """End the thread that hashes."""
         self._digest.close()
 
     def _take(self, limit: int) -> bytes:
