@@ -225,17 +225,6 @@ def test_a_directory_of_somebody_else_is_refused(tmp_path: Path) -> None:
         os.seteuid(0)
 
 
-def test_too_little_room_is_seen_before_anything_is_written(tmp_path: Path) -> None:
-    filesystem = os.statvfs(tmp_path)
-    room = filesystem.f_bavail * filesystem.f_frsize
-    path = tmp_path / "copy.img"
-    with refused("target-too-small"), create_file(path, size=MIB, needed=room + (1 << 40)):
-        pass
-    assert not path.exists()
-    with create_file(path, size=MIB, needed=4096):
-        pass
-
-
 def test_a_file_larger_than_the_filesystem_allows_is_refused_and_nothing_is_lost(
     tmp_path: Path,
 ) -> None:

@@ -190,7 +190,7 @@ def test_a_file_that_is_there_is_kept_unless_told(
         ("/dev", "is a directory"),
         ("/dev/sdnone", "/dev is not a place for files"),
         ("/nowhere/sample.img", "there is no directory /nowhere"),
-        ("/proc/sample.img", "cannot be made"),
+        ("/proc/sample.img", "No such file or directory"),
     ],
 )
 def test_a_place_that_cannot_hold_it_is_refused(

@@ -5,15 +5,13 @@ of; copied by it, they have the bytes that were on the medium before. Here only 
 left out that are free in a filesystem, and zeros are listed like data.
 """
 
-import errno
 import hashlib
 import mmap
 import os
-import shlex
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import cycle
@@ -21,7 +19,7 @@ from pathlib import Path
 
 from balenaflash.balena.image import find_boot_partition
 from balenaflash.commands.image_file import output_mode, require_unused
-from balenaflash.durable import FileType, find_type, open_folder, write_all
+from balenaflash.durable import is_same_file
 from balenaflash.errors import ImageError, refusal
 from balenaflash.formats.contents import BLOCK_SIZE, Kind, classify
 from balenaflash.formats.free_space import Allocation, FreeCursor
@@ -33,6 +31,7 @@ from balenaflash.source.location import ImageLocation
 from balenaflash.source.map_beside import find_beside, read_bmap
 from balenaflash.source.opening import open_for_reading
 from balenaflash.source.undo import warn_of_half_edited
+from balenaflash.targets.file import require_place, write_file
 from balenaflash.units import MIB, Extent, align_down, format_size, merge
 
 _READ_AHEAD = 2
@@ -336,7 +335,8 @@ def create(
         opened.source.finish()
         warnings = (*opened.warnings, *table.warnings, *_about_edit(opened.source, table))
     _require_place(place, image, overwrite=overwrite)
-    _write(place, serialise(created.bmap), overwrite=overwrite, mode=output_mode(image))
+    content = serialise(created.bmap)
+    write_file(place, content, overwrite=overwrite, mode=output_mode(image))
     faults = (
         f"partition {number}: all of it counts as in use: {fault}"
         for number, fault in sorted(created.faults.items())
@@ -417,44 +417,6 @@ def _beside(image: ImageLocation) -> Path:
 
 
 def _require_place(place: Path, image: ImageLocation, *, overwrite: bool) -> None:
-    """Refuse what must not become a block map."""
-    found = find_type(place)
-    if found is not None:
-        if isinstance(image, Path) and find_type(image) is not None and place.samefile(image):
-            raise refusal("target-is-image", f"{place}: is the image itself")
-        if found is not FileType.FILE:
-            raise refusal("target-not-a-file", f"{place}: is {found.value}", _NAME_ONE)
-        if not overwrite:
-            raise refusal(
-                "target-exists",
-                f"{place}: is there already",
-                "Name another file with -o, or add --overwrite.",
-            )
-    if find_type(place, follow_links=False) is FileType.LINK:
-        hint = f"Name the file itself with -o: {shlex.quote(os.path.realpath(place))}"
-        message = f"{place}: is a symbolic link, which is not followed"
-        raise refusal("target-is-link", message, hint)
-    if place.parent.resolve().is_relative_to("/dev"):
-        # Beside a block device.
-        raise refusal("target-not-a-file", f"{place}: /dev is not a place for files", _NAME_ONE)
-
-
-def _write(place: Path, content: bytes, *, overwrite: bool, mode: int) -> None:
-    """Make the file, which appears with all its content or not at all, also after a power loss."""
-    with _refusals_of(place), open_folder(place.parent) as folder:
-        with folder.new_file(place.name, mode=mode, replace=overwrite) as descriptor:
-            write_all(descriptor, content)
-            os.fsync(descriptor)
-        folder.flush()
-
-
-@contextmanager
-def _refusals_of(place: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        code = "target-no-permission" if error.errno in _NOT_PERMITTED else "target-refused"
-        raise refusal(code, f"{place}: cannot be made: {error.strerror}") from error
-
-
-_NOT_PERMITTED = {errno.EACCES, errno.EPERM, errno.EROFS}
+    if isinstance(image, Path) and is_same_file(place, image):
+        raise refusal("target-is-image", f"{place}: is the image itself", _NAME_ONE)
+    require_place(place, overwrite=overwrite)

@@ -13,7 +13,7 @@ from balenaflash.commands.bmap import create as create_bmap
 from balenaflash.commands.edit import EditedImage, lay_over
 from balenaflash.commands.flasher_steps import Circumstances, Step, StepState, list_steps
 from balenaflash.commands.image_file import output_mode, require_unused
-from balenaflash.durable import find_type
+from balenaflash.durable import is_same_file
 from balenaflash.edits.change import Edit
 from balenaflash.edits.consequences import warn_of_low_space
 from balenaflash.edits.files import FileChange, read_file
@@ -338,7 +338,7 @@ def unwrap_to_file(
 
 def _find_place(flasher: ImageLocation, out: Path, *, overwrite: bool) -> Path | None:
     """Make sure that ``out`` may be made; the place of its block map, if it is to have one."""
-    if isinstance(flasher, Path) and _is_same(flasher, out):
+    if isinstance(flasher, Path) and is_same_file(flasher, out):
         message = f"{out}: is the flasher itself"
         raise refusal("target-is-image", message, "Name another file.")
     require_place(out, overwrite=overwrite)
@@ -347,8 +347,3 @@ def _find_place(flasher: ImageLocation, out: Path, *, overwrite: bool) -> Path |
     bmap = out.with_name(f"{out.name}.bmap")
     require_place(bmap, overwrite=overwrite)
     return bmap
-
-
-def _is_same(flasher: Path, out: Path) -> bool:
-    are_there = find_type(flasher) is not None and find_type(out) is not None
-    return are_there and out.samefile(flasher)

@@ -9,7 +9,7 @@ from pathlib import Path
 from balenaflash.balena.image import find_boot_partition
 from balenaflash.commands.card_records import drop_record
 from balenaflash.commands.image_file import find_image_path
-from balenaflash.durable import FileType, find_type
+from balenaflash.durable import FileType, find_type, is_same_file
 from balenaflash.errors import ImageError, Problem, TargetRefusedError, refusal
 from balenaflash.flashing.disk_end import plan_gpt_move
 from balenaflash.flashing.plan import WritePlan, plan_write
@@ -186,7 +186,7 @@ def _find(
     mode: int,
 ) -> Destination:
     if isinstance(target, Path) and not is_device(target):
-        if image is not None and find_type(target) is not None and target.samefile(image):
+        if image is not None and is_same_file(target, image):
             message = f"{target}: is the image itself"
             raise refusal("target-is-image", message, "Name another file.")
         return FileDestination(target, overwrite, mode)

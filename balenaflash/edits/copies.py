@@ -21,7 +21,7 @@ from balenaflash.edits.files import (
 )
 from balenaflash.edits.network import DIRECTORY
 from balenaflash.edits.paths import find_matches, is_pattern, join, uppermost, volume_path
-from balenaflash.errors import EditError, ExistsError, ImageError, WriteError
+from balenaflash.errors import EditError, ExistsError, ImageError, WriteError, refusal
 from balenaflash.formats.fat.names import fold
 from balenaflash.formats.fat.pyfatfs import FatEntry, FatVolume
 
@@ -201,6 +201,8 @@ def copy_out(
         EditError: there is nothing at ``path``; or a file is in the way, and is not to be, or
             cannot be, overwritten. Nothing was written.
         ImageError: the image holds a name that no file can have, or cannot be read.
+        TargetRefusedError: another process has locked a file that would be overwritten. Nothing
+            was written.
         WriteError: writing failed; some of the files may be there.
     """
     if is_pattern(volume, path) and find_type(Path(target)) is not FileType.DIRECTORY:
@@ -209,17 +211,23 @@ def copy_out(
     copies = tuple(copy for each in matches for copy in _plan(volume, each, target))
     for copy in copies:
         _require_free(copy, overwrite=overwrite)
+        if overwrite and not copy.is_directory:
+            _require_unlocked(copy.target)
     _require_distinct(copies)
     for number, copy in enumerate(copies):
         content = None if copy.is_directory else volume.read_file(copy.path)
         try:
             _create(copy, content, overwrite=overwrite)
         except OSError as error:
-            message = f"{copy.target}: cannot be written: {error.strerror}"
+            unwritable = _unwritable(copy.target, error)
             if number == 0 and find_type(copy.target) is None:
-                raise EditError(message, code="output-unwritable") from error
-            raise WriteError(message, code="output-unwritable") from error
+                raise unwritable from error
+            raise WriteError(str(unwritable), code=unwritable.code) from error
     return copies
+
+
+def _unwritable(target: Path, error: OSError) -> EditError:
+    return EditError(f"{target}: cannot be written: {error.strerror}", code="output-unwritable")
 
 
 def _plan(volume: FatVolume, path: str, target: str) -> Iterator[CopiedFile]:
@@ -271,6 +279,19 @@ def _require_free(copy: CopiedFile, *, overwrite: bool) -> None:
     if reason == "exists already":
         hint = "Overwrite it with --overwrite, or name another OUT."
     raise ExistsError(f"{target}: {reason}", code="output-exists", hint=hint)
+
+
+def _require_unlocked(target: Path) -> None:
+    try:
+        with open_folder(target.parent) as folder, folder.locked(target.name):
+            pass
+    except FileNotFoundError:
+        pass  # a directory that is yet to be made
+    except BlockingIOError as error:
+        hint = "Try again when that has finished, or name another OUT."
+        raise refusal("target-locked", f"{target}: {error.strerror}", hint) from error
+    except OSError as error:
+        raise _unwritable(target, error) from error
 
 
 def _require_distinct(copies: tuple[CopiedFile, ...]) -> None:

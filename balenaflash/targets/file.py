@@ -1,7 +1,6 @@
-"""A regular file as a target: new or existing."""
+"""A regular file as a target: written in place, or new and complete before it has its name."""
 
 import errno
-import fcntl
 import os
 import shlex
 import stat
@@ -9,12 +8,21 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from balenaflash.durable import FileType, Folder, find_type, open_folder
+from balenaflash.durable import (
+    FileType,
+    Folder,
+    find_type,
+    lock_file,
+    open_folder,
+    open_regular_file,
+    write_all,
+)
 from balenaflash.errors import TargetRefusedError, WriteError, refusal
 from balenaflash.targets.medium import Begun, DescriptorMedium, DirectReader, describe_failure
-from balenaflash.units import KIB, format_size
+from balenaflash.units import KIB
 
-_BLOCK_UNIT = 512  # bytes that st_blocks counts in, stat(2)
+_BLOCK = 64 * KIB  # zeros of this size become a hole
+_SHARED_MEMORY = "/dev/shm"  # noqa: S108 - a tmpfs for files, shm_overview(7)
 
 
 class FileMedium(DescriptorMedium):
@@ -28,22 +36,19 @@ class FileMedium(DescriptorMedium):
 
     @property
     def capacity(self) -> int:
-        """As large as the filesystem has room for, beside the holes it may have."""
+        """Its size and the room left in its filesystem; holes are counted as if they were full."""
         filesystem = os.fstatvfs(self._descriptor)
         return self._size + filesystem.f_bavail * filesystem.f_frsize
 
     @property
     def alignment(self) -> int:
-        """1: a file is written at any offset."""
         return 1
 
     @property
     def was_emptied(self) -> bool:
-        """Whether a file that was there is overwritten."""
         return not self._is_new
 
     def describe_unfinished(self, _begun: Begun) -> str:
-        """What `create_file` does with it."""
         return "the unfinished file is removed" if self._is_new else "the file is unfinished"
 
     def write(self, offset: int, buffer: memoryview) -> None:
@@ -54,7 +59,7 @@ class FileMedium(DescriptorMedium):
             super().write(offset, buffer)
 
     def begin_read_back(self) -> None:
-        """Flush, forget cached pages, and read directly where the filesystem can."""
+        """Flush, drop cached pages, and read directly if the filesystem can."""
         self.flush()
         os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         if self._direct is None:
@@ -64,7 +69,7 @@ class FileMedium(DescriptorMedium):
                 raise self._read_error(0, error) from error
 
     def close(self) -> None:
-        """Close it; nothing is flushed."""
+        """Close the file without flushing it."""
         if self._direct is not None:
             self._direct.close()
             self._direct = None
@@ -84,13 +89,13 @@ class FileMedium(DescriptorMedium):
         return zeros == buffer
 
     def _is_hole(self, offset: int, length: int) -> bool:
-        """Ask the filesystem; one that knows no holes says that all is data."""
+        """True if the range is known to be a hole; some filesystems report everything as data."""
         try:
             return os.lseek(self._descriptor, offset, os.SEEK_DATA) >= offset + length
         except OSError as error:
             if error.errno == errno.ENXIO:  # no data up to the end: a hole if within the file
                 return offset + length <= self._size
-            return False  # not known: so it is written
+            return False
 
     def _write_error(self, action: str, error: OSError) -> WriteError:
         return WriteError(
@@ -109,42 +114,47 @@ class FileMedium(DescriptorMedium):
         )
 
 
+class NewFile(FileMedium):
+    """A file without a name yet; runs of zeros become holes."""
+
+    def write(self, offset: int, buffer: memoryview) -> None:
+        for start in range(0, len(buffer), _BLOCK):
+            super().write(offset + start, buffer[start : start + _BLOCK])
+
+
 @contextmanager
 def create_file(
-    path: Path,
-    *,
-    size: int,
-    overwrite: bool = False,
-    needed: int | None = None,
-    mode: int = 0o666,
+    path: Path, *, size: int, overwrite: bool = False, mode: int = 0o666
 ) -> Iterator[FileMedium]:
     """A file of ``size`` zero bytes, all of them holes, open and locked until the block ends.
 
-    ``needed`` is how many bytes will not be zero; the filesystem must have as much room.
-    A file that was created is removed if the block fails; its mode is ``mode`` less the umask.
-    With ``overwrite`` a file that is there is emptied first, keeps its owner, links and mode, but
-    for those that ``mode`` keeps from reading, and stays as the failure left it.
+    A new file has ``mode`` less the umask, and is removed if the block fails. With ``overwrite``
+    an existing file is emptied first. It keeps its owner, links and mode, less the permissions to
+    read that ``mode`` lacks, and stays as it is if the block fails.
 
     Raises:
-        TargetRefusedError: ``target-exists``, ``target-is-link``, ``target-locked`` (another
-            balenaflash reads, edits or writes it), ``target-missing`` (its directory),
-            ``target-no-permission``, ``target-not-a-file``, ``target-read-only``,
-            ``target-too-small`` (the filesystem). A file that was there is untouched.
+        TargetRefusedError: ``target-exists``, ``target-is-link``, ``target-locked``,
+            ``target-missing`` (its directory), ``target-no-permission``, ``target-not-a-file``,
+            ``target-read-only``, ``target-too-small`` (the filesystem). An existing file is
+            unchanged.
+        WriteError: the directory could not be flushed.
     """
-    existing = find_existing(path)
-    if existing is not None and not overwrite:
-        raise exists_already(path)
-    if needed is not None:
-        _require_room(path, needed, existing)
-    with _open_parent(path) as folder:
-        is_new = existing is None
-        descriptor = _open_for_writing(folder, path, mode, is_new=is_new)
+    is_new = not _find_existing(path, overwrite=overwrite)
+    with ExitStack() as stack:
+        with _refusals(path):
+            folder = stack.enter_context(open_folder(path.parent))
+            if is_new:
+                flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
+                descriptor = os.open(path.name, flags, mode, dir_fd=folder.descriptor)
+            else:
+                descriptor = folder.open_file(path.name, os.O_RDWR)
         medium = FileMedium(path, descriptor, size, is_new=is_new)
         try:
-            lock_target(path, descriptor)
-            if not is_new:
-                _narrow(path, descriptor, mode)
-            _set_size(path, descriptor, size)
+            with _refusals(path):
+                lock_file(descriptor)
+                if not is_new:
+                    _restrict(descriptor, mode)
+                _set_size(path, descriptor, size)
             yield medium
             _flush_folder(folder)
         except BaseException:
@@ -158,130 +168,138 @@ def create_file(
 
 @contextmanager
 def open_file(path: Path) -> Iterator[FileMedium]:
-    """The file at ``path`` for reading what its disk holds, open until the block ends.
+    """The file at ``path``, open until the block ends, to read what its disk holds.
 
     Raises:
         TargetRefusedError: ``target-missing``, ``target-no-permission``, ``target-not-a-file``.
     """
+    _require_file(path, find_type(path))
+    with _refusals(path):
+        descriptor = open_regular_file(path)
+    medium = FileMedium(path, descriptor, os.fstat(descriptor).st_size)
     try:
-        path.stat()
-    except FileNotFoundError as error:
-        raise refusal("target-missing", f"{path}: is not there") from error
-    except OSError as error:
-        raise _opening_refused(path, error) from error
-    try:
-        # O_NONBLOCK: should a FIFO have taken its place, this does not wait for a writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise _opening_refused(path, error) from error
-    status = os.fstat(descriptor)
-    medium = FileMedium(path, descriptor, status.st_size)
-    try:
-        _require_regular(path, status)
         medium.begin_read_back()
         yield medium
     finally:
         medium.close()
 
 
-def find_existing(path: Path) -> os.stat_result | None:
-    """The status of the file at ``path`` that is to be replaced; ``None`` where nothing is.
+@contextmanager
+def make_file(out: Path, *, size: int, overwrite: bool, mode: int = 0o666) -> Iterator[NewFile]:
+    """A new file of ``size`` zero bytes that becomes ``out`` when the block ends without an error.
+
+    It may be written past ``size``. At the end it is flushed; until then, and after a failure,
+    what is at ``out`` is unchanged. A process that has the old file open keeps that one. ``mode``
+    is that of the new file, less the umask.
 
     Raises:
-        TargetRefusedError: it is something else than a file, or cannot be looked at.
+        TargetRefusedError: as `require_place`, or the file cannot be made.
+        WriteError: flushing failed.
     """
-    try:
-        status = path.lstat()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise _opening_refused(path, error) from error
-    if stat.S_ISLNK(status.st_mode):
-        raise _is_link(path)
-    _require_regular(path, status)
-    return status
+    with _open_place(out, overwrite=overwrite) as folder:
+        with folder.new_file(out.name, mode=mode, replace=overwrite) as descriptor:
+            medium = NewFile(out, os.dup(descriptor), size, is_new=True)
+            try:
+                os.ftruncate(descriptor, size)
+                yield medium
+                medium.flush()
+            finally:
+                medium.close()
+        _flush_folder(folder)
 
 
-def lock_target(path: Path, descriptor: int) -> None:
-    """Lock the file that is to be replaced, until it is closed.
+def write_file(out: Path, content: bytes, *, overwrite: bool, mode: int) -> None:
+    """Make the file ``out`` with ``content``; otherwise as `make_file`.
 
     Raises:
-        TargetRefusedError: another process reads, edits or writes it.
+        TargetRefusedError: as `make_file`, or there is no room for ``content``.
+        WriteError: the directory could not be flushed.
     """
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise refusal(
-            "target-locked",
-            f"{path}: is in use by another balenaflash",
-            "Try again when that has finished, or name another file.",
-        ) from error
-    except OSError as error:
-        if error.errno not in {errno.ENOLCK, errno.EOPNOTSUPP}:  # a filesystem without locks
-            raise _opening_refused(path, error) from error
-
-
-def _require_regular(path: Path, status: os.stat_result) -> None:
-    if stat.S_ISDIR(status.st_mode):
-        raise refusal(
-            "target-not-a-file", f"{path}: is a directory", f"Name a file in it: {path}/balena.img"
-        )
-    if not stat.S_ISREG(status.st_mode):
-        raise refusal("target-not-a-file", f"{path}: is neither a file nor a disk")
-
-
-def _require_room(path: Path, needed: int, existing: os.stat_result | None) -> None:
-    try:
-        filesystem = os.statvfs(path.parent)
-    except OSError as error:
-        raise _opening_refused(path, error) from error
-    room = filesystem.f_bavail * filesystem.f_frsize
-    if existing is not None:
-        room += existing.st_blocks * _BLOCK_UNIT
-    if room < needed:
-        raise refusal(
-            "target-too-small",
-            f"{path}: needs {needed} bytes ({format_size(needed)}), "
-            f"its filesystem has room for {room} ({format_size(room)})",
-        )
+    with _open_place(out, overwrite=overwrite) as folder:
+        with folder.new_file(out.name, mode=mode, replace=overwrite) as descriptor:
+            write_all(descriptor, content)
+            os.fsync(descriptor)
+        _flush_folder(folder)
 
 
 @contextmanager
-def _open_parent(path: Path) -> Iterator[Folder]:
-    with ExitStack() as stack:
-        try:
-            folder = stack.enter_context(open_folder(path.parent))
-        except OSError as error:
-            raise _opening_refused(path, error) from error
+def new_path(out: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A path at which the block makes a file that then becomes ``out``.
+
+    It lies in a directory of its own, which other users cannot exchange and which is always
+    removed.
+
+    Raises:
+        TargetRefusedError: as `make_file`.
+        WriteError: the directory could not be flushed.
+    """
+    with (
+        _open_place(out, overwrite=overwrite) as folder,
+        folder.locked(out.name),
+        folder.private_folder() as private,
+    ):
+        yield private.path / "new"
+        folder.adopt(private, "new", out.name, replace=overwrite)
+        _flush_folder(folder)
+
+
+def require_place(out: Path, *, overwrite: bool) -> None:
+    """Return if a new file may become ``out``.
+
+    Raises:
+        TargetRefusedError: something other than a regular file is at ``out``, or is meant by it;
+            a file is there, and ``overwrite`` is not set or another process has locked it; or
+            there is no such directory.
+    """
+    with _open_place(out, overwrite=overwrite) as folder, folder.locked(out.name):
+        pass
+
+
+@contextmanager
+def _open_place(out: Path, *, overwrite: bool) -> Iterator[Folder]:
+    final = Path(os.path.realpath(out))
+    _require_file(out, find_type(final))
+    if final.is_relative_to("/dev") and not final.is_relative_to(_SHARED_MEMORY):
+        # A node that is not there yet, or a misspelt one, must not become a file.
+        message = f"{out}: /dev is not a place for files"
+        raise refusal("target-not-a-file", message, "Name a file in another directory.")
+    _find_existing(out, overwrite=overwrite)
+    with _refusals(out), open_folder(out.parent) as folder:
         yield folder
 
 
-def _open_for_writing(folder: Folder, path: Path, mode: int, *, is_new: bool) -> int:
-    try:
-        if not is_new:
-            return folder.open_file(path.name, os.O_RDWR)
-        creation = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
-        return os.open(path.name, creation, mode, dir_fd=folder.descriptor)
-    except OSError as error:
-        raise _opening_refused(path, error) from error
+def _find_existing(path: Path, *, overwrite: bool) -> bool:
+    """True if a file is at ``path`` that may be replaced, False if nothing is there."""
+    found = find_type(path, follow_links=False)
+    if found is FileType.LINK:
+        raise _is_link(path)
+    _require_file(path, found)
+    if found is not None and not overwrite:
+        raise _exists(path)
+    return found is not None
 
 
-def _narrow(path: Path, descriptor: int, mode: int) -> None:
-    """Let nobody read the file whom ``mode`` does not let."""
+def _require_file(path: Path, found: FileType | None) -> None:
+    if found not in {FileType.FILE, None}:
+        hint = "Name a regular file, or a new one."
+        if found is FileType.DIRECTORY:
+            hint = f"Name a file in it: {shlex.quote(f'{path}/balena.img')}"
+        raise refusal("target-not-a-file", f"{path}: is {found.value}", hint)
+
+
+def _restrict(descriptor: int, mode: int) -> None:
+    """Remove the permissions to read that ``mode`` lacks."""
     before = stat.S_IMODE(os.fstat(descriptor).st_mode)
     after = before & (mode | mode >> 1 & 0o022 | 0o7700)
-    try:
-        if after != before:
-            os.fchmod(descriptor, after)
-    except OSError as error:
-        raise _opening_refused(path, error) from error
+    if after != before:
+        os.fchmod(descriptor, after)
 
 
 def _set_size(path: Path, descriptor: int, size: int) -> None:
     old_size = os.fstat(descriptor).st_size
     try:
-        # Grown first: a filesystem that allows no file of this size says so while the
-        # content is still there.
+        # Grown first: a filesystem that allows no file of this size fails while the content is
+        # still there.
         os.ftruncate(descriptor, max(size, old_size))
         os.ftruncate(descriptor, 0)
         os.ftruncate(descriptor, size)
@@ -298,7 +316,6 @@ def _is_open_as(descriptor: int, folder: Folder, name: str) -> bool:
 
 
 def _flush_folder(folder: Folder) -> None:
-    """Let the name of a new file survive a power loss, too."""
     try:
         folder.flush()
     except OSError as error:
@@ -307,28 +324,48 @@ def _flush_folder(folder: Folder) -> None:
         ) from error
 
 
-def _opening_refused(path: Path, error: OSError) -> TargetRefusedError:
-    match error.errno:
-        case errno.EEXIST:
-            return exists_already(path)
-        case errno.ELOOP:
-            return _is_link(path)
-        case errno.ENOENT | errno.ENOTDIR:
-            return refusal(
-                "target-missing",
-                f"{path}: there is no directory {path.parent}",
-                f"Make it first: mkdir -p {shlex.quote(str(path.parent))}",
-            )
-        case errno.EACCES | errno.EPERM:
-            return refusal(
-                "target-no-permission",
-                f"{path}: {error.strerror}",
-                "It needs another user, group or mode; see ls -l.",
-            )
-        case errno.EROFS:
-            return refusal("target-read-only", f"{path}: its filesystem is read-only")
-        case _:
-            return refusal("target-refused", f"{path}: cannot be opened: {error.strerror}")
+_PERMISSION_HINT = "It needs another user, group or mode; see: ls -ld {place}"
+
+_REASONS = {
+    errno.EACCES: ("target-no-permission", None, _PERMISSION_HINT),
+    errno.EPERM: ("target-no-permission", None, _PERMISSION_HINT),
+    errno.EROFS: ("target-read-only", "its filesystem is read-only", None),
+    errno.ENOSPC: ("target-too-small", "its filesystem is full", None),
+    errno.EDQUOT: ("target-too-small", "the disk quota is used up", None),
+    errno.EAGAIN: (
+        "target-locked",
+        None,
+        "Try again when that has finished, or name another file.",
+    ),
+}
+"""Error of the kernel to code, fact and hint; ``None``: the words of the error itself."""
+
+
+@contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    """Turn an error of the kernel about a file that is opened or made into a refusal."""
+    try:
+        yield
+    except OSError as error:
+        raise _refuse_file(path, error) from error
+
+
+def _refuse_file(path: Path, error: OSError) -> TargetRefusedError:
+    is_missing = error.errno in {errno.ENOENT, errno.ENOTDIR}
+    if error.errno == errno.EEXIST:
+        return _exists(path)
+    if error.errno == errno.ELOOP:
+        return _is_link(path)
+    if is_missing and find_type(path.parent) is not FileType.DIRECTORY:
+        return refusal(
+            "target-missing",
+            f"{path}: there is no directory {path.parent}",
+            f"Make it first: mkdir -p {shlex.quote(str(path.parent))}",
+        )
+    code = "target-missing" if is_missing else "target-refused"
+    code, fact, hint = _REASONS.get(error.errno or 0, (code, None, None))
+    place = shlex.quote(str(path if os.path.lexists(path) else path.parent))
+    return refusal(code, f"{path}: {fact or error.strerror}", hint and hint.format(place=place))
 
 
 def _is_link(path: Path) -> TargetRefusedError:
@@ -339,129 +376,10 @@ def _is_link(path: Path) -> TargetRefusedError:
     )
 
 
-def exists_already(path: Path) -> TargetRefusedError:
-    """The refusal to replace a file without being told to."""
+def _exists(path: Path) -> TargetRefusedError:
     return refusal(
         "target-exists",
         f"{path}: is there already",
         "Name another file, or add --overwrite.",
         lifted_by="--overwrite",
     )
-
-
-_BLOCK = 64 * KIB  # what is zero in one piece becomes a hole
-
-_SHARED_MEMORY = "/dev/shm"  # noqa: S108 - a tmpfs for files, shm_overview(7)
-
-_REFUSALS = {
-    errno.ENOENT: ("target-missing", "there is no directory {folder}"),
-    errno.ENOTDIR: ("target-missing", "{folder} is no directory"),
-    errno.EACCES: ("target-no-permission", "files may not be made in {folder}"),
-    errno.EPERM: ("target-no-permission", "files may not be made in {folder}"),
-    errno.EROFS: ("target-read-only", "the filesystem of {folder} is read-only"),
-    errno.ENOSPC: ("target-too-small", "the filesystem of {folder} is full"),
-    errno.EDQUOT: ("target-too-small", "the quota of its user in {folder} is used up"),
-}
-"""What keeps a file from being made, to code and words."""
-
-
-class NewFile(FileMedium):
-    """A file without a name yet; runs of zeros become holes."""
-
-    def write(self, offset: int, buffer: memoryview) -> None:
-        """Write all of ``buffer`` at ``offset``; zeros of 64 KiB over a hole leave it a hole."""
-        for start in range(0, len(buffer), _BLOCK):
-            super().write(offset + start, buffer[start : start + _BLOCK])
-
-
-@contextmanager
-def make_file(out: Path, *, size: int, overwrite: bool, mode: int = 0o666) -> Iterator[NewFile]:
-    """A new file of ``size`` zero bytes that becomes ``out`` when the block ends well.
-
-    It may be written past ``size``. At the end it is flushed; until then whatever is at ``out``
-    stays, and after a failure, too. Whoever has the old file open keeps that, but nobody may be
-    at work on it. ``mode`` is that of the new file, less the umask.
-
-    Raises:
-        TargetRefusedError: ``out`` is there and ``overwrite`` is not set, is not a regular file,
-            is in use, or cannot be made.
-        WriteError: flushing failed.
-    """
-    with _open_place(out, overwrite=overwrite) as folder:
-        with folder.new_file(out.name, mode=mode, replace=overwrite) as descriptor:
-            medium = NewFile(out, os.dup(descriptor), size, is_new=True)
-            try:
-                os.ftruncate(descriptor, size)
-                yield medium
-                medium.flush()
-            finally:
-                medium.close()
-        folder.flush()
-
-
-@contextmanager
-def new_path(out: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A path for a new file; the file that is there when the block ends well becomes ``out``.
-
-    It lies in a directory of its own, which nobody else can exchange and which is removed whatever
-    happens.
-
-    Raises:
-        TargetRefusedError: as `make_file`.
-    """
-    with (
-        _open_place(out, overwrite=overwrite) as folder,
-        folder.private_folder() as private,
-    ):
-        yield private.path / "new"
-        folder.adopt(private, "new", out.name, replace=overwrite)
-        folder.flush()
-
-
-def require_place(out: Path, *, overwrite: bool) -> None:
-    """Return if a new file may become ``out``.
-
-    Raises:
-        TargetRefusedError: it is, or is to be, something else than a regular file; or it is
-            there and ``overwrite`` is not set.
-    """
-    final = Path(os.path.realpath(out))
-    found = find_type(final)
-    if found is not None and found is not FileType.FILE:
-        message = f"{out}: is {found.value}"
-        raise refusal("target-not-a-file", message, "Name a file, there or new.")
-    if final.is_relative_to("/dev") and not final.is_relative_to(_SHARED_MEMORY):
-        # A node that is not there yet, or a misspelt one, must not become a file.
-        raise refusal("target-not-a-file", f"{out}: /dev is not a place for files")
-    if find_existing(out) is not None and not overwrite:
-        raise exists_already(out)
-
-
-@contextmanager
-def _open_place(out: Path, *, overwrite: bool) -> Iterator[Folder]:
-    """The folder of ``out``, what is at ``out`` locked until the block ends."""
-    try:
-        require_place(out, overwrite=overwrite)
-        with open_folder(out.parent) as folder, _locked(folder, out):
-            yield folder
-    except FileExistsError as error:
-        raise exists_already(out) from error
-    except OSError as error:
-        code, words = _REFUSALS.get(error.errno or 0, ("target-refused", f"{error.strerror}"))
-        message = f"{out}: cannot be made: {words.format(folder=out.parent)}"
-        raise refusal(code, message) from error
-
-
-@contextmanager
-def _locked(folder: Folder, out: Path) -> Iterator[None]:
-    try:
-        descriptor = folder.open_file(out.name)
-    except (FileNotFoundError, PermissionError):
-        # Where the file may be replaced and not read, nobody else's work on it is seen.
-        yield
-        return
-    try:
-        lock_target(out, descriptor)
-        yield
-    finally:
-        os.close(descriptor)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from balenaflash.durable import is_same_file
 from balenaflash.errors import refusal
 from balenaflash.targets import sysfs
 from balenaflash.targets.disks import Disk
@@ -384,14 +385,7 @@ def is_backed_by(disk: Disk, path: Path, kernel: Kernel = RUNNING_KERNEL) -> boo
     """
     finder = DiskFinder(kernel, read_mounts(kernel))
     finder.add_device(disk.device_number)
-    return any(_is_same(path, backing_file) for backing_file in finder.backing_files)
-
-
-def _is_same(path: Path, other: str) -> bool:
-    try:
-        return path.samefile(other)
-    except OSError:
-        return False  # the other was unlinked, or lies where this user may not look
+    return any(is_same_file(path, backing_file) for backing_file in finder.backing_files)
 
 
 class Usage:
