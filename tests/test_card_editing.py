@@ -45,14 +45,14 @@ from balenaflash.errors import (
     VerificationError,
     WriteError,
 )
-from balenaflash.source.commit import Run, write_runs
+from balenaflash.source.commit import SectorRun, write_runs
 from balenaflash.source.undo import ReadBackDiffersError
 from balenaflash.units import KIB, MIB
 
 HALF = 4
 """Steps after which an edit has written to the card, and not everything."""
 
-UNDONE = "An earlier edit had been cut off; it was undone."
+UNDONE = "An earlier edit was cut off; it was undone."
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ class TestStore:
         store = CardStore(medium)
         for offset, content in writes:
             fitting = content[: len(expected) - offset]
-            write_runs(store, [Run(offset, memoryview(fitting))])
+            write_runs(store, [SectorRun(offset, memoryview(fitting))])
             expected[offset : offset + len(fitting)] = fitting
             assert store.read(offset, len(fitting)) == fitting
         assert medium.content == expected
@@ -125,7 +125,7 @@ class TestStore:
         medium.flush()
         medium.begin_read_back()
         content = hashlib.shake_128(b"x").digest(3 * MIB)
-        write_runs(CardStore(medium), [Run(513, memoryview(content))])
+        write_runs(CardStore(medium), [SectorRun(513, memoryview(content))])
         assert CardStore(medium).read_back(513, len(content)) == content
         assert medium.content[:513] == b"\xff" * 513
         assert medium.content[513 + len(content) :] == b"\xff" * (MIB - 513)
@@ -141,7 +141,7 @@ class TestStore:
         expected = bytearray(medium.content)
         for place in places:
             expected[place * 512 : (place + 1) * 512] = bytes(512)
-        runs = [Run(place * 512, memoryview(bytes(512))) for place in sorted(places)]
+        runs = [SectorRun(place * 512, memoryview(bytes(512))) for place in sorted(places)]
         write_runs(CardStore(medium), runs)
         assert medium.content == expected
         assert {start for start, _end in medium.writes} == {n * 512 // 4096 * 4096 for n in places}
@@ -545,7 +545,7 @@ def test_a_write_that_is_lost_is_found_by_reading_back(
     before = flash(device, built)
     card = find_card(device.node)
     device.set(faults=[dropped_write(built.boot_extent.start + MIB, count=1)])
-    with pytest.raises(VerificationError, match="reads back otherwise than written") as caught:
+    with pytest.raises(VerificationError, match="reads back differently") as caught:
         edit_card(card, EDITS)
     assert caught.value.exit_status == 6
     assert "it is as it was before" in str(caught.value)
@@ -659,7 +659,7 @@ def test_a_half_edited_card_that_was_changed_meanwhile_is_not_touched(
     run("sync", node)
     before = sha256(built.path)
     card = find_card(node)
-    with pytest.raises(EditError, match="changed by something else since") as caught:
+    with pytest.raises(EditError, match="another program has changed it since") as caught:
         edit_card(card, [])
     (record,) = records(state)
     assert f"remove {record}" in (caught.value.hint or "")

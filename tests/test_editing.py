@@ -76,7 +76,7 @@ def test_an_edit_that_was_cut_off_is_undone_by_the_next_one(built: BuiltImage) -
     report = edit(built.path, [])
 
     assert content_digest(built.path) == before
-    assert report.warnings[0] == "An earlier edit had been cut off; it was undone."
+    assert report.warnings[0] == "An earlier edit was cut off; it was undone."
     assert not undo_record(built.path).exists()
 
 
@@ -84,7 +84,7 @@ def test_an_edit_that_was_cut_off_is_undone_before_anything_is_read(built: Built
     before = content_digest(built.path)
     cut_off(built.path)
     with open_boot_volume(built.path) as boot:
-        assert boot.warnings[0] == "An earlier edit had been cut off; it was undone."
+        assert boot.warnings[0] == "An earlier edit was cut off; it was undone."
         assert boot.files.read_file("/config.json") == built.boot_files["/config.json"]
     assert content_digest(built.path) == before
 

@@ -162,7 +162,7 @@ def test_a_record_of_an_image_that_was_replaced_holds_up_nothing(
     record.write_bytes(kept)  # as after `cp good.img x.img`
     run = balenaflash("boot", "ls", half_edited.path)
     assert run.returncode == 0, run.stderr
-    assert "has been replaced or changed since; the record was removed" in run.stderr
+    assert "was removed: the image has been replaced or changed since" in run.stderr
     assert not record.exists()
     assert half_edited.path.read_bytes() == good.read_bytes()
 

@@ -300,11 +300,7 @@ class TestFailureWhileWriting:
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND)
         try:
             source = FileSource(path, descriptor, Container.RAW, SIZE)
-
-            def unchanged() -> None:
-                """Nobody else writes to it."""
-
-            image = EditableImage(source, Container.RAW, None, None, unchanged, path, descriptor)
+            image = EditableImage(source, Container.RAW, path=path, descriptor=descriptor)
             with pytest.raises(VerificationError, match="at byte 512"):
                 image.commit([Patch(512, bytes(512))])
         finally:
@@ -427,7 +423,7 @@ class TestUndoRecord:
         path = tmp_path / "a.img"
         other = make_image(path, MIB, seed=5)
         undo_record(path).write_bytes(torn_record)
-        with pytest.raises(EditError, match="changed by something else") as caught:
+        with pytest.raises(EditError, match="another program has changed it") as caught:
             recover(path)
         assert str(undo_record(path)) in (caught.value.hint or "")
         assert path.read_bytes() == other

@@ -20,7 +20,7 @@ from balenaflash.source.commit import (
     EditState,
     NeitherOldNorNewError,
     find_state,
-    settle,
+    recover_image,
     undo_failed,
 )
 from balenaflash.source.undo import MarkedStore, RecordFile, Store, StoreFailedError, open_record
@@ -133,7 +133,7 @@ def _settle(file: RecordFile, store: Store, *, is_own: bool) -> Iterator[str]:
             "disk is not half-edited; remove it if no other disk is."
         )
         return
-    recovery = settle(file, store)
+    recovery = recover_image(file, store)
     if recovery is not None:
         yield recovery.sentence
 

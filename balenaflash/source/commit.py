@@ -1,10 +1,10 @@
 """Rewrite an image in place, or recover it: at any moment wholly old or wholly new.
 
-What is about to be replaced goes into an undo record elsewhere, for a file beside it, onto the
-medium; then the volume is marked as being edited; then the changed sectors are written, flushed
-and read back; then the mark and the record are removed. Whoever opens the image next and finds a
-record deals with it first (`balenaflash.source.opening`). Whoever finds the mark and no record,
-since the image was moved without it, knows that it is half-edited.
+The bytes to be replaced go into an undo record outside the image, for a file beside it, and onto
+the medium. Then the volume is marked as being edited; the changed sectors are written, flushed
+and read back; the mark and the record are removed. The next program that opens the image and
+finds a record deals with it first (`balenaflash.source.opening`). A mark without a record, on an
+image that was moved, shows that the image is half-edited.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -40,11 +40,11 @@ from balenaflash.source.undo import (
 from balenaflash.units import MIB, SECTOR_SIZE, Extent, align_down, align_up
 
 _BATCH_SIZE = 16 * MIB
-"""Bytes that are put back at a time, so that no record fills the memory."""
+"""Bytes that are restored at a time, so that no record fills the memory."""
 
 
 class NeitherOldNorNewError(Exception):
-    """The image holds at ``offset`` what no cut-off edit can have left there."""
+    """The image holds bytes at ``offset`` that no cut-off edit can have left there."""
 
     def __init__(self, offset: int) -> None:
         super().__init__(offset)
@@ -52,34 +52,31 @@ class NeitherOldNorNewError(Exception):
 
 
 class EditState(Enum):
-    """How much of an edit is in an image."""
+    """How much of an edit is in an image: nothing, a part, or all."""
 
     OLD = auto()
-    """Nothing."""
-
     MIXED = auto()
     NEW = auto()
-    """All."""
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class SectorRun:
     """Consecutive sectors that all change."""
 
     offset: int
-    """In bytes from the start of the image."""
+    """Offset of the first byte, in bytes from the start of the image."""
 
     new: memoryview
-    """What they are to hold; the first and the last may be part of a sector."""
+    """The new content; the first and the last sector may be in part."""
 
     @property
     def extent(self) -> Extent:
-        """The range that changes."""
+        """Range of the image that changes."""
         return Extent(self.offset, self.offset + len(self.new))
 
 
-def changed_runs(source: Source, patches: Iterable[Patch]) -> Iterator[Run]:
-    """Those sectors of ``patches`` that differ from what ``source`` holds, in order."""
+def changed_runs(source: Source, patches: Iterable[Patch]) -> Iterator[SectorRun]:
+    """The sectors of ``patches`` that differ from those of ``source``, in order."""
     for patch in in_order(patches, source.size):
         data = memoryview(patch.data)
         for start in range(0, len(data), MAX_REPLACEMENT):
@@ -89,25 +86,25 @@ def changed_runs(source: Source, patches: Iterable[Patch]) -> Iterator[Run]:
                 yield from _differing_runs(patch.offset + start, old, new)
 
 
-def _differing_runs(offset: int, old: bytes, new: memoryview) -> Iterator[Run]:
+def _differing_runs(offset: int, old: bytes, new: memoryview) -> Iterator[SectorRun]:
     start = end = 0
     for piece in sector_slices(offset, len(old)):
         if old[piece] == new[piece]:
             continue
         if piece.start > end:
             if start < end:
-                yield Run(offset + start, new[start:end])
+                yield SectorRun(offset + start, new[start:end])
             start = piece.start
         end = piece.stop
-    yield Run(offset + start, new[start:end])
+    yield SectorRun(offset + start, new[start:end])
 
 
-def write_runs(store: Store, runs: Iterable[Run]) -> None:
-    """Write ``runs``, flush them, and compare them with what the medium then holds.
+def write_runs(store: Store, runs: Iterable[SectorRun]) -> None:
+    """Write ``runs``, flush them, read them back from the medium and compare.
 
     Raises:
         StoreFailedError: some of the runs may be written.
-        ReadBackDiffersError: the medium accepted them, and holds something else.
+        ReadBackDiffersError: the medium accepted them, and holds other bytes.
     """
     runs = tuple(_widened(store, runs))
     for run in runs:
@@ -118,11 +115,8 @@ def write_runs(store: Store, runs: Iterable[Run]) -> None:
             raise ReadBackDiffersError(run.offset)
 
 
-def _widened(store: Store, runs: Iterable[Run]) -> Iterator[Run]:
-    """``runs`` with the rest of the store's own sectors, which is written as it is.
-
-    Whatever is written is compared afterwards, so this is, too.
-    """
+def _widened(store: Store, runs: Iterable[SectorRun]) -> Iterator[SectorRun]:
+    """``runs`` with the rest of the store's own sectors, written and compared as it is."""
     unit = store.alignment
     start, content = 0, bytearray()
     for run in runs:
@@ -130,7 +124,7 @@ def _widened(store: Store, runs: Iterable[Run]) -> Iterator[Run]:
         last = align_up(run.extent.end, unit)
         if first >= start + len(content):
             if content:
-                yield Run(start, memoryview(bytes(content)))
+                yield SectorRun(start, memoryview(bytes(content)))
             start, content = first, bytearray()
             if Extent(first, last) == run.extent:
                 yield run
@@ -139,16 +133,16 @@ def _widened(store: Store, runs: Iterable[Run]) -> Iterator[Run]:
         content += store.read(done, last - done) if last > done else b""
         content[run.offset - start : run.extent.end - start] = run.new
     if content:
-        yield Run(start, memoryview(bytes(content)))
+        yield SectorRun(start, memoryview(bytes(content)))
 
 
-def restore(store: Store, record: UndoRecord) -> None:
-    """Put the old bytes of ``record`` back where the image holds others; errors as `write_runs`.
+def _write_old_bytes(store: Store, record: UndoRecord) -> None:
+    """Write the old bytes of ``record`` where the image holds others; errors as `write_runs`.
 
     Sectors that already hold them are not written: on a full disk, writing into a hole that was
     never filled would fail again.
     """
-    runs: list[Run] = []
+    runs: list[SectorRun] = []
     size = 0
     for replacement in record.replacements():
         current = store.read(replacement.offset, len(replacement.old))
@@ -166,11 +160,10 @@ def find_state(store: Store, record: UndoRecord) -> EditState:
     """How much of the edit of ``record`` is in the image.
 
     Raises:
-        NeitherOldNorNewError: something else has been written there since, or this is another
-            image.
-        StoreFailedError: it cannot be read.
+        NeitherOldNorNewError: another program has written there since, or it is another image.
+        StoreFailedError: the image cannot be read.
     """
-    # All of them are looked at, also where the first two tell that it is mixed.
+    # All replacements are examined, even if the first two show that it is mixed.
     found = {
         is_new for replacement in record.replacements() for is_new in _are_new(store, replacement)
     }
@@ -183,7 +176,7 @@ def _are_new(store: Store, replacement: Replacement) -> Iterator[bool]:
     current = store.read(replacement.offset, len(replacement.old))
     for piece, digest in replacement.pieces():
         if current[piece] == replacement.old[piece]:
-            # What is recorded and does not change tells nothing.
+            # A recorded sector that does not change shows nothing.
             if sector_digest(current[piece]) != digest:
                 yield False
         elif sector_digest(current[piece]) == digest:
@@ -193,58 +186,58 @@ def _are_new(store: Store, replacement: Replacement) -> Iterator[bool]:
 
 
 class Recovery(StrEnum):
-    """What became of an edit that a crash or a kill had cut off."""
+    """Outcome of dealing with an edit that a crash or a kill had cut off."""
 
     UNDONE = "undone"
     """The image is as it was before the edit."""
 
     COMPLETE = "complete"
-    """All of the edit had been written; the image is as it was to be."""
+    """All of the edit had been written; the image is as the edit was to make it."""
 
     MAP_SET_ASIDE = "map-set-aside"
-    """Likewise, but for a block map beside it, which was not true any more."""
+    """Likewise, but a block map beside it was no longer true."""
 
     UNFINISHED = "unfinished"
     """The record was never finished, so nothing of the edit had been written."""
 
     STALE = "stale"
-    """The image is whole, and not the one that the record is of."""
+    """The image is whole, and not the one that the record belongs to."""
 
     FOREIGN = "foreign"
-    """The record is somebody else's; it stays where it is."""
+    """The record belongs to another user; it stays where it is."""
 
     @property
     def sentence(self) -> str:
-        """What the user should know of it."""
+        """The outcome for the user."""
         return _SENTENCES[self]
 
 
-_CUT_OFF = "An earlier edit had been cut off"
+_CUT_OFF = "An earlier edit was cut off"
 _SENTENCES = {
     Recovery.UNDONE: f"{_CUT_OFF}; it was undone.",
     Recovery.COMPLETE: f"{_CUT_OFF} after its last byte; it is complete.",
     Recovery.MAP_SET_ASIDE: f"{_CUT_OFF} after its last byte; it is complete. A block map beside "
-    "the image could not be kept true of it; if it is surely its own, its name now ends in .stale.",
+    "the image could not be updated; if it certainly belongs to the image, its name now ends in "
+    ".stale.",
     Recovery.UNFINISHED: f"{_CUT_OFF} before it changed anything; its unfinished undo record was "
     "removed.",
-    Recovery.STALE: "The undo record of an edit that was cut off was found, and the image has been "
-    "replaced or changed since; the record was removed.",
-    Recovery.FOREIGN: "An undo record of another user lies where that of an edit would; it is "
-    "ignored.",
+    Recovery.STALE: "The undo record of an edit that was cut off was removed: the image has been "
+    "replaced or changed since.",
+    Recovery.FOREIGN: "The undo record beside the image belongs to another user; it is ignored.",
 }
 
 
-def settle(
+def recover_image(
     file: RecordFile, store: Store, finish: Callable[[UndoRecord], bool] = lambda _record: True
 ) -> Recovery | None:
     """Deal with the undo record of an image that is open, and locked, as ``store``.
 
-    ``finish`` is called with the record of an edit that is complete, to bring up to date what
-    lies beside the image; it returns whether that is true of the image now.
+    ``finish`` is called with the record of an edit that is complete, to update the block map
+    beside the image. It returns True if that map is true of the image now.
 
     Raises:
-        EditError: it cannot be undone; nothing was touched.
-        WriteError: putting the old bytes back failed; the record stays.
+        EditError: the edit cannot be undone; nothing was touched.
+        WriteError: writing the old bytes failed; the record stays.
     """
     try:
         with open_record(file, store.size) as record:
@@ -257,20 +250,11 @@ def settle(
         return None
     except ForeignRecordError:
         return Recovery.FOREIGN
-    discard_record(file)
+    _discard_record(file)
     return recovery
 
 
-def put_back(store: Store, record: UndoRecord) -> None:
-    """Make the image wholly old; errors as `restore`."""
-    marked = MarkedStore(store, record.mark)
-    if not marked.is_marked:  # the edit had ended, and something after it failed
-        marked.begin()
-    restore(marked, record)
-    marked.end(undone=True)
-
-
-def discard_record(file: RecordFile) -> None:
+def _discard_record(file: RecordFile) -> None:
     """Remove the record of an image that is whole."""
     try:
         remove_record(file)
@@ -282,15 +266,25 @@ def discard_record(file: RecordFile) -> None:
         ) from error
 
 
+def _put_back(store: Store, record: UndoRecord) -> None:
+    """Make the image wholly old; errors as `_write_old_bytes`."""
+    marked = MarkedStore(store, record.mark)
+    if not marked.is_marked:  # the edit had ended, and something after it failed
+        marked.begin()
+    _write_old_bytes(marked, record)
+    marked.end(undone=True)
+
+
 def _make_whole(file: RecordFile, store: Store, record: UndoRecord) -> Recovery:
-    """Make the image wholly new if it already is, wholly old if not, on the medium too."""
+    """Flush the image if it is wholly new already; make it wholly old if not."""
     try:
-        # An edit that has begun and not ended is marked: this image is whole, or another one.
+        # An edit that has begun and not ended is marked. Without the mark the image is whole, or
+        # another one.
         is_whole = record.mark is not None and not MarkedStore(store, record.mark).is_marked
         if not record.is_finished and (is_whole or record.mark is None):
             return Recovery.UNFINISHED
         try:
-            return _restore(file, store, record)
+            return _make_old_or_new(file, store, record)
         except EditError:
             if is_whole:
                 return Recovery.STALE
@@ -298,32 +292,32 @@ def _make_whole(file: RecordFile, store: Store, record: UndoRecord) -> Recovery:
     except StoreFailedError as error:
         raise undo_failed(file, error.reason) from error
     except ReadBackDiffersError as error:
-        reason = f"byte {error.offset} reads back otherwise than written"
+        reason = f"byte {error.offset} reads back differently"
         raise undo_failed(file, reason) from error
 
 
-def _restore(file: RecordFile, store: Store, record: UndoRecord) -> Recovery:
+def _make_old_or_new(file: RecordFile, store: Store, record: UndoRecord) -> Recovery:
     if not record.is_finished:
         raise cannot_undo(file, f"{file.path} was cut short")
     if record.image_size != store.size:
-        raise cannot_undo(file, "its size is another one now")
+        raise cannot_undo(file, "its size has changed")
     marked = MarkedStore(store, record.mark)
     try:
         state = find_state(marked, record)
     except NeitherOldNorNewError as error:
-        reason = f"byte {error.offset} and those after it were changed by something else since"
+        reason = f"another program has changed it since, at byte {error.offset}"
         raise cannot_undo(file, reason) from error
     if state is EditState.NEW:
         marked.flush()
         marked.end(undone=False)
         return Recovery.COMPLETE
     if state is EditState.MIXED or marked.is_marked:
-        put_back(store, record)
+        _put_back(store, record)
     return Recovery.UNDONE
 
 
 def undo_failed(file: RecordFile, reason: str) -> WriteError:
-    """The error for an interrupted edit that is still to be undone."""
+    """The error for an interrupted edit that remains to be undone."""
     return WriteError(
         f"{file.subject}: an edit of it was cut off, and undoing it failed: {reason}",
         code="undo-failed",
@@ -333,10 +327,10 @@ def undo_failed(file: RecordFile, reason: str) -> WriteError:
 
 @dataclass(frozen=True, slots=True)
 class CommitReport:
-    """What a commit wrote."""
+    """The ranges of an image that a commit wrote, or would write."""
 
     extents: tuple[Extent, ...]
-    """The ranges of the image that changed, in order; empty when nothing had to."""
+    """In order; empty if the image holds the new bytes already."""
 
     @property
     def size(self) -> int:
@@ -345,7 +339,7 @@ class CommitReport:
 
     @property
     def sectors(self) -> int:
-        """Sectors of 512 bytes in which something changed."""
+        """Number of sectors of 512 bytes in which something changed."""
         count, last = 0, -1
         for extent in self.extents:
             first = max(extent.start // SECTOR_SIZE, last + 1)
@@ -359,13 +353,13 @@ class Commit:
     """How an edit is committed."""
 
     mark: EditMark | None = None
-    """Where it is marked; ``None`` leaves no trace of it but the undo record."""
+    """The mark of the edit; with ``None`` the undo record is its only trace."""
 
     prove: Callable[[], None] = lambda: None
-    """Called when all is written and read back; raises what `write_runs` does for more."""
+    """Called after everything was read back, to compare more; raises like `write_runs`."""
 
     finish: Callable[[], None] = lambda: None
-    """Called when all is written and read back, while a kill still leaves the record behind."""
+    """Called after `prove`, while a kill still leaves the record."""
 
 
 PLAIN = Commit()
@@ -373,63 +367,60 @@ PLAIN = Commit()
 
 @dataclass(frozen=True, slots=True)
 class ReadableImage:
-    """An image that nobody edits while it is open."""
+    """An open image, which nobody edits meanwhile."""
 
     source: Source
-    """What it holds."""
-
     container: Container
-    """What it is stored in."""
+    member: str | None = None
+    """Name of the image in a container with members."""
 
-    member: str | None
-    """Its name in a container that has members."""
+    recovery: Recovery | None = None
+    """Outcome of an earlier edit that had been cut off; ``None`` if there was none."""
 
-    recovery: Recovery | None
-    """What became of an earlier edit that had been cut off; ``None`` if there was none."""
+    require_unchanged: Callable[[], None] = field(default=lambda: None, repr=False)
+    """Raises ``ImageError`` if the image's file was changed since it was opened; cheap.
 
-    require_unchanged: Callable[[], None] = field(repr=False)
-    """Raises ``ImageError`` if its file was changed since it was opened; cheap.
-
-    Whoever reads to the end has it from ``source``, of a block device as well.
+    A reader that reads ``source`` to its end gets that error from there, for a block device too.
     """
 
-    rereads: Rereads = field(default_factory=Rereads, kw_only=True)
-    """Reads of what it is stored on that had to be repeated."""
+    rereads: Rereads = field(default_factory=Rereads)
+    """Reads of the file or device that had to be repeated."""
 
-    late_warnings: Sequence[str] = field(default=(), kw_only=True)
-    """What turned out about its container while it was read; complete at its end."""
+    late_warnings: Sequence[str] = ()
+    """Warnings about the container, found while it was read; complete at its end."""
 
     @property
     def reading_warnings(self) -> tuple[str, ...]:
-        """Warnings about reading it, a sentence each; complete when it has been read."""
+        """Warnings about reading the image, a sentence each; complete when it was read."""
         return (*self.rereads.warnings(self.source.name), *self.late_warnings)
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the user should know about opening it, a sentence each."""
+        """Warnings about opening the image, a sentence each."""
         return (self.recovery.sentence,) if self.recovery else ()
 
     def preview(self, patches: Sequence[Patch]) -> CommitReport:
-        """What a commit of ``patches`` would write; nothing is."""
+        """The report of a commit of ``patches``; nothing is written."""
         runs = changed_runs(self.source, patches)
         return CommitReport(tuple(run.extent for run in runs))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EditableImage(ReadableImage):
-    """An image file open for a change, locked until it is closed."""
+    """An image file open for an edit, locked until it is closed."""
 
     path: Path
     descriptor: int
     """The open file, for reading and writing."""
 
     def commit(self, patches: Sequence[Patch], how: Commit = PLAIN) -> CommitReport:
-        """Write what ``patches`` change, as `commit`.
+        """Write the changes of ``patches``; errors as `commit`.
 
-        Of the file, only these bytes and its time of change differ afterwards.
+        Only these bytes of the file and its time of change differ afterwards.
 
         Raises:
-            ImageError: another program has changed it since it was opened. Nothing was written.
+            ImageError: another program has changed the file since it was opened. Nothing was
+                written.
         """
         self.require_unchanged()
         file = record_beside(self.path, self.descriptor)
@@ -443,16 +434,16 @@ def commit(
     patches: Sequence[Patch],
     how: Commit = PLAIN,
 ) -> CommitReport:
-    """Write what ``patches`` change, read it back, and make it last.
+    """Write the changes of ``patches``, flush them and read them back.
 
-    ``source`` is what ``store`` holds; nobody else writes to it. ``file`` is where the undo record
-    is kept meanwhile. ``prove`` is called when all was read back, and raises as `write_runs`.
+    ``source`` reads the same bytes as ``store``; nobody else writes to them. ``file`` is the
+    place of the undo record meanwhile.
 
     Raises:
         EditError: the undo record cannot be made; nothing was touched.
-        WriteError: writing failed; the message says whether all is as it was, or a later command
-            is to undo the edit.
-        VerificationError: what was read back differs; likewise.
+        WriteError: writing failed. The message says if everything is as it was, or if a later
+            command has to undo the edit.
+        VerificationError: the bytes read back differ; likewise.
     """
     runs = tuple(changed_runs(source, patches))
     if not runs:
@@ -480,28 +471,28 @@ def commit(
         message = f"{file.subject}: {error.reason}; {_undo(store, file)}"
         raise WriteError(message, code="edit-write-failed") from error
     except ReadBackDiffersError as error:
-        message = f"{file.subject}: reads back otherwise than written at byte {error.offset}"
+        message = f"{file.subject}: reads back differently at byte {error.offset}"
         raise VerificationError(f"{message}; {_undo(store, file)}") from error
     how.finish()
-    discard_record(file)
+    _discard_record(file)
     return CommitReport(tuple(run.extent for run in runs))
 
 
-def _without_mark(run: Run, mark: EditMark | None) -> Run:
-    """``run`` with the byte of the mark as it was: what becomes of it is written at the end."""
-    if mark is None or not run.extent.start <= mark.offset < run.extent.end:
+def _without_mark(run: SectorRun, mark: EditMark | None) -> SectorRun:
+    """``run`` with the marked byte as before the edit; its new value is written at the end."""
+    if mark is None or not run.extent.contains(mark.offset):
         return run
     new = bytearray(run.new)
     new[mark.offset - run.offset] = mark.before
-    return Run(run.offset, memoryview(new))
+    return SectorRun(run.offset, memoryview(new))
 
 
 def _around_mark(
-    source: Source, mark: EditMark | None, unit: int, runs: Sequence[Run]
-) -> Iterator[Run]:
-    """The rest of the sector that the mark is in, as it is: it is written with the mark.
+    source: Source, mark: EditMark | None, unit: int, runs: Sequence[SectorRun]
+) -> Iterator[SectorRun]:
+    """The rest of the store's sector with the mark, unchanged: it is written with the mark.
 
-    Should that go wrong, it has to be undone like all else. Of a file only one byte is written.
+    If that fails, it has to be undone like the rest. In a file only the one byte is written.
     """
     if mark is None or unit == 1:
         return
@@ -509,15 +500,15 @@ def _around_mark(
     for start in range(first, first + unit, SECTOR_SIZE):
         sector = Extent(start, start + SECTOR_SIZE)
         if not any(run.extent.overlaps(sector) for run in runs):
-            yield Run(start, memoryview(source.read(start, SECTOR_SIZE)))
+            yield SectorRun(start, memoryview(source.read(start, SECTOR_SIZE)))
 
 
 def _undo(store: Store, file: RecordFile) -> str:
-    """Put back what the record holds, and say how that went."""
+    """Undo the edit; the outcome in words for a message."""
     try:
         with open_record(file, store.size) as record:
             if record is not None and record.is_finished:
-                put_back(store, record)
+                _put_back(store, record)
         remove_record(file)
     except (OSError, EditError, StoreFailedError, ReadBackDiffersError):
         return f"it is half-edited, and {file.undone_by} tries to undo that"

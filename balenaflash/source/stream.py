@@ -18,7 +18,7 @@ from operator import attrgetter
 from balenaflash.errors import ImageError
 from balenaflash.source.base import Source, Wrapped
 from balenaflash.source.container.decoder import Decoder
-from balenaflash.units import GIB, KIB, MIB, Extent, format_size
+from balenaflash.units import GIB, KIB, MIB, Extent, format_size, merge
 
 _MOST_KEPT = 4 * GIB
 """Bytes that are kept at most. Zeros do not count: they take no room."""
@@ -71,7 +71,7 @@ class Spool:
                 code="no-temporary-space",
                 hint="Name a folder with more room: TMPDIR=FOLDER; or decompress the image first.",
             ) from error
-        self._add(offset, offset + len(content))
+        self._held = list(merge(sorted([*self._held, Extent(offset, offset + len(content))])))
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
         """Fill ``buffer``, all of which is kept, from ``offset`` on.
@@ -111,16 +111,6 @@ class Spool:
                 hint="Save it to a file first, and give that file.",
             )
         self._room -= size
-
-    def _add(self, start: int, end: int) -> None:
-        """Merge ``[start, end)`` into the kept ranges, which stay ordered and disjoint."""
-        others = []
-        for each in self._held:
-            if each.start <= end and each.end >= start:
-                start, end = min(start, each.start), max(end, each.end)
-            else:
-                others.append(each)
-        self._held = sorted([*others, Extent(start, end)])
 
 
 def _folder() -> str:

@@ -1,18 +1,19 @@
-"""The undo record of an edit under way, kept elsewhere, and its mark in the volume itself.
+"""The undo record of an edit under way, and the mark of the edit in the volume itself.
 
-It lies in the state byte of a FAT boot sector (linux/msdos_fs.h, ``state``; offset 37, in FAT32
-65). Bit 0 there means "not unmounted": Linux warns of it when it mounts the volume, fsck.vfat
-finds it. The upper four bits are zero everywhere else; ours tell an edit that was cut off apart
-from a card that was pulled. Linux and fsck.vfat leave them as they are.
+The record is kept outside the image. The mark is in the state byte of a FAT boot sector
+(linux/msdos_fs.h, ``state``; offset 37, in FAT32 65). Bit 0 of it means "not unmounted": Linux
+warns of it when it mounts the volume, fsck.vfat reports it. The upper four bits are zero
+everywhere else; the value here tells an edit that was cut off from a card that was pulled. Linux
+and fsck.vfat leave them as they are.
 
 The format, little-endian: a header (magic, version, number of replacements, size of the image,
 and the `EditMark`: its offset, the byte before and after); for each replacement, in ascending
 order, its offset and length, the old bytes, and 8 bytes of XXH3 of each new sector; at the end 16
-bytes of XXH3 over everything before. A record without a valid end was never finished, and since
-the image is written only after its record, that image was not yet touched.
+bytes of XXH3 over everything before. A record without a valid end was never finished. The image
+is written only after its record, so that image was not yet touched.
 
-A record comes with an image, from wherever that comes: nothing in it is believed unchecked, and
-no more than a piece of it is in memory.
+A record may come with an image from anywhere: nothing in it is believed unchecked, and no more
+than a piece of it is in memory.
 """
 
 import errno
@@ -23,24 +24,25 @@ import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import xxhash
 
 from balenaflash.durable import open_folder
 from balenaflash.errors import CodedText, EditError, ImageError
 from balenaflash.source.layers import Patch
-from balenaflash.units import MIB, SECTOR_SIZE, align_down, align_up
+from balenaflash.units import MIB, SECTOR_SIZE, Extent, align_down, align_up
 
 
 class StoreFailedError(Exception):
-    """Reading or writing failed; the state of what was being written is unknown."""
+    """Reading or writing failed; the state of the range that was being written is unknown."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
-        """Why, as what follows the name of the store and a colon."""
+        """The reason, to follow the name of the store and a colon."""
 
 
 class ReadBackDiffersError(Exception):
@@ -53,7 +55,7 @@ class ReadBackDiffersError(Exception):
 
 
 class Store(Protocol):
-    """Bytes that are read, rewritten in place and read back; every range lies inside."""
+    """A medium that is read, rewritten in place and read back; every range lies inside."""
 
     @property
     def size(self) -> int:
@@ -61,10 +63,10 @@ class Store(Protocol):
 
     @property
     def alignment(self) -> int:
-        """Offset and length of what is written are multiples of this, in bytes."""
+        """Unit in bytes: offset and length of every write are multiples of it."""
 
     def read(self, offset: int, length: int) -> bytes:
-        """The bytes ``[offset, offset + length)``, or fewer where a file ends.
+        """The bytes ``[offset, offset + length)``; fewer if a file ends before.
 
         Raises:
             StoreFailedError: they cannot be read.
@@ -78,61 +80,52 @@ class Store(Protocol):
         """
 
     def flush(self) -> None:
-        """Return when all that was written would survive a loss of power.
+        """Return when everything written would survive a loss of power.
 
         Raises:
-            StoreFailedError: it may not.
+            StoreFailedError: it may not survive.
         """
 
     def read_back(self, offset: int, length: int) -> bytes:
-        """As `read`, from the medium and not from a cache; the range has been flushed."""
+        """Like `read`, from the medium and not from a cache; the range has been flushed."""
 
 
 class FileStore:
-    """An open file; whoever opened it closes it."""
+    """An open file; the caller closes it."""
+
+    alignment = 1
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
 
     @property
     def size(self) -> int:
-        """Bytes from start to end."""
         return os.fstat(self._descriptor).st_size
 
-    @property
-    def alignment(self) -> int:
-        """1: a file is written at any offset."""
-        return 1
-
     def read(self, offset: int, length: int) -> bytes:
-        """The bytes ``[offset, offset + length)``, or fewer where the file ends."""
-        blocks = []
+        content = bytearray()
         with _failures("read"):
-            while length > 0:
-                block = os.pread(self._descriptor, length, offset)
+            while len(content) < length:
+                block = os.pread(self._descriptor, length - len(content), offset + len(content))
                 if not block:
                     break
-                blocks.append(block)
-                offset += len(block)
-                length -= len(block)
-        return b"".join(blocks)
+                content += block
+        return bytes(content)
 
     def write(self, offset: int, content: memoryview) -> None:
-        """Replace the bytes from ``offset`` on."""
         done = 0
         with _failures("written"):
             while done < len(content):
                 done += os.pwrite(self._descriptor, content[done:], offset + done)
 
     def flush(self) -> None:
-        """Return when all that was written would survive a loss of power."""
         with _failures("written"):
             os.fsync(self._descriptor)
 
     def read_back(self, offset: int, length: int) -> bytes:
-        """As `read`, after dropping from the cache what was flushed and is not mapped.
+        """Like `read`, after dropping the range from the cache; mapped pages stay there.
 
-        The kernel leaves pages alone that lie only partly in the range (posix_fadvise(2)).
+        The kernel keeps pages that lie only partly in the range (posix_fadvise(2)).
         """
         start = align_down(offset, mmap.PAGESIZE)
         end = align_up(offset + length, mmap.PAGESIZE)
@@ -154,17 +147,9 @@ _EDIT = 0xB0
 _OTHERS = 0x0E  # bits that stay as they are: 0x02 asks for a surface scan
 
 
-def is_edit_marked(state: int) -> bool:
-    """Whether the state byte tells of an edit under way.
-
-    A program that clears "not unmounted", such as fsck.vfat, has accepted the volume as it is.
-    """
-    return state & ~_OTHERS == _EDIT | _NOT_UNMOUNTED
-
-
 @dataclass(frozen=True, slots=True)
 class EditMark:
-    """Where an edit is marked, and what is there otherwise."""
+    """The byte of an image that marks an edit under way, and its values outside the edit."""
 
     offset: int
     """Offset of the byte, in bytes from the start of the image."""
@@ -182,7 +167,7 @@ class EditMark:
 
 
 class MarkedStore:
-    """A store seen as if the mark were not there: its byte reads as before the edit, and stays."""
+    """A store as it is without the mark: the marked byte reads as before the edit, and stays."""
 
     def __init__(self, store: Store, mark: EditMark | None) -> None:
         self._store = store
@@ -190,82 +175,69 @@ class MarkedStore:
 
     @property
     def size(self) -> int:
-        """Bytes from start to end."""
         return self._store.size
 
     @property
-    def is_marked(self) -> bool:
-        """Whether the edit has begun and has not ended; true where it is not marked at all."""
-        return self._mark is None or self._state() == self._mark.marked
+    def alignment(self) -> int:
+        return self._store.alignment
 
     @property
-    def alignment(self) -> int:
-        """As `Store.alignment`."""
-        return self._store.alignment
+    def is_marked(self) -> bool:
+        """True if the edit has begun and has not ended, or has no mark."""
+        return self._mark is None or self._state(self._mark) == self._mark.marked
 
     def begin(self) -> None:
         """Set the mark, on the medium too, before the first byte of the edit is written.
 
         Raises:
-            StoreFailedError: it may be there or not.
-            ReadBackDiffersError: it is not what was written.
+            StoreFailedError: the mark may be there or not.
+            ReadBackDiffersError: it is not as it was written.
         """
         if self._mark is not None:
-            self._put(self._mark.offset, self._mark.marked)
+            self._set_state(self._mark, self._mark.marked)
 
     def end(self, *, undone: bool) -> None:
         """Remove the mark, after the last byte was flushed; errors as `begin`."""
-        if self._mark is None:
-            return
-        value = self._mark.before if undone else self._mark.after
-        if self._state() != value:
-            self._put(self._mark.offset, value)
+        if self._mark is not None:
+            value = self._mark.before if undone else self._mark.after
+            if self._state(self._mark) != value:
+                self._set_state(self._mark, value)
 
     def read(self, offset: int, length: int) -> bytes:
-        """As `Store.read`."""
         return self._hidden(offset, self._store.read(offset, length))
 
     def read_back(self, offset: int, length: int) -> bytes:
-        """As `Store.read_back`."""
         return self._hidden(offset, self._store.read_back(offset, length))
 
     def write(self, offset: int, content: memoryview) -> None:
-        """As `Store.write`; the mark stays."""
-        place = self._place(offset, len(content))
-        if place is not None and self._mark is not None:
+        mark = self._mark
+        if mark is not None and offset <= mark.offset < offset + len(content):
             marked = bytearray(content)
-            marked[place] = self._mark.marked
+            marked[mark.offset - offset] = mark.marked
             content = memoryview(marked)
         self._store.write(offset, content)
 
     def flush(self) -> None:
-        """As `Store.flush`."""
         self._store.flush()
 
     def _hidden(self, offset: int, content: bytes) -> bytes:
-        place = self._place(offset, len(content))
-        if place is None or self._mark is None:
+        mark = self._mark
+        if mark is None or not offset <= mark.offset < offset + len(content):
             return content
-        known = {self._mark.after, self._mark.marked}
-        if content[place] not in known:
+        place = mark.offset - offset
+        if content[place] not in {mark.after, mark.marked}:
             return content
-        return content[:place] + bytes([self._mark.before]) + content[place + 1 :]
+        return content[:place] + bytes([mark.before]) + content[place + 1 :]
 
-    def _place(self, offset: int, length: int) -> int | None:
-        """Index of the byte in ``[offset, offset + length)``, if it is there."""
-        if self._mark is None or not offset <= self._mark.offset < offset + length:
-            return None
-        return self._mark.offset - offset
-
-    def _state(self) -> int:
-        byte = b"" if self._mark is None else self._store.read(self._mark.offset, 1)
+    def _state(self, mark: EditMark) -> int:
+        byte = self._store.read(mark.offset, 1)
         return byte[0] if byte else -1
 
-    def _put(self, offset: int, value: int) -> None:
+    def _set_state(self, mark: EditMark, value: int) -> None:
         unit = self._store.alignment
-        start = offset - offset % unit
+        start = align_down(mark.offset, unit)
         sector = bytearray(self._store.read(start, unit))
-        sector[offset - start] = value
+        sector[mark.offset - start] = value
         self._store.write(start, memoryview(sector))
         self._store.flush()
         if self._store.read_back(start, unit) != sector:
@@ -282,24 +254,32 @@ def require_whole(state: int, name: str) -> None:
     Raises:
         ImageError: it is.
     """
-    if is_edit_marked(state):
+    if _is_edit_marked(state):
         raise ImageError(
             f"{name}: {_FACT}",
             code=_CODE,
-            hint="Use a good copy, or write the card anew. The undo record lies where the edit was "
-            "made: that of a file beside it, as .NAME.balenaflash-undo, that of a card with the "
-            "user who edited it.",
+            hint="Use a good copy, or write the card anew. The undo record is kept where the edit "
+            "was made: beside an image file, as .NAME.balenaflash-undo; for a card, with the user "
+            "who edited it.",
         )
 
 
 def warn_of_half_edited(state: int) -> tuple[str, ...]:
     """A sentence if an image is half-edited, by the state byte of its boot partition."""
     sentence = CodedText(f"{_FACT[0].upper()}{_FACT[1:]}.", code=_CODE)
-    return (sentence,) if is_edit_marked(state) else ()
+    return (sentence,) if _is_edit_marked(state) else ()
+
+
+def _is_edit_marked(state: int) -> bool:
+    """True if the state byte marks an edit under way.
+
+    A program that clears "not unmounted", such as fsck.vfat, has accepted the volume as it is.
+    """
+    return state & ~_OTHERS == _EDIT | _NOT_UNMOUNTED
 
 
 MAX_REPLACEMENT = MIB
-"""Bytes that one replacement has at most."""
+"""Most bytes of one replacement."""
 
 _MAGIC = b"balenaflash-undo"
 _VERSION = 2
@@ -310,24 +290,21 @@ _DIGEST_SIZE = 8
 _END_SIZE = 16
 _NAME_MAX = 255  # bytes, linux/limits.h
 _MAX_IN_MEMORY = 64 * MIB
-_SLACK = MIB  # bytes that a record may be larger than twice its image, which none comes near
+_SLACK = MIB  # bytes; no record of this program is larger than twice its image by that much
 
 
 def sector_slices(offset: int, length: int) -> Iterator[slice]:
-    """Where the sectors of the image cut ``[offset, offset + length)``, relative to ``offset``.
+    """The pieces of ``[offset, offset + length)`` in each sector, relative to ``offset``.
 
-    The first and the last piece are shorter than a sector where the range is not aligned. A
-    write that is cut off leaves each of these pieces wholly old or wholly new.
+    The first and the last piece are shorter than a sector if the range is not aligned. A write
+    that is cut off leaves each of these pieces wholly old or wholly new.
     """
-    start = 0
-    while start < length:
-        end = min(length, start + SECTOR_SIZE - (offset + start) % SECTOR_SIZE)
-        yield slice(start, end)
-        start = end
+    for piece in Extent(offset, offset + length).cut(SECTOR_SIZE):
+        yield slice(piece.start - offset, piece.end - offset)
 
 
 def sector_digest(content: bytes | memoryview) -> bytes:
-    """Enough to know a sector, or a piece of one, again; it is no proof against forgery."""
+    """Digest by which a sector or a piece of one is recognised; not a proof against forgery."""
     return xxhash.xxh3_64_digest(content)
 
 
@@ -336,27 +313,27 @@ class Replacement:
     """A range of the image that is being replaced."""
 
     offset: int
-    """In bytes from the start of the image."""
+    """Offset of the first byte, in bytes from the start of the image."""
 
     old: bytes
-    """What was there."""
+    """The bytes before the edit."""
 
     new_digests: tuple[bytes, ...]
-    """One of each piece of `sector_slices`, enough to know it again."""
+    """`sector_digest` of each new piece of `sector_slices`."""
 
     @classmethod
-    def between(cls, offset: int, old: bytes, new: memoryview) -> "Replacement":
-        """``old`` at ``offset`` gives way to ``new``, of the same length."""
+    def between(cls, offset: int, old: bytes, new: memoryview) -> Self:
+        """The replacement of ``old`` at ``offset`` by ``new``, of the same length."""
         slices = sector_slices(offset, len(old))
         return cls(offset, old, tuple(sector_digest(new[piece]) for piece in slices))
 
     def pieces(self) -> Iterator[tuple[slice, bytes]]:
-        """The sectors within, relative to ``offset``, and the digest of what replaces each."""
+        """The sectors within, relative to ``offset``, and the digest of the new bytes of each."""
         return zip(sector_slices(self.offset, len(self.old)), self.new_digests, strict=True)
 
 
 class ForeignRecordError(Exception):
-    """The record is neither ours nor root's nor the image owner's, and so tells nothing."""
+    """The record is neither ours nor root's nor the image owner's, and is not believed."""
 
 
 class UndoRecord:
@@ -366,18 +343,16 @@ class UndoRecord:
         self._file = file
         self._descriptor = descriptor
         self._end = os.fstat(descriptor).st_size - _END_SIZE
-        header = os.pread(descriptor, _HEADER.size, 0)
-        _magic, _version, self._count, self.image_size, offset, before, after = _HEADER.unpack(
-            header
-        )
-        self.mark = None if offset == _NO_MARK else EditMark(offset, before, after)
+        header = _HEADER.unpack(os.pread(descriptor, _HEADER.size, 0))
+        _magic, _version, self._count, self.image_size, *mark = header
+        self.mark = None if mark[0] == _NO_MARK else EditMark(*mark)
         self.is_finished = is_finished
 
     def replacements(self) -> Iterator[Replacement]:
-        """All of them in order, each read when it is asked for.
+        """All replacements in order, each read when it is asked for.
 
         Raises:
-            EditError: what the record says cannot be.
+            EditError: the record is damaged.
         """
         position, end = _HEADER.size, 0
         for _ in range(self._count):
@@ -392,19 +367,14 @@ class UndoRecord:
             digests = self._read(position, count * _DIGEST_SIZE)
             position += len(digests)
             end = offset + length
-            yield Replacement(
-                offset,
-                old,
-                tuple(
-                    digests[start : start + _DIGEST_SIZE]
-                    for start in range(0, len(digests), _DIGEST_SIZE)
-                ),
-            )
+            starts = range(0, len(digests), _DIGEST_SIZE)
+            cut = tuple(digests[start : start + _DIGEST_SIZE] for start in starts)
+            yield Replacement(offset, old, cut)
         if position != self._end:
             raise self._damaged()
 
     def old_patches(self) -> tuple[Patch, ...] | None:
-        """What makes the image again what it was; ``None`` for more than belongs into memory.
+        """The patches that undo the edit; ``None`` if they are too many for memory.
 
         Errors as `replacements`.
         """
@@ -427,45 +397,47 @@ class UndoRecord:
 
 @dataclass(frozen=True, slots=True)
 class RecordFile:
-    """Where the undo record of one image or card is kept, and what to tell of it."""
+    """The place of the undo record of one image or card, and its words for messages."""
 
     path: Path
     subject: str
-    """What it is the record of, as messages call that."""
+    """Name of the image or card in messages."""
 
     owner: int
-    """User that the image belongs to: in a directory that others may write to, a record of
-    anybody else than them, root or ourselves is ignored."""
+    """User that the image belongs to.
+
+    In a directory that others may write to, a record of any other user than this one, root or
+    ourselves is ignored.
+    """
 
     group: int
     undone_by: str = "the next command that opens it"
-    """Who deals with a record that was left."""
+    """The command that deals with a record that was left."""
 
     if_stuck: str = "Replace the image by a good copy"
-    """What the user can do where it cannot be dealt with."""
+    """Advice if the record cannot be dealt with."""
 
 
 def record_beside(image: Path, descriptor: int) -> RecordFile:
-    """Where the record of the image file lies that is open as ``descriptor``."""
+    """The place of the record of the image file that is open as ``descriptor``."""
     status = os.fstat(descriptor)
     return RecordFile(undo_path(image), str(image), status.st_uid, status.st_gid)
 
 
 def undo_path(image: Path) -> Path:
-    """Where the record of ``image`` lies: beside the file itself, not beside a link to it.
+    """Path of the record of ``image``: beside the file itself, not beside a link to it.
 
-    Its name is made of that of the image, or of a digest where that would be too long.
+    Its name contains that of the image, or a digest of it if that would be too long.
     """
     real = image.resolve()
     name = f".{real.name}.balenaflash-undo"
     if len(os.fsencode(name)) > _NAME_MAX:
-        digest = hashlib.sha256(os.fsencode(real.name)).hexdigest()
-        name = f".{digest}.balenaflash-undo"
+        name = f".{hashlib.sha256(os.fsencode(real.name)).hexdigest()}.balenaflash-undo"
     return real.with_name(name)
 
 
 def forget_record(image: Path) -> None:
-    """Remove the record beside ``image``, all of which has been replaced; none is no error."""
+    """Remove the record, if any, beside ``image``, all of which has been replaced."""
     path = undo_path(image)
     # One that we may not remove is not ours, and is ignored.
     with suppress(PermissionError), open_folder(path.parent) as folder:
@@ -484,9 +456,8 @@ def write_record(
     It holds parts of files that may be secret, so only the owner of the image may read it.
 
     Raises:
-        EditError: it cannot be made; nothing is left of it.
+        EditError: the record cannot be made; nothing is left of it.
     """
-    header = _encode_header(image_size, mark, count)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
         with open_folder(file.path.parent) as folder:
@@ -495,7 +466,7 @@ def write_record(
                 with os.fdopen(record, "wb") as stream:
                     if os.geteuid() == 0:
                         os.fchown(record, file.owner, file.group)
-                    stream.writelines(_encode(header, replacements))
+                    stream.writelines(_encode(image_size, mark, count, replacements))
                     stream.flush()
                     os.fsync(record)
                 folder.flush()
@@ -503,11 +474,19 @@ def write_record(
                 folder.remove(file.path.name)
                 raise
     except OSError as error:
-        raise _cannot_keep(file, error) from error
+        hint = f"An edit keeps what it replaces in {file.path.parent} until it is done."
+        if isinstance(error, FileExistsError):
+            hint = f"Remove {file.path}, which belongs to another user."
+        raise EditError(
+            f"{file.subject}: cannot be edited safely: its undo record cannot be made: "
+            f"{error.strerror}",
+            code="undo-record-failed",
+            hint=hint,
+        ) from error
 
 
 def remove_record(file: RecordFile) -> None:
-    """Remove the record, for good even if the power is lost; none is no error."""
+    """Remove the record, if any, so that it stays removed after a loss of power."""
     with open_folder(file.path.parent) as folder:
         folder.remove(file.path.name)
         folder.flush()
@@ -518,9 +497,9 @@ def open_record(file: RecordFile, image_size: int) -> Iterator[UndoRecord | None
     """The record of an image of ``image_size`` bytes; ``None`` if not even its header is there.
 
     Raises:
-        FileNotFoundError: there is none.
-        ForeignRecordError: somebody else made it.
-        EditError: it cannot be read, or what it says cannot be.
+        FileNotFoundError: there is no record.
+        ForeignRecordError: another user made it.
+        EditError: it cannot be read, is too large, or of another version.
     """
     descriptor = _open(file)
     try:
@@ -539,14 +518,14 @@ def open_record(file: RecordFile, image_size: int) -> Iterator[UndoRecord | None
 
 
 def has_record(file: RecordFile) -> bool:
-    """Whether there is a record, of whatever content.
+    """True if there is a record, of whatever content.
 
     Raises:
-        ForeignRecordError: somebody else made it.
+        ForeignRecordError: another user made it.
     """
     try:
         _require_known(file, file.path.lstat())
-    except OSError:  # none, or one that the opening for a change, which looks again, tells about
+    except OSError:  # no record, or one that opening the image for an edit will report
         return os.path.lexists(file.path)
     return True
 
@@ -559,7 +538,7 @@ def _open(file: RecordFile) -> int:
                 _require_known(file, status)
             descriptor = folder.open_file(file.path.name)
     except OSError as error:
-        # A name that is too long for a record cannot be that of one.
+        # A name that is too long for a record is not the name of one.
         if error.errno in {errno.ENOENT, errno.ENAMETOOLONG}:
             raise FileNotFoundError(error.errno, error.strerror) from error
         raise cannot_undo(file, f"{file.path}: {error.strerror}") from error
@@ -584,25 +563,21 @@ def _has_valid_end(descriptor: int, size: int) -> bool:
     return checksum.digest() == os.pread(descriptor, _END_SIZE, end)
 
 
-def _encode_header(image_size: int, mark: EditMark | None, count: int) -> bytes:
+def _encode(
+    image_size: int, mark: EditMark | None, count: int, replacements: Iterable[Replacement]
+) -> Iterator[bytes]:
     mark = mark or EditMark(_NO_MARK, 0, 0)
-    return _HEADER.pack(_MAGIC, _VERSION, count, image_size, mark.offset, mark.before, mark.after)
-
-
-def _encode(header: bytes, replacements: Iterable[Replacement]) -> Iterator[bytes]:
+    header = (_MAGIC, _VERSION, count, image_size, mark.offset, mark.before, mark.after)
+    blocks = (
+        block
+        for each in replacements
+        for block in (_PLACE.pack(each.offset, len(each.old)), each.old, *each.new_digests)
+    )
     checksum = xxhash.xxh3_128()
-    for block in _body(header, replacements):
+    for block in chain([_HEADER.pack(*header)], blocks):
         checksum.update(block)
         yield block
     yield checksum.digest()
-
-
-def _body(header: bytes, replacements: Iterable[Replacement]) -> Iterator[bytes]:
-    yield header
-    for replacement in replacements:
-        yield _PLACE.pack(replacement.offset, len(replacement.old))
-        yield replacement.old
-        yield b"".join(replacement.new_digests)
 
 
 def cannot_undo(file: RecordFile, reason: str) -> EditError:
@@ -611,15 +586,4 @@ def cannot_undo(file: RecordFile, reason: str) -> EditError:
         f"{file.subject}: an edit of it was cut off and cannot be undone: {reason}",
         code="undo-impossible",
         hint=f"{file.if_stuck}, and remove {file.path}.",
-    )
-
-
-def _cannot_keep(file: RecordFile, error: OSError) -> EditError:
-    return EditError(
-        f"{file.subject}: cannot be edited safely: its undo record cannot be made: "
-        f"{error.strerror}",
-        code="undo-record-failed",
-        hint=f"Remove {file.path}, which belongs to somebody else."
-        if isinstance(error, FileExistsError)
-        else f"An edit keeps what it replaces in {file.path.parent} until it is done.",
     )
