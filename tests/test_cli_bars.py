@@ -178,8 +178,8 @@ def test_nobody_is_asked_where_standard_input_is_not_the_image(
 def test_a_display_that_stands_still_holds_up_nobody() -> None:
     reading, writing = os.pipe()
     code = (
-        "import time; from balenaflash.cli.live_display import DISPLAY\n"
-        "from balenaflash.cli.standard_streams import prepare_standard_streams\n"
+        "import time; from balenaflash.cli.progress import DISPLAY\n"
+        "from balenaflash.cli.output import prepare_standard_streams\n"
         "prepare_standard_streams()\n"
         "started = time.monotonic()\n"
         "for _ in range(3000): DISPLAY.say('x' * 100)\n"

@@ -1,5 +1,6 @@
 """The frame of the command line: help, wrong usage, envelope, bugs, closed pipes."""
 
+import inspect
 import json
 import os
 import re
@@ -14,8 +15,9 @@ import pytest
 from commandline import RunBalenaflash, clean_environment
 
 import balenaflash as package
-from balenaflash.cli.answer import printable
+from balenaflash.cli.invocation import COMMANDS
 from balenaflash.cli.main import app
+from balenaflash.cli.output import printable
 
 
 def all_commands() -> list[tuple[str, ...]]:
@@ -179,3 +181,12 @@ def test_help_is_quick() -> None:
     ours = modules("import balenaflash.cli.main")
     bare = modules("import click")
     assert ours < bare * 1.5
+
+
+def test_the_summaries_of_the_help_are_the_first_sentences_of_the_commands() -> None:
+    context = click.Context(app)
+    for name, summary in COMMANDS.items():
+        command = app.get_command(context, name)
+        assert command is not None
+        first = inspect.cleandoc(command.help or "").partition("\n\n")[0]
+        assert " ".join(first.split()) == summary

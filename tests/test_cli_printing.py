@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import balenaflash as package
-from balenaflash.cli.answer import printable, say_json
+from balenaflash.cli.output import printable, say_json
 
 HOSTILE = "a\x1b]0;x\x07\x7f\x9b31m\u202e\u2066\u200fz\udcff"
 """An escape sequence, DEL, CSI in C1, marks of direction, and a byte that is not UTF-8."""
@@ -55,8 +55,8 @@ def test_no_module_prints_past_that_place() -> None:
     }
     # The help of a group, constant words about the streams themselves, the question at the
     # terminal, and what stands above and in the bars; both are escaped, see below.
-    others = {"lazy.py", "standard_streams.py", "confirmation.py", "live_display.py"}
-    assert printing == {"answer.py"} | others
+    others = {"groups.py", "asking.py", "progress.py"}
+    assert printing == {"output.py"} | others
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_wrong_usage_is_escaped(balenaflash: RunBalenaflash) -> None:
 def test_a_bar_is_named_by_text_that_acts_on_nothing() -> None:
     code = (
         "import sys\n"
-        "from balenaflash.cli.progress_display import TargetsDisplay\n"
+        "from balenaflash.cli.progress import TargetsDisplay\n"
         "from balenaflash.cli.session import ProgressStyle, Session\n"
         "from balenaflash.progress import Phase\n"
         f"name = {HOSTILE!r}\n"

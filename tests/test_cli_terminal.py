@@ -18,7 +18,7 @@ from imagecopies import MakeImage
 from loopdev import AttachLoop
 from write_judges import compress
 
-from balenaflash.cli.confirmation import confirm_erasing
+from balenaflash.cli.asking import confirm_erasing
 from balenaflash.targets.disks import Disk, find_disk
 from balenaflash.units import MIB
 
@@ -174,7 +174,7 @@ def test_a_disk_that_is_built_in_is_confirmed_by_its_name(
     node = attach_loop(tmp_path / "disk")
     script = (
         "import dataclasses, sys\n"
-        "from balenaflash.cli.confirmation import confirm_erasing\n"
+        "from balenaflash.cli.asking import confirm_erasing\n"
         "from balenaflash.errors import TargetRefusedError\n"
         "from balenaflash.targets.disks import Bus, find_disk\n"
         "disk = dataclasses.replace(find_disk(sys.argv[1]), bus=Bus.NVME)\n"

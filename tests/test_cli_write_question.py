@@ -14,7 +14,7 @@ from imagecopies import MakeImage
 from loopdev import AttachLoop
 from test_cli_terminal import at_terminal, size_of
 
-from balenaflash.cli.write_question import destination_lines
+from balenaflash.cli.write import destination_lines
 from balenaflash.commands.write import DiskDestination, find_content
 from balenaflash.flashing.plan import WritePlan
 from balenaflash.formats.partitions.model import PartitionTable, TableKind

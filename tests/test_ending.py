@@ -17,8 +17,7 @@ from devicetree import DeviceTree
 from faultdev import MakeFaultDevice, bit_flip
 from imagecopies import MakeImage
 
-from balenaflash.cli.write_run import leave
-from balenaflash.commands.write import DiskDestination
+from balenaflash.commands.write import DiskDestination, leave
 from balenaflash.errors import VerificationError, WriteError
 from balenaflash.flashing.plan import WritePlan
 from balenaflash.formats.partitions.model import PartitionTable, TableKind
@@ -114,7 +113,7 @@ def test_a_disk_that_failed_is_not_switched_off(tree: DeviceTree) -> None:
     destination = DiskDestination(assess(tree.disks()["sdd"], kernel=tree.kernel))
     plan = WritePlan(MIB, PartitionTable(TableKind.GPT, 512, "0x0", (), ()))
     for error in (VerificationError("differs"), WriteError("failed")):
-        assert leave(destination, error, plan, ejects=True) is None
+        assert leave(destination, error, plan, eject=True) is None
     assert remove.read_text() == ""
 
 

@@ -6,7 +6,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balenaflash.cli.image_argument import IMAGE
+from balenaflash.cli.arguments import IMAGE
 from balenaflash.errors import ImageError
 from balenaflash.source.location import StandardInput, Url, is_url, parse_location, parse_url
 

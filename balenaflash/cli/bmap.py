@@ -1,9 +1,25 @@
-"""``bmap``: block maps, for bmaptool and for whoever wants to know an image unchanged."""
+"""``bmap``: make a block map of an image, or compare the image with one."""
 
-from balenaflash.cli.lazy import lazy_group
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from balenaflash.cli.arguments import IMAGE, OUT
+from balenaflash.cli.groups import Group
+from balenaflash.cli.output import Answer
+from balenaflash.cli.progress import progress_for
+from balenaflash.cli.session import Session, progress_option, with_session
+from balenaflash.commands.bmap import BmapCheck
+from balenaflash.commands.bmap import check as check_map
+from balenaflash.commands.bmap import create as create_map
+from balenaflash.errors import ImageError, Problem
+from balenaflash.formats.contents import Kind
+from balenaflash.source.location import ImageLocation
+from balenaflash.units import Extent, format_size
 
 
-@lazy_group({"create": "bmap_create:create", "check": "bmap_check:check"})
+@click.group(cls=Group)
 def bmap() -> None:
     """Make a block map of an image, or compare the image with one.
 
@@ -15,3 +31,113 @@ def bmap() -> None:
       balenaflash bmap create balena.img
       balenaflash bmap check balena.img
     """
+
+
+@bmap.command("create")
+@click.argument("image", type=IMAGE)
+@click.option(
+    "-o",
+    "--output",
+    "out",
+    metavar="FILE",
+    type=OUT,
+    help="The block map to make; IMAGE.bmap if not given, where bmaptool looks for it.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace FILE where it exists.")
+@progress_option
+@with_session
+def create(session: Session, image: ImageLocation, *, out: Path | None, overwrite: bool) -> Answer:
+    """Make the block map of IMAGE, in version 2.0 of the format.
+
+    It leaves out only what is free in the FAT and ext4 filesystems of IMAGE. Zeros in use are
+    listed like data, so `bmaptool copy` may write to a disk that was used before. A map made by
+    `bmaptool create` leaves out every hole of the file instead, also inside files of the image.
+
+    IMAGE may be compressed: the map is that of what comes out of it. Less may then be known to
+    be free, for it is read once from its start to its end.
+
+    \b
+    Examples:
+      balenaflash bmap create balena.img
+      balenaflash bmap create balena.img.xz -o balena.img.bmap --overwrite
+      balenaflash bmap create --json balena.img | jq .result.free_bytes
+    """
+    created = create_map(image, out, overwrite=overwrite, progress=progress_for(session))
+    bmap, sizes = created.bmap, created.bytes_of
+    result = {
+        "image": str(image),
+        "bmap": str(created.path),
+        "image_size": bmap.image_size,
+        "block_size": bmap.block_size,
+        "mapped_blocks": bmap.mapped_blocks,
+        "ranges": len(bmap.ranges),
+        "data_bytes": sizes[Kind.DATA],
+        "zero_bytes": sizes[Kind.ZERO],
+        "free_bytes": sizes[Kind.FREE],
+    }
+    data, zero, free = (format_size(sizes[kind]) for kind in (Kind.DATA, Kind.ZERO, Kind.FREE))
+    line = f"{created.path}: made; {data} of data and {zero} of zeros listed, {free} free left out"
+    return Answer(result, [line], created.warnings)
+
+
+class _DiffersError(ImageError):
+    """The image is not what its block map says; a problem for each range."""
+
+    def __init__(self, image: ImageLocation, bmap: Path, differing: Sequence[Extent]) -> None:
+        super().__init__(f"{image}: differs from its block map {bmap}", code="bmap-differs")
+        self._differing = tuple(differing)
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """One for each range of the image, in order."""
+        return tuple(
+            Problem(
+                self.code, f"{self}: bytes {extent.start} to {extent.end} have another checksum"
+            )
+            for extent in self._differing
+        )
+
+
+@bmap.command("check")
+@click.argument("image", type=IMAGE)
+@click.option(
+    "--bmap",
+    "bmap_path",
+    metavar="FILE",
+    type=click.Path(readable=False, path_type=Path),
+    help="The block map; the one that bmaptool would find beside IMAGE if not given.",
+)
+@progress_option
+@with_session
+def check(session: Session, image: ImageLocation, *, bmap_path: Path | None) -> Answer:
+    """Compare IMAGE with its block map, of version 1.2 to 2.0.
+
+    The checksum of the map itself, the size of IMAGE and all ranges with a checksum are
+    compared; what the map does not list is not. The exit status is 0 where all match and 3 where
+    something does not; each range that differs is named, from its first byte to the one
+    after its last. A map that leaves out what filesystems of IMAGE use is warned of.
+
+    \b
+    Examples:
+      balenaflash bmap check balena.img
+      balenaflash bmap check balena.img --bmap maps/balena.bmap && echo unchanged
+    """
+    checked = check_map(image, bmap_path, progress=progress_for(session))
+    if checked.differing:
+        raise _DiffersError(image, checked.path, checked.differing)
+    line = f"{checked.path}: true of {image}, {format_size(checked.compared_bytes)} compared"
+    return Answer(_result(image, checked), [line], checked.warnings)
+
+
+def _result(image: ImageLocation, checked: BmapCheck) -> dict[str, object]:
+    bmap = checked.bmap
+    return {
+        "image": str(image),
+        "bmap": str(checked.path),
+        "image_size": bmap.image_size,
+        "checksum_type": bmap.checksum_type,
+        "ranges": len(bmap.ranges),
+        "compared_bytes": checked.compared_bytes,
+        "left_out_in_use_bytes": checked.left_out,
+        "matches": True,
+    }

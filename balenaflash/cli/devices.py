@@ -1,24 +1,49 @@
-"""``devices``: what could be written, and why the rest may not."""
+"""``devices``: the disks of this machine, names for USB ports, and the probe of a disk's size."""
 
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Mapping
+from pathlib import Path
 
 import click
 
-from balenaflash.cli.answer import Answer, printable, problem_result
-from balenaflash.cli.lazy import LazyGroup
-from balenaflash.cli.session import Session, with_session
-from balenaflash.cli.text import size_text, table_lines
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from balenaflash.targets.disks import Disk
-    from balenaflash.targets.safety import Assessment
+from balenaflash.cli.arguments import TARGET, words_of_command_line
+from balenaflash.cli.asking import confirm_erasing, describe_content, describe_disk, indented
+from balenaflash.cli.groups import Group
+from balenaflash.cli.options import ALLOW_INTERNAL_HELP, YES_HELP, SizeType
+from balenaflash.cli.output import (
+    Answer,
+    printable,
+    problem_result,
+    say,
+    say_json,
+    size_text,
+    table_lines,
+)
+from balenaflash.cli.progress import progress_for, stop_at_next_block
+from balenaflash.cli.session import Session, progress_option, with_session
+from balenaflash.errors import VerificationError, refusal
+from balenaflash.flashing.probe import ProbeReport
+from balenaflash.flashing.probe import probe as probe_medium
+from balenaflash.targets import names
+from balenaflash.targets.disk import open_disk
+from balenaflash.targets.disks import Disk, find_disk, list_disks
+from balenaflash.targets.names import TargetName, find_named, read_slots
+from balenaflash.targets.safety import (
+    NO_PERMISSIONS,
+    Assessment,
+    Permissions,
+    assess,
+    assess_all,
+    require_writable,
+)
+from balenaflash.targets.sysfs import RUNNING_KERNEL
+from balenaflash.targets.udev import PyudevMonitor
+from balenaflash.targets.watch import DiskEvent, watch
+from balenaflash.units import format_size
 
 
 @click.group(
-    cls=LazyGroup,
-    places={"name": "devices_name:name_port", "probe": "devices_probe:probe"},
+    cls=Group,
     invoke_without_command=True,
     subcommand_metavar="[COMMAND [ARGS]...]",
 )
@@ -52,13 +77,7 @@ def devices(session: Session, *, everything: bool, exact: bool, watches: bool) -
     if click.get_current_context().invoked_subcommand is not None:
         return Answer({})
     if watches:
-        from balenaflash.cli.devices_watch import tell_events
-
         return tell_events(session, everything=everything)
-    from balenaflash.targets.disks import list_disks
-    from balenaflash.targets.names import read_slots
-    from balenaflash.targets.safety import assess_all
-    from balenaflash.targets.sysfs import RUNNING_KERNEL
 
     assessments = assess_all(list_disks())
     slots = {port: name for name, port in read_slots().items()}
@@ -77,23 +96,188 @@ def devices(session: Session, *, everything: bool, exact: bool, watches: bool) -
     return Answer(result, lines, warnings)
 
 
+@devices.command("name")
+@click.argument("port")
+@click.argument("name", required=False)
+@click.option("--remove", "removes", is_flag=True, help="Forget the name PORT.")
+@with_session
+def name_port(_session: Session, *, port: str, name: str | None, removes: bool) -> Answer:
+    """Call the USB port PORT the slot NAME, for `write IMAGE slot:NAME`.
+
+    PORT is a port as `devices` shows it, such as 1-2.3, or the node of a disk that is plugged into
+    it. Names are kept in ~/.config/balenaflash/slots.toml or, by root, for all users in
+    /etc/balenaflash/slots.toml.
+
+    \b
+    Examples:
+      balenaflash devices name 1-2.3 left
+      balenaflash devices name /dev/sdb right
+      balenaflash devices name --remove left
+    """
+    path = names.own_file()
+    if removes:
+        if name is not None:
+            raise click.UsageError("With --remove there is one argument: the name.")
+        names.name_port(path, port, None)
+        return Answer(
+            {"slot": port, "port": None, "file": str(path)}, [f"{path}: {port} is forgotten."]
+        )
+    if name is None:
+        raise click.UsageError("Missing argument 'NAME'.")
+    found = _port_of(port)
+    with words_of_command_line():
+        names.check_name(name)
+        names.check_port(found)
+    names.name_port(path, name, found)
+    line = f"{path}: port {found} is slot:{name} now."
+    return Answer({"slot": name, "port": found, "file": str(path)}, [line])
+
+
+def _port_of(text: str) -> str:
+    """The port that ``text`` is, or that the disk of that node is in.
+
+    Raises:
+        TargetRefusedError: no such disk is there, or it is not on USB.
+    """
+    if not text.startswith("/"):
+        return text
+
+    disk = find_disk(text)
+    if disk.usb_port is None:
+        raise refusal(
+            "target-without-port",
+            f"{disk.node}: is in no USB port ({disk.bus})",
+            "Only USB ports have names.",
+        )
+    return disk.usb_port
+
+
+@devices.command("probe")
+@click.argument("target", type=TARGET)
+@click.option("--destructive", is_flag=True, help="Agree that what is on TARGET is lost.")
+@click.option("-y", "--yes", is_flag=True, help=YES_HELP)
+@click.option("--allow-internal", is_flag=True, help=ALLOW_INTERNAL_HELP)
+@click.option("--max-size", type=SizeType(), metavar="SIZE", help="Allow a disk of up to SIZE.")
+@progress_option
+@with_session
+def probe(
+    session: Session,
+    *,
+    target: TargetName,
+    destructive: bool,
+    yes: bool,
+    allow_internal: bool,
+    max_size: int | None,
+) -> Answer:
+    """Find out whether TARGET holds as much as it says: counterfeit cards do not.
+
+    Marks are written all over TARGET and read back, which takes seconds, and less than writing all
+    of it. What was on it is lost. The exit status is 0 where it holds what it says, and 6 where it
+    does not. TARGET is named as for `write`.
+
+    \b
+    Examples:
+      balenaflash devices probe --destructive /dev/sdX
+      balenaflash devices probe --destructive --json --yes slot:left | jq .result.real_size
+    """
+    assessment = _find(target, allow_internal=allow_internal, max_size=max_size)
+    _confirm(session, assessment, destructive=destructive, yes=yes)
+    started = time.monotonic()
+    with stop_at_next_block(session) as stop, open_disk(assessment.disk) as medium:
+        report = probe_medium(medium, progress_for(session), stop)
+    seconds = time.monotonic() - started
+    sentence = f"{assessment.disk.node}: {_describe(report)}"
+    failures = [] if report.is_genuine else [_failure(report, sentence)]
+    lines = [f"{sentence} (found out in {seconds:.1f} s)"] if report.is_genuine else []
+    return Answer(
+        {
+            "target": str(assessment.disk.node),
+            "claimed_size": report.claimed,
+            "real_size": report.real,
+            "pattern": report.pattern and report.pattern.value,
+            "seconds": seconds,
+        },
+        lines,
+        failures=failures,
+    )
+
+
+def _find(target: TargetName, *, allow_internal: bool, max_size: int | None) -> Assessment:
+    """The disk, which may be written.
+
+    Raises:
+        TargetRefusedError: it may not; with every reason.
+    """
+    disk = find_named(target)
+    limit = NO_PERMISSIONS.max_size if max_size is None else max_size
+    is_node = isinstance(target, Path)
+    permissions = Permissions(internal=allow_internal, virtual=is_node, max_size=limit)
+    assessment = assess(disk, image_sector_size=disk.logical_sector_size, permissions=permissions)
+    require_writable(assessment)
+    return assessment
+
+
+def _confirm(session: Session, assessment: Assessment, *, destructive: bool, yes: bool) -> None:
+
+    node = assessment.disk.node
+    if not destructive:
+        raise refusal(
+            "not-destructive",
+            f"{node}: what is on it would be lost",
+            "Add --destructive to agree to that.",
+            lifted_by="--destructive",
+        )
+    if not session.quiet:
+        content = indented("Lost:", describe_content(assessment))
+        for line in (*describe_disk(assessment.disk), *content):
+            say(line)
+    confirm_erasing([assessment.disk], yes=yes)
+
+
+def _failure(report: ProbeReport, sentence: str) -> VerificationError:
+    is_fake = report.real is not None
+    return VerificationError(
+        sentence,
+        code="target-fake" if is_fake else "target-failing",
+        hint="Give it back; a board that runs from it loses what it stores."
+        if is_fake
+        else "Try another port or reader, then another card.",
+    )
+
+
+def _describe(report: ProbeReport) -> str:
+    claimed = f"{report.claimed} bytes ({format_size(report.claimed)})"
+    if report.is_genuine:
+        return f"holds what it says, {claimed}"
+    if report.real is None:
+        return f"is failing: {report.failing} places do not hold what is written there"
+    real = f"{report.real} bytes ({format_size(report.real)})"
+    return f"is a fake: it holds {real} and says {claimed}; {_MEANING[report.pattern or 'other']}"
+
+
+_MEANING = {
+    "wraps": "what is written beyond overwrites what lies at its start",
+    "zeros": "what is written beyond is lost, and reads as zeros",
+    "fails": "beyond it fails",
+    "other": "what is written beyond is lost",
+}
+
+
 _NO_UDEVD = "udevd does not run: labels and filesystems of disks are not known, nor are by-* links."
 
 
-def verdict(assessment: "Assessment") -> str:
+def verdict(assessment: Assessment) -> str:
     """Whether it may be written, in a few words."""
     return "; ".join(problem.code for problem in assessment.problems) or "may be written"
 
 
-def place_of(disk: "Disk", slots: "Mapping[str, str]") -> str:
+def place_of(disk: Disk, slots: Mapping[str, str]) -> str:
     """The slot that it is in, or else the USB port; ``slots`` has names by port."""
     port = disk.usb_port or ""
     return f"slot:{slots[port]}" if port in slots else f"port:{port}" if port else ""
 
 
-def _lines(
-    assessments: "list[Assessment]", slots: "Mapping[str, str]", *, exact: bool
-) -> list[str]:
+def _lines(assessments: list[Assessment], slots: Mapping[str, str], *, exact: bool) -> list[str]:
     rows = []
     for item in assessments:
         disk = item.disk
@@ -115,7 +299,7 @@ def _lines(
     return [*lines, *([""] if details else []), *details]
 
 
-def device_result(assessment: "Assessment", slots: "Mapping[str, str]") -> dict[str, object]:
+def device_result(assessment: Assessment, slots: Mapping[str, str]) -> dict[str, object]:
     """What scripts get of a disk; ``slots`` has names by port."""
     disk = assessment.disk
     return {
@@ -154,3 +338,36 @@ def device_result(assessment: "Assessment", slots: "Mapping[str, str]") -> dict[
         "writable": assessment.is_writable,
         "refusals": [problem_result(problem) for problem in assessment.problems],
     }
+
+
+_SIGNS = {"present": " ", "added": "+", "changed": "*", "removed": "-"}
+
+
+def tell_events(session: Session, *, everything: bool) -> Answer:
+    """Tell of the disks, and of what becomes of them, until a signal ends it.
+
+    Of those that are there at the start and may not be written only with ``everything``, or to
+    scripts.
+    """
+    slots = {port: name for name, port in read_slots().items()}
+    events = watch(lambda: assess_all(list_disks()), PyudevMonitor())
+    for event in events:
+        if session.json:
+            say_json(_result(event, slots))
+        elif everything or event.assessment.is_writable or event.happening != "present":
+            say(_line(event, slots), err=False)
+    return Answer({})
+
+
+def _result(event: DiskEvent, slots: Mapping[str, str]) -> dict[str, object]:
+    return {"event": event.happening.value, "device": device_result(event.assessment, slots)}
+
+
+def _line(event: DiskEvent, slots: Mapping[str, str]) -> str:
+    disk = event.assessment.disk
+    model = " ".join(part for part in (disk.vendor, disk.model) if part)
+    facts = [str(disk.node), format_size(disk.size), disk.bus.value, model, disk.serial or ""]
+    facts.append(place_of(disk, slots))
+    now = "gone" if event.happening == "removed" else verdict(event.assessment)
+    shown = "  ".join(filter(None, facts))
+    return f"{_SIGNS[event.happening.value]} {shown}: {now}"

@@ -8,8 +8,7 @@ from enum import Enum
 
 import click
 
-from balenaflash.cli.answer import printable
-from balenaflash.cli.color import ColoredLine
+from balenaflash.cli.output import ColoredLine, printable
 from balenaflash.formats.partitions.model import Partition, PartitionKind
 from balenaflash.units import MIB, Extent, format_size
 

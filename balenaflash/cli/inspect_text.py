@@ -1,19 +1,241 @@
-"""What ``inspect`` tells people: all that there is of an image, the most wanted first."""
+"""``inspect``: its text for people."""
 
 import json
 import shutil
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
-from balenaflash.cli.disk_map import Canvas
-from balenaflash.cli.inspect_files import bmap_lines, files_lines
-from balenaflash.cli.inspect_flasher import carried_lines, signature_lines, step_lines
-from balenaflash.cli.inspect_tables import layout_lines
-from balenaflash.cli.text import known, size_text
+from balenaflash.balena.signature import SignatureReport, SignatureState
+from balenaflash.cli.disk_map import Canvas, MapRow, draw_map
+from balenaflash.cli.network import ssid_text
+from balenaflash.cli.output import known, printable, size_text, table_lines
+from balenaflash.commands.disk_report import LayoutReport, PartitionReport
+from balenaflash.commands.flasher_steps import Step
+from balenaflash.commands.inspect import BmapReport, CarriedReport, FilesReport, ImageReport
+from balenaflash.edits.fingerprint import FingerprintReport
+from balenaflash.edits.network import Network
 
-if TYPE_CHECKING:
-    from balenaflash.commands.inspect import ImageReport
+
+def layout_lines(layout: LayoutReport, canvas: Canvas, *, exact: bool) -> list[str]:
+    """The map of the disk, and two tables that say it exactly."""
+    return [
+        *draw_map([_map_row(layout, item) for item in layout.partitions], layout.size, canvas),
+        "",
+        *_partition_lines(layout, exact=exact),
+        "",
+        *_filesystem_lines(layout, exact=exact),
+    ]
+
+
+def _map_row(layout: LayoutReport, item: PartitionReport) -> MapRow:
+    fill = None if item.fill is None else item.fill.used_bytes / item.fill.total_bytes
+    row = MapRow.of_partition(item.partition, _label(item), fill)
+    return row if layout.table.is_complete else replace(row, is_complete=False)
+
+
+def _label(item: PartitionReport) -> str:
+    return item.partition.name or (item.filesystem.label if item.filesystem else None) or ""
+
+
+def _partition_lines(layout: LayoutReport, *, exact: bool) -> list[str]:
+    boot_number = layout.boot.partition.partition.number
+    rows = []
+    for item in layout.partitions:
+        partition = item.partition
+        rows.append(
+            [
+                str(partition.number),
+                printable(_label(item)),
+                size_text(partition.extent.start, exact=exact),
+                size_text(partition.extent.size, exact=exact),
+                partition.kind.value,
+                partition.type_id,
+                "boot partition" if partition.number == boot_number else "",
+            ]
+        )
+    heads = ("No", "Label", "Start", "Size", "Kind", "Type", "")
+    return table_lines(heads, rows, right=frozenset({0, 2, 3}))
+
+
+def _filesystem_lines(layout: LayoutReport, *, exact: bool) -> list[str]:
+    rows = [_filesystem_row(item, exact=exact) for item in layout.partitions if item.filesystem]
+    unread = [str(item.partition.number) for item in layout.partitions if not item.was_read]
+    heads = ("No", "Filesystem", "Label", "UUID", "Used", "Free")
+    lines = table_lines(heads, rows, right=frozenset({0, 4, 5}))
+    if unread:
+        lines.append(f"Not looked for in partition {', '.join(unread)}: it lies too far behind.")
+    return lines
+
+
+def _filesystem_row(item: PartitionReport, *, exact: bool) -> list[str]:
+    filesystem, fill = item.filesystem, item.fill
+    sizes = ["unknown", "unknown"]
+    if fill is not None:
+        sizes = [size_text(size, exact=exact) for size in (fill.used_bytes, fill.free_bytes)]
+    if filesystem is None:
+        return [str(item.partition.number), "", "", "", *sizes]
+    return [
+        str(item.partition.number),
+        filesystem.type,
+        printable(filesystem.label or ""),
+        filesystem.uuid or "",
+        *sizes,
+    ]
+
+
+_NAMED = 5  # paths named in a line; the others are counted
+
+
+def files_lines(files: FilesReport | None, *, exact: bool) -> list[str]:
+    """How many files there are, whether they are the image's own, and the networks."""
+    if files is None:
+        return ["Files:      unknown"]
+    largest = ""
+    if files.largest is not None:
+        size = size_text(files.largest.size, exact=exact)
+        largest = f", the largest {files.largest.path} ({size})"
+    lines = [f"Files:      {files.count}{largest}"]
+    lines += [f"            {line}" for line in _fingerprint_lines(files.fingerprint)]
+    if files.overwritten:
+        lines.append(f"            the next host OS update replaces {_named(files.overwritten)}")
+    return [*lines, f"Networks:   {_networks_text(files.networks)}"]
+
+
+def _fingerprint_lines(report: FingerprintReport | None) -> list[str]:
+    if report is None:
+        return ["no fingerprint"]
+    if report.matches:
+        return ["as in the fingerprint"]
+    lines = [
+        f"{what}: {_named(paths)}"
+        for what, paths in (
+            ("other than in the fingerprint", report.differing),
+            ("in the fingerprint, and missing", report.missing),
+            ("not in the fingerprint", report.new),
+        )
+        if paths
+    ]
+    if report.differing is None:
+        lines.append("not compared with the fingerprint (--check-files does)")
+    return lines
+
+
+def _networks_text(networks: Sequence[Network]) -> str:
+    used = [_network_text(each) for each in networks if each.state == "used"]
+    others = [each.state.value for each in networks if each.state != "used"]
+    counts = [f"{state}: {others.count(state)}" for state in dict.fromkeys(others)]
+    return "; ".join([*(used or ["none"]), *counts])
+
+
+def _network_text(network: Network) -> str:
+    ssid = ssid_text(network.ssid)
+    return f"{network.name} ({network.type}{'' if ssid is None else f', SSID {ssid}'})"
+
+
+def bmap_lines(report: BmapReport | None) -> list[str]:
+    """Whether the block map beside the image is true of it; none without one."""
+    if report is None:
+        return []
+    if report.fault is not None:
+        return [f"Block map:  {report.fault}"]
+    if report.differing is None:
+        fact = "not compared with the image (--check-bmap does)"
+    elif report.differing:
+        start = report.differing[0].start
+        fact = f"the image differs in {len(report.differing)} ranges, the first at byte {start}"
+    else:
+        fact = "true of the image"
+    return [f"Block map:  {report.path}: {fact}"]
+
+
+def _named(paths: Sequence[str]) -> str:
+    more = len(paths) - _NAMED
+    return ", ".join(paths[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+_INDENT = " " * 12
+_MIN_WIDTH = 40
+_MARKS = {
+    "done-by-unwrap": "done by unwrap",
+    "needs-board": "needs the board",
+    "not-needed": "not needed",
+}
+"""What becomes of a step, by the values of `balenaflash.commands.flasher_steps.StepState`."""
+
+
+def signature_lines(report: SignatureReport, title: str = "Signature:  ") -> list[str]:
+    """Whether there is one, and what is known of it."""
+    if report.path is None:
+        return [f"{title}none" if report.reason is None else f"{title}unknown: {report.reason}"]
+    lines = [f"{title}{report.path}: {_signature_text(report)}"]
+    if report.subject is not None:
+        lines.append(f"{_INDENT}certificate: {report.subject}, SHA-256 {report.sha256}")
+    if report.odd_time is not None:
+        lines.append(f"{_INDENT}the certificate is not valid now: {report.odd_time}")
+    return lines
+
+
+def _signature_text(report: SignatureReport) -> str:
+
+    reason = "" if report.reason is None else f": {report.reason}"
+    match report.state:
+        case SignatureState.NOT_CHECKED:
+            return "not checked (--check-signature does)"
+        case SignatureState.SELF_SIGNED:
+            return (
+                f"self-signed, by {report.certificate.name if report.certificate else ''}, "
+                "which whoever changes the image can change too (--certificate takes yours)"
+            )
+        case SignatureState.VERIFIED:
+            return f"verifies against {report.certificate.name if report.certificate else ''}"
+        case SignatureState.WRONG:
+            return f"does not verify{reason}"
+        case _:
+            return f"unknown{reason}"
+
+
+def carried_lines(carried: CarriedReport | None, *, exact: bool) -> list[str]:
+    """Which image a flasher carries, and where it would go."""
+    if carried is None:
+        return []
+    flasher, layout = carried.flasher, carried.layout
+    size = flasher.image.size
+    shown = "size unknown" if size is None else size_text(size, exact=exact)
+    place = f"partition {flasher.partition.number}"
+    lines = ["", f"Carries:    {flasher.image_path} in {place}, {shown}"]
+    if layout is not None:
+        facts = layout.facts
+        lines.append(
+            f"{_INDENT}{known(facts.name)} ({known(facts.slug)}, {known(facts.arch)}), "
+            f"OS version {known(facts.os_version)}"
+        )
+    devices = " ".join(carried.devices) or "none is named"
+    if len(carried.devices) > 1:
+        devices = f"the first that the board has of {devices}"
+    return [
+        *lines,
+        *signature_lines(carried.signature, f"{_INDENT}signature: "),
+        f"Goes to:    {devices}",
+    ]
+
+
+def step_lines(steps: Sequence[Step] | None, width: int) -> list[str]:
+    """What a flasher does on its board, each step with what becomes of it in an image."""
+    if steps is None:
+        return ["What it does on the board: unknown"]
+    lines = ["What it does on the board, and what becomes of that in an image (unwrap):"]
+    columns = max(map(len, _MARKS.values())) + 4
+    for step in steps:
+        text = step.action if step.meaning is None else f"{step.action} {step.meaning}"
+        lines += textwrap.wrap(
+            text,
+            max(_MIN_WIDTH, width),
+            initial_indent=f"  {_MARKS[step.state.value].ljust(columns - 2)}",
+            subsequent_indent=" " * columns,
+        )
+    return lines
 
 
 def canvas_of_stdout(*, color: bool) -> Canvas:
@@ -22,7 +244,7 @@ def canvas_of_stdout(*, color: bool) -> Canvas:
     return Canvas(width, sys.stdout.encoding or "ascii", color=color)
 
 
-def report_lines(report: "ImageReport", canvas: Canvas, *, exact: bool) -> list[str]:
+def report_lines(report: ImageReport, canvas: Canvas, *, exact: bool) -> list[str]:
     """All of ``report`` for people, in a width that suits the canvas where that is possible."""
     layout, carried = report.layout, report.carried
     lines = [
@@ -42,7 +264,7 @@ def report_lines(report: "ImageReport", canvas: Canvas, *, exact: bool) -> list[
     return [*lines, "", *step_lines(carried.steps, canvas.width)]
 
 
-def _head_lines(report: "ImageReport", *, exact: bool) -> list[str]:
+def _head_lines(report: ImageReport, *, exact: bool) -> list[str]:
     layout = report.layout
     boot, facts, table = layout.boot, layout.facts, layout.table
     number = boot.partition.partition.number

@@ -8,23 +8,25 @@ from pathlib import Path
 
 from balenaflash.programs import find_typed_program
 
-COMMANDS = (
-    "bmap",
-    "boot",
-    "completion",
-    "config",
-    "devices",
-    "edit",
-    "inspect",
-    "manual",
-    "network",
-    "sample",
-    "udev",
-    "unwrap",
-    "verify",
-    "write",
-)
-"""Each in a module of its name."""
+COMMANDS = {
+    "bmap": "Make a block map of an image, or compare the image with one.",
+    "boot": "Look at and change the boot partition of an image.",
+    "completion": "Print the completion script for SHELL.",
+    "config": "Look at and change config.json in the boot partition of an image.",
+    "devices": "List the disks that `write` accepts, and with --all those it refuses, and why.",
+    "edit": "Make all edits of a recipe in the boot partition of IMAGE, or none of them.",
+    "inspect": "Show what IMAGE is: partitions, boot partition, board, version, configuration.",
+    "manual": "Print the manual page, balenaflash(1).",
+    "network": "Look at and change the networks that boards join: /system-connections of an image.",
+    "sample": "Make OUT, a complete image of balenaOS layout with small contents.",
+    "udev": "Let people write removable disks without root, by rules for udev.",
+    "unwrap": (
+        "Make OUT, the image that FLASHER installs, as it would leave it on the board's disk."
+    ),
+    "verify": "Compare TARGET, byte for byte, with IMAGE.",
+    "write": "Write IMAGE to each TARGET, read it back, and compare.",
+}
+"""The commands, and the first sentence of the help of each."""
 
 _NAME = "balenaflash"
 _COMMAND = re.compile(

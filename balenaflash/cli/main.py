@@ -4,22 +4,28 @@ import io
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
 import click
 
 import balenaflash
-from balenaflash.cli.answer import Answer, say, show_answer, show_problems
-from balenaflash.cli.interrupts import die_by, interruptible, unblock_signals
+from balenaflash.cli.groups import LazyGroup
 from balenaflash.cli.invocation import COMMANDS
-from balenaflash.cli.lazy import LazyGroup
-from balenaflash.cli.session import Session
-from balenaflash.cli.standard_streams import (
+from balenaflash.cli.output import (
+    Answer,
     OutputError,
     output_failed,
     prepare_standard_streams,
+    say,
     show,
+    show_answer,
+    show_problems,
 )
+from balenaflash.cli.progress import die_by, interruptible, show_waiting, unblock_signals
+from balenaflash.cli.session import Session, with_session
 from balenaflash.errors import BalenaflashError, InterruptedWriteError, Problem
+from balenaflash.progress import listen
 
 _EPILOG = """\b
 Exit status:
@@ -36,21 +42,29 @@ Interrupted by a signal, it dies by that signal.
 """
 
 
+def _library_versions() -> list[tuple[str, str]]:
+    """Names and versions of the libraries that do the work, libparted's own included."""
+    from importlib import metadata
+
+    from balenaflash.formats.partitions.table import libparted_version
+
+    names = ("click", "pyfatfs", "pyparted", "pyudev", "tqdm", "xxhash")
+    return [*((name, metadata.version(name)) for name in names), ("libparted", libparted_version())]
+
+
 def _show_version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:  # noqa: FBT001 - click calls it so
     if not value or context.resilient_parsing:
         return
     say(f"balenaflash {balenaflash.__version__}", err=False)
     if context.params.get("verbose"):
-        from balenaflash.cli.versions import library_versions
-
-        for name, version in library_versions():
+        for name, version in _library_versions():
             say(f"{name} {version}", err=False)
     context.exit()
 
 
 @click.group(
     cls=LazyGroup,
-    places={name: f"{name}:{name}" for name in COMMANDS},
+    summaries=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=_EPILOG,
 )
@@ -82,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     # Known before click has parsed anything, so that wrong usage too is told as JSON.
     session = Session(json="--json" in arguments)
+    listen(partial(show_waiting, session))
     with interruptible(session):
         try:
             unblock_signals()
@@ -169,3 +184,20 @@ def entry() -> None:
     if status > 128:  # noqa: PLR2004 - shells report a death by signal N as 128 + N
         die_by(status - 128)
     sys.exit(status)
+
+
+@app.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@with_session
+def completion(session: Session, shell: str) -> Answer:  # noqa: ARG001 - every command has it
+    """Print the completion script for SHELL.
+
+    \b
+    Examples:
+      balenaflash completion bash > /etc/bash_completion.d/balenaflash
+      balenaflash completion zsh > /usr/local/share/zsh/site-functions/_balenaflash
+      balenaflash completion fish > ~/.config/fish/completions/balenaflash.fish
+    """
+    path = Path(balenaflash.__file__).with_name("share") / f"completion.{shell}"
+    script = path.read_text(encoding="utf-8")
+    return Answer({"shell": shell, "script": script}, lines=script.splitlines())

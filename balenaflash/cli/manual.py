@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import click
 
 import balenaflash
-from balenaflash.cli.answer import Answer
+from balenaflash.cli.output import Answer
 from balenaflash.cli.session import Session, with_session
 
 _ENVIRONMENT = (

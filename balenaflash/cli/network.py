@@ -1,9 +1,48 @@
 """``network``: the networks a board knows from its first start."""
 
-from balenaflash.cli.lazy import lazy_group
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypedDict, TypeVar, Unpack
+
+import click
+
+from balenaflash.cli.arguments import (
+    IMAGE,
+    STANDARD_INPUT,
+    complete_file,
+    read_given,
+    read_given_text,
+    words_of_command_line,
+)
+from balenaflash.cli.edit import answer_edits
+from balenaflash.cli.groups import Group
+from balenaflash.cli.options import edit_options, member_option
+from balenaflash.cli.output import Answer, printable, table_lines
+from balenaflash.cli.session import Session, with_session
+from balenaflash.commands.edit import open_boot_volume
+from balenaflash.edits.config.edit import EditConfig, SetKey
+from balenaflash.edits.given_text import given_bytes, without_mark
+from balenaflash.edits.network import (
+    AddNetwork,
+    Common,
+    EthernetConnection,
+    Network,
+    RemoveNetwork,
+    Security,
+    WifiConnection,
+    check_interface_name,
+    check_keyfile,
+    check_network_name,
+    check_ssid,
+    list_networks,
+    parse_ip,
+)
+from balenaflash.edits.network import default_name as name_connection
+from balenaflash.source.location import ImageLocation
 
 
-@lazy_group({"add": "network_add:add", "ls": "network_list:list_all", "rm": "network_list:remove"})
+@click.group(cls=Group)
 def network() -> None:
     """Look at and change the networks that boards join: /system-connections of an image.
 
@@ -15,3 +54,313 @@ def network() -> None:
       balenaflash network add wifi balena.img --ssid Lab --psk-file lab.psk
       balenaflash network ls balena.img
     """
+
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+class CommonOptions(TypedDict):
+    """What click makes of `common_options`."""
+
+    name: str | None
+    keyfile: str | None
+    interface: str | None
+    priority: int
+    no_autoconnect: bool
+    address: tuple[str, ...]
+    gateway: tuple[str, ...]
+    dns: tuple[str, ...]
+
+
+_OPTIONS = (
+    click.option("--name", metavar="NAME", help="Name of its file; else made from the network's."),
+    click.option(
+        "--keyfile",
+        metavar="FILE",
+        shell_complete=complete_file,
+        help="Put this keyfile of NetworkManager as it is, such as for WPA Enterprise.",
+    ),
+    click.option("--interface", metavar="IF", help="Use this interface only, such as wlan0."),
+    click.option(
+        "--priority",
+        type=click.IntRange(-999, 999),
+        default=0,
+        help="Of several networks in reach, the one with the highest is joined.",
+    ),
+    click.option("--no-autoconnect", is_flag=True, help="Join it only when told to."),
+    click.option(
+        "--address",
+        metavar="ADDRESS/PREFIX",
+        multiple=True,
+        help="Static address, such as 192.168.1.111/24; else the network gives one.",
+    ),
+    click.option("--gateway", metavar="ADDRESS", multiple=True, help="Gateway, with --address."),
+    click.option("--dns", metavar="ADDRESS", multiple=True, help="Name server to ask."),
+)
+
+
+def common_options(command: F) -> F:
+    """Give ``command`` the options of `CommonOptions`."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def common_settings(options: CommonOptions, default_name: str) -> Common:
+    """The settings that ``options`` ask for.
+
+    Raises:
+        WrongUsageError: an address, or the name of the network or interface, is not one.
+    """
+    name = options["name"] or default_name
+    with words_of_command_line():
+        check_network_name(name)
+        if options["interface"] is not None:
+            check_interface_name(options["interface"])
+        return Common(
+            name=name,
+            interface=options["interface"],
+            autoconnect=not options["no_autoconnect"],
+            priority=options["priority"],
+            ip=parse_ip(options["address"], options["gateway"], options["dns"]),
+        )
+
+
+def network_from_keyfile(
+    options: CommonOptions, file: str, kind: str, *, more_given: bool, overwrite: bool
+) -> AddNetwork:
+    """The edit that puts the keyfile ``file``, a connection of ``kind``.
+
+    ``more_given`` tells that there are options of that kind besides.
+
+    Raises:
+        EditError: it cannot be read, or is no such connection.
+    """
+    settings = (options["interface"], options["priority"], options["no_autoconnect"])
+    addresses = (options["address"], options["gateway"], options["dns"])
+    if more_given or any((*settings, *addresses)):
+        raise click.UsageError(
+            "With --keyfile, only --name, --overwrite and --country can be given."
+        )
+    if file == STANDARD_INPUT and not options["name"]:
+        raise click.UsageError("With --keyfile -, --name is needed.")
+    content = given_bytes(read_given(file), file)
+    check_keyfile(content, file, kind)
+    return AddNetwork(options["name"] or Path(file).name, content, overwrite)
+
+
+@network.group("add", cls=Group)
+def add() -> None:
+    """Add a network to an image.
+
+    \b
+    Examples:
+      balenaflash network add wifi balena.img --ssid Lab --psk-file lab.psk --country DE
+      balenaflash network add ethernet balena.img --address 10.0.0.7/24 --gateway 10.0.0.1
+    """
+
+
+@add.command()
+@click.argument("image", type=IMAGE)
+@click.option("--ssid", metavar="SSID", help="Name of the network; any bytes, 32 at most.")
+@click.option(
+    "--psk-file",
+    metavar="FILE",
+    shell_complete=complete_file,
+    help="File with the passphrase; - is standard input.",
+)
+@click.option("--open", "unsecured", is_flag=True, help="The network has no passphrase.")
+@click.option("--wpa3", is_flag=True, help="Join with WPA3 (SAE) only, never with WPA2.")
+@click.option("--hidden", is_flag=True, help="The network does not announce its name.")
+@click.option(
+    "--country", metavar="CC", help="Whose radio rules hold, such as DE; goes into config.json."
+)
+@common_options
+@edit_options
+@with_session
+def wifi(
+    session: Session,
+    image: ImageLocation,
+    *,
+    ssid: str | None,
+    psk_file: str | None,
+    unsecured: bool,
+    wpa3: bool,
+    hidden: bool,
+    country: str | None,
+    **common: Unpack[CommonOptions],
+) -> Answer:
+    """Add a Wi-Fi network to IMAGE.
+
+    The passphrase comes from a file or standard input, for a command line is seen by every user
+    of the machine. What else NetworkManager can do is put in a keyfile, and that with --keyfile.
+    With --overwrite a network of the same name is replaced.
+
+    \b
+    Examples:
+      balenaflash network add wifi balena.img --ssid Lab --psk-file lab.psk --country DE
+      pass show wifi/lab | balenaflash network add wifi balena.img --ssid Lab --psk-file -
+      balenaflash network add wifi balena.img --keyfile enterprise.nmconnection
+    """
+    if (file := common["keyfile"]) is not None:
+        more = any((ssid, psk_file, unsecured, wpa3, hidden))
+        network = network_from_keyfile(
+            common, file, "wifi", more_given=more, overwrite=session.edit.overwrite
+        )
+    else:
+        security = _security(psk_file, unsecured=unsecured, wpa3=wpa3)
+        network = _wifi_network(
+            common, ssid, psk_file, security, hidden=hidden, overwrite=session.edit.overwrite
+        )
+    return _add(session, image, network, country)
+
+
+@add.command()
+@click.argument("image", type=IMAGE)
+@common_options
+@edit_options
+@with_session
+def ethernet(session: Session, image: ImageLocation, **common: Unpack[CommonOptions]) -> Answer:
+    """Add a wired network to IMAGE. Without one, boards ask any wired network for an address.
+
+    With --overwrite a network of the same name is replaced.
+
+    \b
+    Examples:
+      balenaflash network add ethernet balena.img --address 10.0.0.7/24 --gateway 10.0.0.1
+      balenaflash network add ethernet balena.img --interface eth1 --address 10.1.0.7/24
+    """
+    if (file := common["keyfile"]) is not None:
+        network = network_from_keyfile(
+            common, file, "ethernet", more_given=False, overwrite=session.edit.overwrite
+        )
+    else:
+        settings = common_settings(common, name_connection("ethernet", common["interface"] or ""))
+        keyfile = EthernetConnection(settings).keyfile()
+        network = AddNetwork(settings.name, keyfile, session.edit.overwrite)
+    return _add(session, image, network, None)
+
+
+def _security(psk_file: str | None, *, unsecured: bool, wpa3: bool) -> Security:
+
+    if unsecured:
+        if psk_file or wpa3:
+            raise click.UsageError("--open excludes --psk-file and --wpa3.")
+        return Security.OPEN
+    if psk_file is None:
+        raise click.UsageError("One of --psk-file, --open and --keyfile is needed.")
+    return Security.SAE if wpa3 else Security.WPA_PSK
+
+
+def _wifi_network(
+    common: CommonOptions,
+    ssid: str | None,
+    psk_file: str | None,
+    security: Security,
+    *,
+    hidden: bool,
+    overwrite: bool,
+) -> AddNetwork:
+
+    if ssid is None:
+        raise click.UsageError("One of --ssid and --keyfile is needed.")
+    ssid = without_mark(ssid)
+    with words_of_command_line():
+        # Bytes that are no UTF-8 come back as they were on the command line (PEP 383).
+        ssid_bytes = check_ssid(os.fsencode(ssid))
+    settings = common_settings(common, name_connection("wifi", ssid))
+    connection = WifiConnection(
+        settings,
+        ssid_bytes,
+        security,
+        None if psk_file is None else read_given_text(psk_file),
+        hidden,
+    )
+    return AddNetwork(settings.name, connection.keyfile(), overwrite)
+
+
+def _add(
+    session: Session, image: ImageLocation, network: AddNetwork, country: str | None
+) -> Answer:
+
+    edits: list[AddNetwork | EditConfig] = [network]
+    if country is not None:
+        edits.append(EditConfig((SetKey(("country",), country.upper()),)))
+    return answer_edits(session, image, edits)
+
+
+@network.command("ls")
+@click.argument("image", type=IMAGE)
+@member_option
+@with_session
+def list_all(session: Session, image: ImageLocation) -> Answer:
+    """List the networks of IMAGE, without their secrets.
+
+    \b
+    Examples:
+      balenaflash network ls balena.img
+      balenaflash network ls --json balena.img | jq -r '.result.networks[].ssid'
+    """
+    with open_boot_volume(image, member=session.member) as boot:
+        networks = list_networks(boot.files)
+        warnings = boot.warnings
+    result = {"image": str(image), "networks": [network_result(each) for each in networks]}
+    return Answer(result, _lines(networks), (*warnings, *_faults(networks)))
+
+
+@network.command("rm")
+@click.argument("image", type=IMAGE)
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@edit_options
+@with_session
+def remove(session: Session, image: ImageLocation, names: tuple[str, ...]) -> Answer:
+    """Remove networks from IMAGE, by the names that `network ls` shows.
+
+    \b
+    Examples:
+      balenaflash network rm balena.img resin-wifi
+    """
+    return answer_edits(session, image, [RemoveNetwork(name) for name in names])
+
+
+def network_result(network: Network) -> dict[str, object]:
+    """What scripts get of a network."""
+    return {
+        "name": network.name,
+        "state": network.state.value,
+        "fault": network.fault,
+        "id": network.id,
+        "type": network.type,
+        "ssid": ssid_text(network.ssid),
+        "ssid_hex": None if network.ssid is None else network.ssid.hex(),
+        "security": network.security,
+        "interface": network.interface,
+        "addresses": list(network.addresses),
+    }
+
+
+def _lines(networks: tuple[Network, ...]) -> list[str]:
+    if not networks:
+        return ["No network is configured."]
+    rows = [
+        [
+            printable(each.name),
+            each.state.value,
+            printable(each.type or ""),
+            printable(ssid_text(each.ssid) or ""),
+            printable(each.security or ""),
+            printable(each.interface or ""),
+            printable(", ".join(each.addresses)),
+        ]
+        for each in networks
+    ]
+    return table_lines(("Name", "State", "Type", "SSID", "Security", "Interface", "Address"), rows)
+
+
+def _faults(networks: tuple[Network, ...]) -> tuple[str, ...]:
+    return tuple(f"{each.name}: {each.fault}." for each in networks if each.fault)
+
+
+def ssid_text(ssid: bytes | None) -> str | None:
+    """An SSID as text; bytes that are no UTF-8 are escaped."""
+    return None if ssid is None else ssid.decode("utf-8", "backslashreplace")

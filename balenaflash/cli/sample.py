@@ -4,9 +4,11 @@ from pathlib import Path
 
 import click
 
-from balenaflash.cli.answer import Answer
+from balenaflash.cli.arguments import OUT
+from balenaflash.cli.output import Answer
+from balenaflash.cli.progress import progress_for
 from balenaflash.cli.session import Session, progress_option, with_session
-from balenaflash.cli.target_argument import OUT
+from balenaflash.commands.sample import build_sample
 from balenaflash.units import format_size
 
 
@@ -45,9 +47,6 @@ def sample(
       balenaflash sample --table msdos --fat 32 sample.img
       balenaflash sample --flasher flasher.img
     """
-    from balenaflash.cli.progress_display import progress_for
-    from balenaflash.commands.sample import build_sample
-
     report = build_sample(
         out,
         table="msdos" if table == "msdos" else "gpt",

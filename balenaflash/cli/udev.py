@@ -1,15 +1,32 @@
 """``udev``: let people write removable disks without root."""
 
-from balenaflash.cli.lazy import lazy_group
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
 
+import click
 
-@lazy_group(
-    {
-        "check": "udev_commands:check",
-        "install": "udev_commands:install",
-        "uninstall": "udev_commands:uninstall",
-    }
+from balenaflash.cli.asking import confirm
+from balenaflash.cli.groups import Group
+from balenaflash.cli.options import YES_HELP, dry_run_option
+from balenaflash.cli.output import Answer, say
+from balenaflash.cli.session import Session, with_session
+from balenaflash.commands.udev import (
+    Action,
+    Scope,
+    carry_out,
+    find_packaged,
+    find_problems,
+    find_scope,
+    installation,
+    read_files,
+    removal,
 )
+from balenaflash.errors import ConfigError, TargetRefusedError
+from balenaflash.targets.names import read_slots
+
+
+@click.group(cls=Group)
 def udev() -> None:
     """Let people write removable disks without root, by rules for udev.
 
@@ -23,3 +40,103 @@ def udev() -> None:
       sudo balenaflash udev install
       balenaflash udev check
     """
+
+
+_root_option = click.option(
+    "--root",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    default=Path("/"),
+    help="Work below DIR, for who makes a package: only the files, no group, no reload.",
+)
+_yes_option = click.option("-y", "--yes", is_flag=True, help=YES_HELP)
+
+
+_NAME_A_PORT = "Name one: balenaflash devices name PORT NAME"
+
+
+@udev.command("install")
+@click.option(
+    "--slots-only", is_flag=True, help="Give access only to disks in the ports named as slots."
+)
+@_root_option
+@_yes_option
+@dry_run_option
+@with_session
+def install(session: Session, *, slots_only: bool, root: Path, yes: bool, dry_run: bool) -> Answer:
+    """Install the rules, or bring them up to date; shows first what it will do.
+
+    Where the running system is on a USB disk or an SD card, they would give that disk away, too:
+    they are refused then. With --slots-only just the ports named by `devices name` are opened.
+
+    \b
+    Examples:
+      balenaflash udev install --dry-run
+      sudo balenaflash udev install --yes
+      sudo balenaflash udev install --slots-only
+    """
+    slots = read_slots()
+    if slots_only and not slots:
+        raise ConfigError("no USB port is named", code="slots-none", hint=_NAME_A_PORT)
+    actions = installation(root, slots, Scope.SLOTS if slots_only else Scope.ALL)
+    return _do(session, actions, "All is installed.", yes=yes, dry_run=dry_run)
+
+
+@udev.command("uninstall")
+@_root_option
+@_yes_option
+@dry_run_option
+@with_session
+def uninstall(session: Session, *, root: Path, yes: bool, dry_run: bool) -> Answer:
+    """Remove the rules that `install` made. The group stays.
+
+    \b
+    Examples:
+      sudo balenaflash udev uninstall
+    """
+    answer = _do(session, removal(root), "Nothing is installed.", yes=yes, dry_run=dry_run)
+    warnings = [f"{path}: stays; remove the package it is of." for path in find_packaged(root)]
+    return replace(answer, warnings=warnings)
+
+
+@udev.command("check")
+@with_session
+def check(_session: Session) -> Answer:
+    """Tell whether the rules are installed and up to date, and whether this user profits.
+
+    The exit status is 0 where nothing is missing, and 4 otherwise.
+
+    \b
+    Examples:
+      balenaflash udev check
+    """
+    slots = read_slots()
+    problems = list(find_problems(slots))
+    if problems:
+        raise TargetRefusedError(problems)
+    root = Path("/")
+    files = read_files(root, slots, find_scope(root))
+    paths = [str(each.path) for each in files if each.content is not None]
+    return Answer({"files": paths}, [f"{path}: installed and current" for path in paths])
+
+
+def _do(
+    session: Session, actions: Sequence[Action], nothing: str, *, yes: bool, dry_run: bool
+) -> Answer:
+    """Show what is to be done, ask, and do it."""
+    result = {"actions": [each.words for each in actions], "dry_run": dry_run}
+    if not actions:
+        return Answer(result, [nothing])
+    if dry_run:
+        return Answer(result, [f"Would {each.words}" for each in actions])
+    _tell(session, (f"Will {each.words}" for each in actions))
+    confirm("Go on?", "this", yes=yes)
+    for each in actions:
+        carry_out(each)
+    return Answer(result, ["Done."])
+
+
+def _tell(session: Session, lines: Iterable[str]) -> None:
+    if not session.quiet:
+        for line in lines:
+            say(line)

@@ -1,44 +1,87 @@
-"""``unwrap``: a flasher into the image that it installs."""
+"""``unwrap``: its options, and its answer."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from balenaflash.cli.answer import Answer
-from balenaflash.cli.image_argument import IMAGE
-from balenaflash.cli.image_options import (
+from balenaflash.cli.arguments import IMAGE, OUT
+from balenaflash.cli.edit import (
+    change_result,
+    recipe_lines,
+    recipe_result,
+    repair_lines,
+    repairs_result,
+)
+from balenaflash.cli.options import (
     certificate_option,
+    chosen_recipe,
+    dry_run_option,
     member_option,
+    no_repair_option,
+    recipe_options,
     sha256_option,
     signature_checks,
 )
-from balenaflash.cli.recipe_options import (
-    chosen_recipe,
-    recipe_lines,
-    recipe_options,
-    recipe_result,
-)
-from balenaflash.cli.session import (
-    Session,
-    dry_run_option,
-    no_repair_option,
-    progress_option,
-    with_session,
-)
-from balenaflash.cli.target_argument import OUT
-from balenaflash.cli.unwrap_answer import (
-    flasher_lines,
-    flasher_result,
-    ignore_secure_boot_option,
-)
+from balenaflash.cli.output import Answer
+from balenaflash.cli.progress import progress_for, stop_at_next_block
+from balenaflash.cli.session import Session, progress_option, with_session
+from balenaflash.commands.flasher_steps import Step
+from balenaflash.commands.unwrap import UnwrapPlan, UnwrapReport, unwrap_to_file
+from balenaflash.edits.recipe.reading import Recipe
+from balenaflash.source.location import ImageLocation
 from balenaflash.units import format_size
 
-if TYPE_CHECKING:
-    from balenaflash.commands.unwrap import UnwrapReport
-    from balenaflash.edits.recipe.reading import Recipe
-    from balenaflash.source.location import ImageLocation
+ignore_secure_boot_option = click.option(
+    "--ignore-secure-boot",
+    is_flag=True,
+    help="Go on where config.json asks the flasher for secure boot and an encrypted disk; "
+    "there will be neither.",
+)
+
+
+def flasher_lines(plan: UnwrapPlan) -> list[str]:
+    """What people get of a flasher that is unwrapped: what it carries, and each of its steps."""
+    size = plan.inner.source.size
+    version = plan.flasher.os_version or "unknown"
+    shown = "size unknown" if size is None else format_size(size)
+    devices = " or ".join(plan.expected_devices) or "unknown"
+    return [
+        f"Carries:  {plan.flasher.image_name}, {shown}, OS version {version}",
+        f"For:      {plan.slug or 'an unknown board'}, disk {devices}",
+        *(line for step in plan.steps for line in _step_lines(step)),
+    ]
+
+
+def flasher_result(plan: UnwrapPlan) -> dict[str, object]:
+    """What scripts get of it."""
+    return {
+        "inner_image": plan.flasher.image_path,
+        "size": plan.inner.source.size,
+        "slug": plan.slug,
+        "os_version": plan.flasher.os_version,
+        "expected_devices": list(plan.expected_devices),
+        "steps": [
+            {
+                "code": step.code,
+                "action": step.action,
+                "state": step.state.value,
+                "meaning": step.meaning,
+            }
+            for step in plan.steps
+        ],
+    }
+
+
+_MARK_WIDTH = len("done by unwrap")
+
+
+def _step_lines(step: Step) -> list[str]:
+    mark = step.state.value.replace("-", " ").ljust(_MARK_WIDTH)
+    lines = [f"  {mark}  {step.action}"]
+    if step.meaning is not None:
+        lines.append(f"  {' ' * _MARK_WIDTH}  {step.meaning}")
+    return lines
 
 
 @click.command()
@@ -56,7 +99,7 @@ if TYPE_CHECKING:
 @with_session
 def unwrap(
     session: Session,
-    flasher: "ImageLocation",
+    flasher: ImageLocation,
     out: Path,
     *,
     overwrite: bool,
@@ -85,11 +128,6 @@ def unwrap(
       balenaflash unwrap flasher.img raw.img.xz --recipe bench.toml --var bench=7
       balenaflash unwrap --dry-run flasher.img raw.img
     """
-    from balenaflash.cli.edit_answer import repair_lines
-    from balenaflash.cli.interrupts import stop_at_next_block
-    from balenaflash.cli.progress_display import progress_for
-    from balenaflash.commands.unwrap import unwrap_to_file
-
     edits = chosen_recipe(recipe, steps, variables)
     checks = signature_checks(flasher, certificate)
     about_certificate = [warning for check in checks for warning in check.warnings]
@@ -120,7 +158,7 @@ def unwrap(
     )
 
 
-def _done_line(out: Path, report: "UnwrapReport") -> str:
+def _done_line(out: Path, report: UnwrapReport) -> str:
     saved = report.saved
     if saved is None:
         return f"{out}: nothing was written (--dry-run)"
@@ -132,9 +170,8 @@ def _done_line(out: Path, report: "UnwrapReport") -> str:
 
 
 def _result(
-    flasher: "ImageLocation", out: Path, edits: "Recipe | None", report: "UnwrapReport"
+    flasher: ImageLocation, out: Path, edits: Recipe | None, report: UnwrapReport
 ) -> dict[str, object]:
-    from balenaflash.cli.edit_answer import change_result, repairs_result
 
     saved = report.saved
     container = None if saved is None or saved.container is None else saved.container.value

@@ -2,33 +2,29 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from balenaflash.cli.answer import Answer
-from balenaflash.cli.image_argument import IMAGE
-from balenaflash.cli.image_options import (
+from balenaflash.cli.arguments import IMAGE, TARGET
+from balenaflash.cli.edit import recipe_lines, recipe_result, repair_lines, repairs_result
+from balenaflash.cli.options import (
     certificate_option,
+    chosen_recipe,
     member_option,
+    no_repair_option,
+    recipe_options,
     sha256_option,
     signature_checks,
 )
-from balenaflash.cli.recipe_options import (
-    chosen_recipe,
-    recipe_lines,
-    recipe_options,
-    recipe_result,
-)
-from balenaflash.cli.session import Session, no_repair_option, progress_option, with_session
-from balenaflash.cli.target_argument import TARGET
-from balenaflash.cli.unwrap_answer import ignore_secure_boot_option
-from balenaflash.cli.wanted_image import wanted_image
+from balenaflash.cli.output import Answer
+from balenaflash.cli.progress import progress_for, stop_at_next_block
+from balenaflash.cli.session import Session, progress_option, with_session
+from balenaflash.cli.unwrap import ignore_secure_boot_option
+from balenaflash.commands.verify import verify as compare_target
+from balenaflash.commands.wanted import ImageRequest, open_wanted
+from balenaflash.source.location import ImageLocation
+from balenaflash.targets.names import TargetName
 from balenaflash.units import format_size
-
-if TYPE_CHECKING:
-    from balenaflash.source.location import ImageLocation
-    from balenaflash.targets.names import TargetName
 
 
 @click.command()
@@ -56,8 +52,8 @@ if TYPE_CHECKING:
 @with_session
 def verify(
     session: Session,
-    image: "ImageLocation",
-    target: "TargetName",
+    image: ImageLocation,
+    target: TargetName,
     *,
     compares_all: bool,
     unwraps: bool,
@@ -82,58 +78,44 @@ def verify(
       balenaflash verify balena.img copy.img && echo equal
       balenaflash verify balena.img /dev/sdX --recipe bench.toml --var bench=7
     """
-    from balenaflash.cli.edit_answer import repair_lines, repairs_result
-    from balenaflash.cli.interrupts import stop_at_next_block
-    from balenaflash.cli.progress_display import progress_for
-    from balenaflash.commands.image_file import require_unused
-    from balenaflash.commands.write import open_for_comparison, plan_image
-    from balenaflash.flashing.disk_end import lay_move_over, plan_gpt_move, require_moved
-    from balenaflash.flashing.read_back import verify as compare
-    from balenaflash.source.opening import open_for_reading
-
     edits = chosen_recipe(recipe, steps, variables)
     checks = signature_checks(image, certificate)
-    about_certificate = [warning for check in checks for warning in check.warnings]
-    with open_for_reading(image, member=session.member, sha256=sha256, checks=checks) as opened:
-        require_unused(image)
-        edited = wanted_image(
-            opened,
-            edits,
-            unwraps=unwraps,
-            ignore_secure_boot=ignore_secure_boot,
-            repair=not session.edit.no_repair,
+    request = ImageRequest(
+        image,
+        session.member,
+        sha256,
+        checks,
+        edits.edits if edits else (),
+        unwraps,
+        ignore_secure_boot,
+        repair=not session.edit.no_repair,
+    )
+    with open_wanted(request) as wanted, stop_at_next_block(session) as stop:
+        report = compare_target(
+            wanted,
+            target,
+            compare_all=compares_all,
+            fix_gpt=fix_gpt,
+            progress=progress_for(session),
+            stop=stop,
         )
-        plan = plan_image(edited.source, write_all=compares_all)
-        source = edited.source
-        with stop_at_next_block(session) as stop, open_for_comparison(target) as medium:
-            move = plan_gpt_move(source, plan.table, medium.size) if fix_gpt else ()
-            source = lay_move_over(source, move)
-            comparison = compare(source, medium, plan, progress_for(session), stop)
-            comparison.require_equal(source, plan, str(target))
-            require_moved(medium, move)
-            warnings = (
-                *about_certificate,
-                *edited.warnings,
-                *plan.warnings,
-                *opened.reading_warnings,
-                *medium.rereads.warnings(str(target)),
-            )
-    size = comparison.bytes_read
+    size = report.bytes_read_back
     by_recipe = f" with the edits of {edits.path}" if edits else ""
+    about_certificate = [warning for check in checks for warning in check.warnings]
     return Answer(
         {
             "target": str(target),
             "bytes_read_back": size,
             "equal": True,
-            "unsteady_reads": medium.rereads.differing,
-            "failed_reads": medium.rereads.failed,
-            "repairs": repairs_result(edited.repairs),
-            "recipe": recipe_result(edits, edited.changes),
+            "unsteady_reads": report.unsteady_reads,
+            "failed_reads": report.failed_reads,
+            "repairs": repairs_result(wanted.repairs),
+            "recipe": recipe_result(edits, wanted.changes),
         },
         [
-            *repair_lines(edited.repairs),
-            *recipe_lines(edits, edited.changes),
+            *repair_lines(wanted.repairs),
+            *recipe_lines(edits, wanted.changes),
             f"{target}: equal to {image}{by_recipe}, {format_size(size)} compared",
         ],
-        tuple(dict.fromkeys(warnings)),
+        tuple(dict.fromkeys((*about_certificate, *report.warnings))),
     )

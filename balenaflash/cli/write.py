@@ -1,43 +1,356 @@
-"""``write``: an image to one or more block devices or new files."""
+"""``write``: its options, its question, and its answer."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from balenaflash.cli.answer import Answer
-from balenaflash.cli.disk_options import current_disk_options, disk_options
-from balenaflash.cli.image_argument import IMAGE
-from balenaflash.cli.image_options import (
+from balenaflash.cli.arguments import IMAGE, TARGET
+from balenaflash.cli.asking import (
+    confirm_erasing,
+    describe_content,
+    describe_disk,
+    indented,
+    short_description,
+)
+from balenaflash.cli.edit import recipe_lines, recipe_result, repair_lines, repairs_result
+from balenaflash.cli.options import (
     certificate_option,
+    chosen_recipe,
+    current_disk_options,
+    disk_options,
+    dry_run_option,
     member_option,
+    no_repair_option,
+    recipe_options,
     sha256_option,
     signature_checks,
 )
-from balenaflash.cli.recipe_options import (
-    chosen_recipe,
-    recipe_lines,
-    recipe_options,
-    recipe_result,
+from balenaflash.cli.output import Answer, say
+from balenaflash.cli.progress import TargetsDisplay, progress_for, stop_at_next_block
+from balenaflash.cli.session import Session, progress_option, with_session
+from balenaflash.cli.unwrap import flasher_lines, flasher_result, ignore_secure_boot_option
+from balenaflash.commands.wanted import ImageRequest
+from balenaflash.commands.write import (
+    Destination,
+    DiskDestination,
+    Done,
+    FileDestination,
+    PreparedWrite,
+    WriteRequest,
+    prepare_write,
 )
-from balenaflash.cli.session import (
-    Session,
-    dry_run_option,
-    no_repair_option,
-    progress_option,
-    with_session,
-)
-from balenaflash.cli.target_argument import TARGET
-from balenaflash.cli.unwrap_answer import ignore_secure_boot_option
-from balenaflash.cli.wanted_image import wanted_image
+from balenaflash.durable import find_type
+from balenaflash.edits.recipe.reading import Recipe
 from balenaflash.errors import BalenaflashError
+from balenaflash.flashing.flash import FlashOptions, FlashReport, Outcome
+from balenaflash.flashing.plan import Tally, WritePlan
+from balenaflash.source.location import ImageLocation
+from balenaflash.targets.disks import least_seconds
+from balenaflash.targets.leaving import Ending
+from balenaflash.targets.names import TargetName
+from balenaflash.units import format_size
 
-if TYPE_CHECKING:
-    from balenaflash.flashing.flash import Outcome
-    from balenaflash.source.location import ImageLocation
-    from balenaflash.targets.leaving import Ending
-    from balenaflash.targets.names import TargetName
+_MINUTE = 60
+
+
+def show_and_confirm(
+    session: Session, prepared: PreparedWrite, recipe: Recipe | None, *, yes: bool
+) -> None:
+    """Show image, targets, what is lost and what will be done, and ask once for all disks.
+
+    Raises:
+        TargetRefusedError: the answer was no, or there is nobody to answer.
+    """
+    if not session.quiet:
+        # Without a question the warnings are shown once, at the end.
+        warnings = () if yes else prepared.plan.warnings
+        for line in _image_lines(prepared, recipe, warnings):
+            say(line)
+        for line in _destinations_lines(prepared):
+            say(line)
+    disks = [
+        each.assessment.disk for each in prepared.destinations if isinstance(each, DiskDestination)
+    ]
+    confirm_erasing(disks, yes=yes)
+
+
+def _image_lines(
+    prepared: PreparedWrite, recipe: Recipe | None, warnings: Sequence[str]
+) -> Iterator[str]:
+    plan, member = prepared.plan, prepared.image.opened.member
+    name = str(prepared.request.image.location)
+    name = name if member is None else f"{member} in {name}"
+    size = "at least " if plan.image_size is None else ""
+    yield f"Image:   {name}, {size}{format_size(plan.least_size)}"
+    if recipe is not None:
+        yield f"Recipe:  {recipe.path}, {recipe.name}"
+    for warning in warnings:
+        yield f"Warning: {warning}"
+
+
+def _destinations_lines(prepared: PreparedWrite) -> list[str]:
+    """The targets, what is lost with them, and, once for all, what will be done."""
+    destinations, plan = prepared.destinations, prepared.plan
+    reads_back = prepared.request.options.read_back
+    if len(destinations) == 1:
+        return destination_lines(destinations[0], plan, reads_back=reads_back)
+    disks = [each for each in destinations if isinstance(each, DiskDestination)]
+    lines = [line for each in destinations for line in _short_lines(each)]
+    if not disks:
+        return lines
+    nodes: dict[str, list[str]] = {}
+    for each in disks:
+        for text in _plan_texts(each, plan, reads_back=reads_back):
+            nodes.setdefault(text, []).append(each.name)
+    texts = [
+        text if len(where) == len(disks) else f"{text} ({', '.join(where)})"
+        for text, where in nodes.items()
+    ]
+    slowest = max(disks, key=lambda each: _seconds(each, plan, reads_back=reads_back) or math.inf)
+    time = _time_text(slowest, plan, reads_back=reads_back)
+    return [*lines, *indented("Plan:", texts), *indented("Time:", [time])]
+
+
+def _short_lines(destination: Destination) -> list[str]:
+    """What one of several targets is, and what is lost with it."""
+    if not isinstance(destination, DiskDestination):
+        return [_file_line(destination)]
+    lost = "; ".join(describe_content(destination.assessment))
+    facts = ", ".join(short_description(destination.assessment.disk))
+    return indented("Target:", [facts, f"lost: {lost}"])
+
+
+def _file_line(destination: FileDestination) -> str:
+    is_new = find_type(destination.path) is None
+    kind = "a new file" if is_new else "a file, whose content is lost"
+    return f"Target:  {destination.name}, {kind}"
+
+
+def destination_lines(destination: Destination, plan: WritePlan, *, reads_back: bool) -> list[str]:
+    """What the target is, what is lost with it, and what will be done to it."""
+    if not isinstance(destination, DiskDestination):
+        return [_file_line(destination)]
+    assessment = destination.assessment
+    return [
+        *describe_disk(assessment.disk),
+        *indented("Lost:", describe_content(assessment)),
+        *indented("Plan:", _plan_texts(destination, plan, reads_back=reads_back)),
+        *indented("Time:", [_time_text(destination, plan, reads_back=reads_back)]),
+    ]
+
+
+def _plan_texts(
+    destination: DiskDestination, plan: WritePlan, *, reads_back: bool
+) -> Iterator[str]:
+    disk = destination.assessment.disk
+    if destination.assessment.mounts:
+        yield "unmount what is mounted"
+    left = plan.least_size - plan.size_to_write
+    more = " or more" if plan.image_size is None else ""
+    leaving = f", leave {format_size(left)} that is free in the image" if left else ""
+    if plan.free is None:
+        leaving = ", less what turns out to be free in the image"
+    yield f"write {format_size(plan.size_to_write)}{more}{leaving}; the first MiB last"
+    if disk.size > plan.least_size:
+        yield "wipe the backup of an earlier GPT at the end of the disk, if there is one"
+    if destination.gpt_move:
+        yield "move the backup GPT to the end of the disk"
+    yield "read back all that was written" if reads_back else "do not read back (--no-verify)"
+
+
+def _seconds(destination: DiskDestination, plan: WritePlan, *, reads_back: bool) -> float | None:
+    """What its port takes at least; ``None`` where that is not known."""
+    if plan.free is None:
+        return None
+    amount = plan.size_to_write * (2 if reads_back else 1)
+    return least_seconds(destination.assessment.disk, amount)
+
+
+def _time_text(destination: DiskDestination, plan: WritePlan, *, reads_back: bool) -> str:
+    seconds = _seconds(destination, plan, reads_back=reads_back)
+    if seconds is None:
+        return "unknown"
+    minutes, rest = divmod(int(seconds), _MINUTE)
+    amount = f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+    return f"at least {amount}, by the speed of USB port {destination.assessment.disk.usb_port}"
+
+
+def plan_lines(prepared: PreparedWrite, tallies: Sequence[Tally]) -> list[str]:
+    """The text of a dry run."""
+    lines = _destinations_lines(prepared)
+    lines.append(
+        f"Bytes:   {format_size(prepared.plan.head.size)} at the start zeroed first, written last"
+    )
+    for tally in tallies:
+        where = "outside" if tally.partition is None else f"partition {tally.partition}"
+        counts = ", ".join(f"{format_size(size)} {kind}" for kind, size in tally.bytes.items())
+        lines.append(f"         {where}: {counts or 'nothing'}")
+    lines.append(f"         write {format_size(_sum(tallies, 'data'))} of data and")
+    lines.append(
+        f"         {format_size(_sum(tallies, 'zero'))} of zeros, "
+        f"leave {format_size(_sum(tallies, 'free'))} that is free"
+    )
+    return [*lines, "Nothing was written (--dry-run)."]
+
+
+def done_lines(prepared: PreparedWrite, done: Sequence[Done]) -> list[str]:
+    """Lines for each target that was written; the failures are shown as errors."""
+    lines = []
+    for destination, each in zip(prepared.destinations, done, strict=True):
+        if isinstance(each.outcome, FlashReport):
+            lines += _report_lines(destination.name, each.outcome)
+            lines += [] if each.ending is None else _ending_lines(destination.name, each.ending)
+    return lines
+
+
+def _ending_lines(name: str, ending: Ending) -> list[str]:
+    settled = ending.settled
+    if settled.is_current:
+        nodes = ", ".join(each.node.name for each in settled.partitions)
+        seen = f"the kernel shows its partitions: {nodes}"
+    elif settled.is_scanned:
+        seen = "the kernel does not show its partitions; plug it in again to use them here"
+    else:
+        seen = "the kernel looks for no partitions on it"
+    return [f"{name}: {seen}", f"{name}: {left_text(ending)}"]
+
+
+def left_text(ending: Ending) -> str:
+    """Whether the disk may be taken out."""
+    if ending.ejected:
+        return "is switched off and may be unplugged"
+    if ending.stays_on is None:
+        return "safe to remove"
+    return f"safe to remove; not switched off: {ending.stays_on}"
+
+
+def _report_lines(name: str, report: FlashReport) -> list[str]:
+    texts = [_speed("written", report.bytes_written, report.write_seconds)]
+    is_read_back = report.bytes_read_back is not None
+    if report.bytes_equal:
+        when = "" if is_read_back or not report.bytes_written else ", before the rest was written"
+        texts.append(f"{format_size(report.bytes_equal)} held already{when}")
+    if report.bytes_read_back is None or report.verify_seconds is None:
+        texts.append("nothing was read back (--no-verify)")
+    else:
+        texts.append(_speed("read back equal", report.bytes_read_back, report.verify_seconds))
+    lines = [f"{name}: {', '.join(texts)}"]
+    lines += [
+        f"{name}: read back wrong from byte {each.extent.start} to {each.extent.end}; "
+        "written again, and right since"
+        for each in report.repaired
+    ]
+    if report.wiped:
+        lines.append(f"{name}: the backup of an earlier GPT at the end of the disk was wiped")
+    if report.gpt_moved:
+        lines.append(f"{name}: the backup GPT was moved to the end of the disk")
+    if report.failed_reads:
+        lines.append(
+            f"{name}: {report.failed_reads} times a read failed first and succeeded then: "
+            "the reader or the cable is not reliable"
+        )
+    if report.unsteady_reads:
+        lines.append(
+            f"{name}: {report.unsteady_reads} times read wrong first and right the second time: "
+            "the reader or the cable is not reliable"
+        )
+    return lines
+
+
+def _speed(word: str, size: int, seconds: float) -> str:
+    rate = format_size(int(size / max(seconds, 1e-6)))
+    return f"{format_size(size)} {word} in {seconds:.1f} s ({rate}/s)"
+
+
+def write_result(
+    prepared: PreparedWrite, done: Sequence[Done] | None, tallies: Sequence[Tally]
+) -> dict[str, object]:
+    """The result for scripts; with one target its keys stand at the top as well.
+
+    ``done`` is ``None`` for a dry run.
+    """
+    pairs: Sequence[tuple[Outcome | None, Ending | None]] = (
+        [(None, None)] * len(prepared.destinations)
+        if done is None
+        else [(each.outcome, each.ending) for each in done]
+    )
+    targets = [
+        {**_target_result(destination, outcome), **_ending_result(outcome, ending)}
+        for destination, (outcome, ending) in zip(prepared.destinations, pairs, strict=True)
+    ]
+    first = targets[0] if len(targets) == 1 else {}
+    return {
+        **first,
+        "dry_run": done is None,
+        "image_size": prepared.plan.image_size,
+        "plan": [_tally_result(tally) for tally in tallies],
+        "targets": targets,
+    }
+
+
+def _tally_result(tally: Tally) -> dict[str, object]:
+    sizes = {kind.value: size for kind, size in tally.bytes.items()}
+    return {"partition": tally.partition, **sizes}
+
+
+def _target_result(destination: Destination, outcome: Outcome | None) -> dict[str, object]:
+
+    if isinstance(outcome, BalenaflashError):
+        return {
+            "target": destination.name,
+            "error": outcome.code,
+            "exit_status": outcome.exit_status,
+        }
+    return {
+        "target": destination.name,
+        "exit_status": 0,
+        "bytes_written": 0 if outcome is None else outcome.bytes_written,
+        "bytes_equal": 0 if outcome is None else outcome.bytes_equal,
+        "bytes_read_back": None if outcome is None else outcome.bytes_read_back,
+        "write_seconds": None if outcome is None else outcome.write_seconds,
+        "verify_seconds": None if outcome is None else outcome.verify_seconds,
+        "repaired": [
+            {"start": each.extent.start, "size": each.extent.size}
+            for each in ([] if outcome is None else outcome.repaired)
+        ],
+        "unsteady_reads": 0 if outcome is None else outcome.unsteady_reads,
+        "failed_reads": 0 if outcome is None else outcome.failed_reads,
+    }
+
+
+def _ending_result(outcome: Outcome | None, ending: Ending | None) -> dict[str, object]:
+    """How a disk was left; nothing of a target that failed."""
+    if isinstance(outcome, BalenaflashError):
+        return {}
+    wiped = () if outcome is None else outcome.wiped
+    return {
+        "wiped": [{"start": each.start, "size": each.size} for each in wiped],
+        "gpt_moved": outcome is not None and outcome.gpt_moved,
+        "partitions": None if ending is None else _partitions_result(ending),
+        "safe_to_remove": None if ending is None else True,
+        "ejected": None if ending is None else ending.ejected,
+    }
+
+
+def _partitions_result(ending: Ending) -> list[dict[str, object]] | None:
+    """As the kernel has them; ``None`` where it does not show the new ones."""
+    if not ending.settled.is_current:
+        return None
+    return [
+        {
+            "node": str(each.node),
+            "number": each.number,
+            "start": each.start,
+            "size": each.size,
+        }
+        for each in ending.settled.partitions
+    ]
+
+
+def _sum(tallies: Sequence[Tally], kind: str) -> int:
+    return sum(size for tally in tallies for each, size in tally.bytes.items() if each == kind)
 
 
 @click.command()
@@ -83,8 +396,8 @@ if TYPE_CHECKING:
 @with_session
 def write(
     session: Session,
-    image: "ImageLocation",
-    targets: "tuple[TargetName, ...]",
+    image: ImageLocation,
+    targets: tuple[TargetName, ...],
     *,
     no_verify: bool,
     writes_all: bool,
@@ -119,89 +432,71 @@ def write(
       balenaflash write balena.img /dev/sdX --recipe bench.toml --var bench=7
       balenaflash write balena.img /dev/sdX --step 'config-set = "hostname=bench-7"'
     """
-    from balenaflash.cli.edit_answer import repair_lines, repairs_result
-    from balenaflash.cli.progress_display import progress_for
-    from balenaflash.cli.write_answer import done_lines, plan_lines, write_result
-    from balenaflash.cli.write_question import show_and_confirm
-    from balenaflash.cli.write_run import flash_all, unmount
-    from balenaflash.commands.image_file import output_mode, require_unused
-    from balenaflash.commands.write import find_destinations, is_device, plan_gpt_moves, plan_image
-    from balenaflash.flashing.flash import FlashOptions
-    from balenaflash.flashing.plan import Tally, tally
-    from balenaflash.source.opening import open_for_reading
-
-    tallies: Sequence[Tally]
     disks = current_disk_options()
     edits = chosen_recipe(recipe, steps, variables)
     checks = signature_checks(image, certificate)
-    about_certificate = [warning for check in checks for warning in check.warnings]
-    options = FlashOptions(read_back=not no_verify, skip_equal=skip_equal)
-    with open_for_reading(image, member=session.member, sha256=sha256, checks=checks) as opened:
-        require_unused(image)
-        edited = wanted_image(
-            opened,
-            edits,
-            unwraps=unwraps,
-            ignore_secure_boot=ignore_secure_boot,
+    request = WriteRequest(
+        ImageRequest(
+            image,
+            session.member,
+            sha256,
+            checks,
+            edits.edits if edits else (),
+            unwraps,
+            ignore_secure_boot,
             repair=not session.edit.no_repair,
-        )
-        # A file is a copy, equal in every byte; of a disk nobody reads what is free.
-        is_copy = not any(map(is_device, targets))
-        plan = plan_image(edited.source, write_all=writes_all or is_copy)
-        destinations = find_destinations(
-            targets,
-            image=image,
-            plan=plan,
-            permissions=disks.permissions,
-            overwrite=overwrite,
-            mode=output_mode(image, adds_secrets=edited.adds_secrets),
-        )
-        if disks.fix_gpt:
-            destinations = plan_gpt_moves(destinations, edited.source, plan)
-        laid_in = [
-            *edited.lines,
-            *repair_lines(edited.repairs),
-            *recipe_lines(edits, edited.changes),
-        ]
-        if dry_run:
-            outcomes: Sequence[Outcome | None] = [None] * len(destinations)
-            tallies = tally(edited.source, plan, progress_for(session))
-            endings: Sequence[Ending | None] = [None] * len(destinations)
-            lines = [*laid_in, *plan_lines(plan, destinations, tallies, reads_back=not no_verify)]
-        else:
-            show_and_confirm(
-                session,
-                image,
-                opened.member,
-                plan,
-                destinations,
-                edits,
-                reads_back=not no_verify,
-                yes=disks.yes,
-            )
-            # A question may wait for long.
-            opened.require_unchanged()
-            unmount(session, destinations)
-            tallies = ()
-            done = flash_all(
-                session, edited.source, plan, destinations, options, ejects=disks.eject
-            )
-            outcomes = written = [each.outcome for each in done]
-            endings = [each.ending for each in done]
-            lines = [*laid_in, *done_lines(destinations, written, endings)]
-    result = write_result(plan, destinations, outcomes, endings, tallies)
-    result["flasher"] = edited.flasher
-    result["repairs"] = repairs_result(edited.repairs)
-    result["recipe"] = recipe_result(edits, edited.changes)
-    warnings = tuple(
-        dict.fromkeys(
-            (*about_certificate, *edited.warnings, *plan.warnings, *opened.reading_warnings)
-        )
+        ),
+        targets,
+        disks.permissions,
+        overwrite=overwrite,
+        write_all=writes_all,
+        fix_gpt=disks.fix_gpt,
+        options=FlashOptions(read_back=not no_verify, skip_equal=skip_equal),
+        eject=disks.eject,
     )
+    with prepare_write(request) as prepared:
+        if dry_run:
+            done, tallies = None, prepared.count(progress_for(session))
+        else:
+            show_and_confirm(session, prepared, edits, yes=disks.yes)
+            for point in prepared.unmount():
+                if not session.quiet:
+                    say(f"Unmounted {point}")
+            done, tallies = _run(session, prepared), ()
+    wanted = prepared.image
+    outcomes = [each.outcome for each in done or ()]
+    lines = [
+        *(flasher_lines(wanted.flasher) if wanted.flasher else ()),
+        *repair_lines(wanted.repairs),
+        *recipe_lines(edits, wanted.changes),
+        *(plan_lines(prepared, tallies) if done is None else done_lines(prepared, done)),
+    ]
+    result = write_result(prepared, done, tallies)
+    result["flasher"] = flasher_result(wanted.flasher) if wanted.flasher else None
+    result["repairs"] = repairs_result(wanted.repairs)
+    result["recipe"] = recipe_result(edits, wanted.changes)
+    about_certificate = [warning for check in checks for warning in check.warnings]
+    warnings = tuple(dict.fromkeys((*about_certificate, *prepared.warnings)))
     return Answer(result, lines, warnings, failures=_failures(outcomes))
 
 
-def _failures(outcomes: Sequence["Outcome | None"]) -> list[BalenaflashError]:
+def _run(session: Session, prepared: PreparedWrite) -> list[Done]:
+    display = TargetsDisplay(session, [each.name for each in prepared.destinations])
+
+    def finished(number: int, done: Done) -> None:
+        if isinstance(done.outcome, BalenaflashError):
+            display.finish(
+                number, done.outcome.exit_status, "failed; the reason is told at the end"
+            )
+        else:
+            left = "" if done.ending is None else f", {left_text(done.ending)}"
+            display.finish(number, 0, f"done{left}")
+
+    with stop_at_next_block(session) as stop:
+        return prepared.run(display.each, stop, finished)
+
+
+def _failures(outcomes: Sequence[Outcome]) -> list[BalenaflashError]:
     """Those of several targets; that of a single one is raised.
 
     Raises:

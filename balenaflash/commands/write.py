@@ -1,18 +1,30 @@
-"""The targets of a write: disks or files, and what is on a disk before it is erased."""
+"""Write an image to targets: find and assess them, plan, write, and leave each in good order.
+
+The order is `prepare_write`, then whatever question is to be asked, then `PreparedWrite.run`.
+"""
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from balenaflash.balena.image import find_boot_partition
 from balenaflash.commands.card_records import drop_record
-from balenaflash.commands.image_file import find_image_path
+from balenaflash.commands.image_file import find_image_path, output_mode
+from balenaflash.commands.wanted import ImageRequest, WantedImage, open_wanted
 from balenaflash.durable import FileType, find_type, is_same_file
-from balenaflash.errors import ImageError, Problem, TargetRefusedError, refusal
+from balenaflash.errors import (
+    BalenaflashError,
+    ImageError,
+    InterruptedWriteError,
+    Problem,
+    TargetRefusedError,
+    refusal,
+)
 from balenaflash.flashing.disk_end import plan_gpt_move
-from balenaflash.flashing.plan import WritePlan, plan_write
+from balenaflash.flashing.flash import FlashOptions, Outcome, Target, flash
+from balenaflash.flashing.plan import Tally, WritePlan, plan_write, tally
 from balenaflash.formats.fat.check import MARKED, is_marked
 from balenaflash.formats.fat.layout import read_layout
 from balenaflash.formats.fat.table import FatTable
@@ -20,6 +32,7 @@ from balenaflash.formats.fat.window import Window
 from balenaflash.formats.filesystems import Filesystem, probe, probe_foreign
 from balenaflash.formats.partitions.model import PartitionKind
 from balenaflash.formats.partitions.table import read_table, read_table_sectors
+from balenaflash.progress import Progress, Stop
 from balenaflash.source.base import FileSource, Source
 from balenaflash.source.container.decoder import Container
 from balenaflash.source.layers import Patch
@@ -28,9 +41,17 @@ from balenaflash.source.undo import forget_record, require_whole
 from balenaflash.targets.disk import open_disk
 from balenaflash.targets.disks import Disk
 from balenaflash.targets.file import create_file, open_file
+from balenaflash.targets.leaving import Ending, end
 from balenaflash.targets.medium import Medium
 from balenaflash.targets.names import TargetName, find_named
-from balenaflash.targets.safety import Assessment, Permissions, assess, require_writable
+from balenaflash.targets.safety import (
+    NO_PERMISSIONS,
+    Assessment,
+    Permissions,
+    assess,
+    require_writable,
+)
+from balenaflash.targets.unmount import unmount_all
 from balenaflash.units import Extent
 
 _DEVICES = Path("/dev")
@@ -82,6 +103,168 @@ class FileDestination:
 
 
 Destination = DiskDestination | FileDestination
+
+
+@dataclass(frozen=True, slots=True)
+class WriteRequest:
+    """An image, the targets it is to be written to, and how."""
+
+    image: ImageRequest
+    targets: Sequence[TargetName]
+    permissions: Permissions = NO_PERMISSIONS
+    overwrite: bool = False
+    """Allow a target that is an existing file."""
+
+    write_all: bool = False
+    """Write also what is free in the filesystems of the image, as is always done to files."""
+
+    fix_gpt: bool = False
+    """Move the backup GPT to the end of a disk that is larger than the image."""
+
+    options: FlashOptions = field(default_factory=FlashOptions)
+    eject: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The outcome of one target."""
+
+    outcome: Outcome
+    ending: Ending | None
+    """The state a disk was left in; ``None`` for a file and for a target that failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedWrite:
+    """An open image, and targets that may be written with it; nothing was written yet."""
+
+    request: WriteRequest
+    image: WantedImage
+    plan: WritePlan
+    destinations: tuple[Destination, ...]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """All warnings about the image; complete once the image has been read."""
+        return (*self.image.warnings, *self.plan.warnings)
+
+    def count(self, progress: Progress) -> Sequence[Tally]:
+        """Read the image and count what a write would do, by partition."""
+        return tally(self.image.source, self.plan, progress)
+
+    def unmount(self) -> Iterator[str]:
+        """Unmount what the request allows to be unmounted; yields each mount point after that.
+
+        Raises:
+            ImageError: the image changed while a question was asked.
+            TargetRefusedError: something stays mounted.
+        """
+        self.image.opened.require_unchanged()
+        for each in self.destinations:
+            if isinstance(each, DiskDestination) and each.assessment.mounts:
+                yield from unmount_all(each.assessment.disk)
+
+    def run(
+        self, progress: Sequence[Progress], stop: Stop, finished: Callable[[int, Done], None]
+    ) -> list[Done]:
+        """Write the image to every target, read it back, and leave each target when it is done.
+
+        ``progress`` has one for each target. ``finished`` is called with the number of a target
+        as soon as it is done, from any thread.
+
+        Raises:
+            TargetRefusedError: a target is not what was confirmed any more. Nothing was written.
+            InterruptedWriteError: the user left at once; what the targets hold is not known.
+        """
+        done: dict[int, Done] = {}
+
+        def finish(number: int, outcome: Outcome) -> None:
+            outcome = _close(opened[number], outcome)
+            ending = leave(self.destinations[number], outcome, self.plan, eject=self.request.eject)
+            done[number] = Done(outcome, ending)
+            finished(number, done[number])
+
+        with _interruption_explained(self.destinations), ExitStack() as all_opened:
+            opened = [all_opened.enter_context(ExitStack()) for _ in self.destinations]
+            media = [
+                each.enter_context(open_destination(destination, self.plan.least_size))
+                for each, destination in zip(opened, self.destinations, strict=True)
+            ]
+            targets = [
+                Target(medium, shown, destination.gpt_move, may_be_fake=destination.may_be_fake)
+                for medium, shown, destination in zip(
+                    media, progress, self.destinations, strict=True
+                )
+            ]
+            outcomes = flash(
+                self.image.source,
+                self.plan,
+                targets,
+                options=self.request.options,
+                stop=stop,
+                finished=finish,
+            )
+            for number, outcome in enumerate(outcomes):
+                if number not in done:  # a user who has left does not wait for more
+                    done[number] = Done(_close(opened[number], outcome), None)
+        return [done[number] for number in range(len(self.destinations))]
+
+
+@contextmanager
+def prepare_write(request: WriteRequest) -> Iterator[PreparedWrite]:
+    """Open the image, plan, and find and assess every target; the image is open in the block.
+
+    Raises:
+        ImageError, EditError, ConfigError: as `open_wanted`.
+        TargetRefusedError: with every reason of each target at once. Nothing was written.
+    """
+    with open_wanted(request.image) as image:
+        # A file is a copy, equal in every byte; what is free on a disk is not read by anything.
+        is_copy = not any(map(is_device, request.targets))
+        plan = plan_image(image.source, write_all=request.write_all or is_copy)
+        destinations = find_destinations(
+            request.targets,
+            image=request.image.location,
+            plan=plan,
+            permissions=request.permissions,
+            overwrite=request.overwrite,
+            mode=output_mode(request.image.location, adds_secrets=image.adds_secrets),
+        )
+        if request.fix_gpt:
+            destinations = plan_gpt_moves(destinations, image.source, plan)
+        yield PreparedWrite(request, image, plan, destinations)
+
+
+@contextmanager
+def _interruption_explained(destinations: Sequence[Destination]) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        names = ", ".join(each.name for each in destinations)
+        raise InterruptedWriteError(
+            f"{names}: left before the work on it had ended; what it holds is not known",
+            hint="Write it again from the start.",
+        ) from interrupt
+
+
+def _close(opened: ExitStack, outcome: Outcome) -> Outcome:
+    """Close one target as its own outcome asks: only an unfinished file is removed."""
+    try:
+        with opened:
+            if isinstance(outcome, BalenaflashError):
+                raise outcome
+    except BalenaflashError as error:
+        return error
+    return outcome
+
+
+def leave(
+    destination: Destination, outcome: Outcome, plan: WritePlan, *, eject: bool
+) -> Ending | None:
+    """Wait for the kernel and udev, and switch off a disk if asked to and if all went well."""
+    if isinstance(outcome, BalenaflashError) or not isinstance(destination, DiskDestination):
+        return None
+    return end(destination.assessment.disk, plan.partition_starts, ejects=eject)
 
 
 def plan_image(source: Source, *, write_all: bool = False) -> WritePlan:

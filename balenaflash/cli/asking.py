@@ -1,18 +1,19 @@
-"""The question before something is erased or changed."""
+"""The question before something is erased or changed, and a disk in words."""
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 import click
 
-from balenaflash.cli.answer import printable
+from balenaflash.cli.output import printable
+from balenaflash.commands.write import find_content
 from balenaflash.errors import TargetRefusedError, refusal
-
-if TYPE_CHECKING:
-    from balenaflash.targets.disks import Disk
+from balenaflash.targets.disks import Disk
+from balenaflash.targets.safety import Assessment
+from balenaflash.units import format_size
 
 _TAKEN = f"{__name__}: standard input is taken"
 
@@ -23,7 +24,7 @@ def take_standard_input() -> None:
         context.meta[_TAKEN] = True
 
 
-def confirm_erasing(disks: "Sequence[Disk]", *, yes: bool) -> None:
+def confirm_erasing(disks: Sequence[Disk], *, yes: bool) -> None:
     """Return when the user, or ``--yes``, agrees that all of ``disks`` is lost.
 
     Those that can be unplugged are one question. One that cannot is named by typing its name;
@@ -42,7 +43,7 @@ def confirm_erasing(disks: "Sequence[Disk]", *, yes: bool) -> None:
             _confirm_by_name(disk, "erase all of it", f"{disk.node}: erasing it")
 
 
-def confirm_changing(disk: "Disk", *, yes: bool) -> None:
+def confirm_changing(disk: Disk, *, yes: bool) -> None:
     """Return when the user, or ``--yes``, agrees that files on ``disk`` change; as for erasing."""
     subject = f"{disk.node}: changing it"
     if yes or _is_plain(disk):
@@ -61,13 +62,13 @@ def confirm(question: str, subject: str, *, yes: bool) -> None:
         raise _not_confirmed(subject)
 
 
-def _confirm_by_name(disk: "Disk", deed: str, subject: str) -> None:
+def _confirm_by_name(disk: Disk, deed: str, subject: str) -> None:
     question = f"{disk.node} is built in. Type its name ({disk.node.name}) to {deed}: "
     if _ask(question, subject) not in {disk.node.name, str(disk.node)}:
         raise _not_confirmed(subject)
 
 
-def _is_plain(disk: "Disk") -> bool:
+def _is_plain(disk: Disk) -> bool:
     """Whether yes is enough of an answer."""
     return disk.is_external or disk.is_virtual
 
@@ -125,3 +126,44 @@ def _not_confirmed(subject: str) -> TargetRefusedError:
 
 def _listed(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def describe_disk(disk: Disk) -> list[str]:
+    """Which disk it is: what stands on it, in it, and where it is plugged in."""
+    name = " ".join(part for part in (disk.vendor, disk.model) if part) or "unknown model"
+    lines = [
+        f"Target:  {disk.node}, {disk.bus}, {format_size(disk.size)} ({disk.size} bytes)",
+        f"         {name}, serial {disk.serial or 'unknown'}",
+    ]
+    if disk.usb_port:
+        lines.append(f"         USB port {disk.usb_port}")
+    if disk.backing_file:
+        lines.append(f"         shows {disk.backing_file}")
+    return lines
+
+
+def short_description(disk: Disk) -> list[str]:
+    """Which disk it is, as facts for one line."""
+    name = " ".join(part for part in (disk.vendor, disk.model) if part)
+    facts = [str(disk.node), disk.bus.value, format_size(disk.size), name]
+    facts.append(f"serial {disk.serial}" if disk.serial else "")
+    facts.append(f"USB port {disk.usb_port}" if disk.usb_port else "")
+    facts.append(f"shows {disk.backing_file}" if disk.backing_file else "")
+    return list(filter(None, facts))
+
+
+def describe_content(assessment: Assessment) -> list[str]:
+    """What is on a disk now: its partitions or its one filesystem, and where they are mounted."""
+    texts = []
+    for each in find_content(assessment.disk):
+        label = f" {each.label}" if each.label else ""
+        filesystem = each.filesystem or "unknown content"
+        texts.append(f"{each.name}: {filesystem}{label}, {format_size(each.size)}")
+    texts += [f"{each.device} is mounted at {each.detail}" for each in assessment.mounts]
+    return texts or ["no partition or filesystem known to this system"]
+
+
+def indented(head: str, texts: Iterable[str]) -> list[str]:
+    """``texts`` a line each, the first behind ``head``."""
+    heads = iter([head])
+    return [f"{next(heads, ''):<9}{text}" for text in texts]

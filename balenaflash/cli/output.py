@@ -1,0 +1,342 @@
+"""The result of a command on standard output, as text or JSON, and the streams it goes to.
+
+A message that nobody can read is dropped. A result that cannot be written is an `OutputError`,
+which the command line turns into an exit status of its own.
+"""
+
+import errno
+import io
+import json
+import os
+import select
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+import click
+
+from balenaflash.cli.invocation import as_called
+from balenaflash.errors import BalenaflashError, CodedText, Problem
+from balenaflash.units import format_size
+
+_INPUT, _OUTPUT, _ERROR = 0, 1, 2
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+
+class OutputError(Exception):
+    """Standard output cannot be written. It swallows what is written to it from now on."""
+
+    def __init__(self, cause: OSError) -> None:
+        super().__init__(cause.strerror)
+        self.has_no_reader = cause.errno == errno.EPIPE
+
+
+def prepare_standard_streams() -> None:
+    """Open what is closed, and let no failing output raise an `OSError`.
+
+    Without this the next file opened, a target perhaps, would get the number of a closed
+    standard error, and every message would be written into it.
+    """
+    _open_closed()
+    # A standard input that is closed is open for writing only: reading it fails.
+    if sys.stdin is None:
+        sys.stdin = open(_INPUT, encoding="utf-8", closefd=False)  # noqa: SIM115 - lives as long as the process
+    sys.stdout = _text_stream(io.BufferedWriter(_Output(_OUTPUT)), sys.stdout)
+    sys.stderr = _text_stream(_Output(_ERROR, drops=True), sys.stderr)
+
+
+def show(status: int, shown: Callable[[], None]) -> int:
+    """Show a result, and return ``status``, or what a failing standard output makes of it.
+
+    Work that is done stays done: only the status 0 changes.
+    """
+    try:
+        shown()
+        sys.stdout.flush()
+    except OutputError as error:
+        return output_failed(error, status)
+    return status
+
+
+def output_failed(error: OutputError, status: int) -> int:
+    """The exit status of a command whose result cannot be written; a word about it, if needed.
+
+    A reader that has gone wanted no more, and needs no message.
+    """
+    if error.has_no_reader:
+        return status or 128 + signal.SIGPIPE
+    click.echo(f"balenaflash: standard output: cannot be written: {error}", err=True)
+    if not status:
+        click.echo("  The work itself is done; only its result could not be printed.", err=True)
+    return status or 1
+
+
+def write_error(message: bytes) -> None:
+    """Write to standard error at once, also from a signal handler; failing is no failure."""
+    _Output(_ERROR, drops=True).write(message)
+
+
+def _open_closed() -> None:
+    for descriptor in (_INPUT, _OUTPUT, _ERROR):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # EBADF: it is closed, and open(2) gives the lowest number that is free
+            # The wrong way round, so that using it fails as using a closed one does.
+            opened = os.open(os.devnull, os.O_WRONLY if descriptor == _INPUT else os.O_RDONLY)
+            os.set_inheritable(opened, True)
+
+
+def _text_stream(binary: io.RawIOBase | io.BufferedIOBase, old: object) -> io.TextIOWrapper:
+    encoding = getattr(old, "encoding", None) or "utf-8"
+    errors = getattr(old, "errors", None) or "backslashreplace"
+    return io.TextIOWrapper(binary, encoding, errors, write_through=True)  # type: ignore[arg-type]  # a raw stream does
+
+
+class _Output(io.RawIOBase):
+    """A descriptor for writing. A failure is an `OutputError`, or with ``drops`` no failure."""
+
+    def __init__(self, descriptor: int, *, drops: bool = False) -> None:
+        self._descriptor = descriptor
+        self._drops = drops
+        self._is_broken = False
+
+    def write(self, data: "ReadableBuffer", /) -> int:
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        try:
+            while rest and not self._is_broken:
+                rest = rest[self._write_some(rest) :]
+        except OSError as error:
+            if not self._drops:
+                self._is_broken = True
+                raise OutputError(error) from error
+        return size
+
+    def _write_some(self, data: memoryview) -> int:
+        try:
+            return os.write(self._descriptor, data)
+        except BlockingIOError:
+            # Another process that shares the pipe has made it non-blocking.
+            poll = select.poll()
+            poll.register(self._descriptor, select.POLLOUT)
+            poll.poll()
+            return 0
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        return os.isatty(self._descriptor)
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class ColorChoice(StrEnum):
+    """When the result is coloured."""
+
+    AUTO = "auto"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
+class ColoredLine(str):
+    """A line with escape sequences of our own; any other text in it was made printable."""
+
+    __slots__ = ()
+
+
+def color_option(command: Callable[P, R]) -> Callable[P, R]:
+    """The option ``--color`` of a command, handed to it as ``color``."""
+    return click.option(
+        "--color",
+        type=click.Choice([choice.value for choice in ColorChoice]),
+        default=ColorChoice.AUTO.value,
+        show_default=True,
+        help="When to colour the output; auto is on a terminal, unless NO_COLOR is set.",
+    )(command)
+
+
+def is_color_wanted(choice: ColorChoice) -> bool:
+    """Whether stdout is to be coloured: the option, else the environment, else the terminal."""
+    if choice is not ColorChoice.AUTO:
+        return choice is ColorChoice.ALWAYS
+    # https://no-color.org: "when present and not an empty string (regardless of its value)".
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return False
+    return sys.stdout.isatty()
+
+
+def size_text(size: int, *, exact: bool) -> str:
+    """``size`` in binary units, or with ``exact`` in bytes."""
+    return str(size) if exact else format_size(size)
+
+
+def known(value: object | None) -> str:
+    """``value`` as text; "unknown" where there is none."""
+    return "unknown" if value is None else str(value)
+
+
+def table_lines(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], *, right: frozenset[int] = frozenset()
+) -> list[str]:
+    """``rows`` below ``heads``, columns two blanks apart, those in ``right`` flush right."""
+    grid = [list(heads), *(list(row) for row in rows)]
+    widths = [max(len(row[column]) for row in grid) for column in range(len(heads))]
+    return [
+        "  ".join(
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in grid
+    ]
+
+
+FORMAT = 1
+"""Version of the JSON envelope; raised when a change is more than an addition."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The outcome of a command that did not fail."""
+
+    result: Mapping[str, object]
+    """What scripts get under ``result``; sizes in bytes. The keys are an interface."""
+
+    lines: Sequence[str] = ()
+    """What people get on stdout; may change at any time."""
+
+    warnings: Sequence[str] = ()
+    """Shown on stderr, a line each."""
+
+    content: bytes | None = field(default=None, repr=False)
+    """Bytes for stdout as they are, instead of ``lines``."""
+
+    failures: Sequence[BalenaflashError] = ()
+    """What went wrong with some of several targets; the worst decides the exit status."""
+
+    @property
+    def exit_status(self) -> int:
+        """0, or that of the worst failure."""
+        return max((failure.exit_status for failure in self.failures), default=0)
+
+
+def show_answer(
+    answer: Answer, *, command: str, exit_status: int, as_json: bool, quiet: bool
+) -> None:
+    """Put the result on stdout and the warnings on stderr."""
+    warnings = [as_called(warning) for warning in answer.warnings]
+    if not quiet:
+        for warning in warnings:
+            say(f"balenaflash: warning: {warning}")
+    problems = [problem for failure in answer.failures for problem in failure.problems]
+    _echo_problems(problems)
+    if as_json:
+        codes = (each.code for each in answer.warnings if isinstance(each, CodedText))
+        result = {
+            **answer.result,
+            "warnings": warnings,
+            "warning_codes": list(dict.fromkeys(codes)),
+        }
+        _echo_envelope(command, exit_status, result, problems)
+    elif answer.content is not None:
+        sys.stdout.buffer.write(answer.content)
+        sys.stdout.buffer.flush()
+    else:
+        for line in answer.lines:
+            # Of a command that failed in part nothing goes to stdout, as of any that failed.
+            say(line, err=bool(answer.failures))
+
+
+def show_problems(
+    problems: Sequence[Problem], *, command: str, exit_status: int, as_json: bool
+) -> None:
+    """Put each problem on stderr, its hint below it, and the envelope on stdout if asked for."""
+    _echo_problems(problems)
+    if as_json:
+        _echo_envelope(command, exit_status, None, problems)
+
+
+def _echo_problems(problems: Sequence[Problem]) -> None:
+    for problem in problems:
+        say(f"balenaflash: {problem.message}")
+        if problem.hint:
+            say(f"  {as_called(problem.hint)}")
+
+
+def say(line: str, *, err: bool = True) -> None:
+    """Show people a line, on stderr if not told otherwise: whatever is in it, it stays one line.
+
+    All text for people leaves the program here, so that nothing in it can act on a terminal.
+    """
+    is_colored = isinstance(line, ColoredLine)
+    click.echo(line if is_colored else printable(line), err=err, color=is_colored or None)
+
+
+def say_json(value: object, *, err: bool = False, indent: int | None = None) -> None:
+    """Show scripts a value, on stdout if not told otherwise."""
+    click.echo(json_line(value, indent=indent), err=err)
+
+
+def json_line(value: object, *, indent: int | None = None) -> str:
+    """A value as scripts get it, with what `printable` escapes escaped.
+
+    Names that are not UTF-8 carry lone surrogates (PEP 383); escaped, the output stays UTF-8.
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return "".join(map(_json_char, text))
+
+
+def printable(text: str) -> str:
+    """``text`` without control, bidirectional and other invisible characters, and surrogates.
+
+    Names inside an image, or from a USB device, are hostile input: an escape sequence in them
+    must not reach the terminal, nor may they pretend to be other text.
+    """
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
+        for char in text
+    )
+
+
+def _json_char(char: str) -> str:
+    # A line end is one between values; inside a string json has escaped it.
+    if char.isprintable() or char == "\n":
+        return char
+    return f"\\u{ord(char):04x}" if char.isascii() else json.dumps(char)[1:-1]
+
+
+def problem_result(problem: Problem) -> dict[str, object]:
+    """What scripts get of one problem. The keys are an interface."""
+    return {
+        "code": problem.code,
+        "message": problem.message,
+        "hint": problem.hint and as_called(problem.hint),
+        "lifted_by": problem.lifted_by,
+    }
+
+
+def _echo_envelope(
+    command: str,
+    exit_status: int,
+    result: Mapping[str, object] | None,
+    problems: Sequence[Problem],
+) -> None:
+    envelope = {
+        "format": FORMAT,
+        "command": command,
+        "status": "error" if exit_status else "ok",
+        "exit_status": exit_status,
+        "result": result,
+        "errors": [problem_result(problem) for problem in problems],
+    }
+    say_json(envelope, indent=2)
