@@ -1,23 +1,23 @@
 """Every failure a user can cause or meet, and the exit status each one ends in.
 
-BalenaflashError            1   (never raised itself; a plain exception is a bug and ends in 1)
-├── ImageError              3   the image is not what it should be, or cannot be read
-├── EditError               3   the edit asked for cannot be made; nothing was changed
-│   └── ExistsError         4   what would be made is there already
+BalenaflashError            1   (only its subclasses are raised; any other exception is a bug)
+├── ImageError              3   the image is not valid, or cannot be read
+├── EditError               3   the edit is not possible; nothing was changed
+│   └── ExistsError         4   the file or directory to make exists already
 ├── ConfigError             3   config.json, a recipe or a table is not valid
-│   └── InvalidConfigError  3   several things in config.json or a recipe are wrong, told at once
-├── ToolMissingError        3   a program that the work needs is not installed
-├── ToolFailedError         3   a program that the work needs did not do its part
+│   └── InvalidConfigError  3   config.json or a recipe has several errors, reported together
+├── ToolMissingError        3   a program that is needed is not installed
+├── ToolFailedError         3   a program that is needed failed
 ├── TargetRefusedError      4   nothing was written
-└── WriteError              5   the target may hold part of what was asked for
-    ├── InterruptedWriteError   by signal
-    │   └── LeftError           by signal; the user did not wait
-    ├── VerificationError   6   the read-back differs
-    └── ImageFailedError    7   the image failed while it was written; the medium did not
+└── WriteError              5   the target may hold part of the image
+    ├── InterruptedWriteError   a signal stopped the write; the status is that of the signal
+    │   └── LeftError           likewise, and the user did not wait until it stopped
+    ├── VerificationError   6   the content read back differs
+    └── ImageFailedError    7   the image failed while it was written; the target did not
 
-The class answers whether the target was touched, the message names the thing and
-the fact, and the hint says what to do next. Wrong usage (2) is click's own, or made of
-one of these where it was raised for a word of the command line; see cli/usage.py.
+The class shows whether the target was touched, the message names the thing and the fact, and the
+hint is the next step. Wrong usage (2) is reported by click, or raised as one of these for an
+argument and converted; see cli/usage.py.
 """
 
 from collections.abc import Iterable, Sequence
@@ -36,21 +36,20 @@ class Problem:
     """A sentence that names the thing and the fact."""
 
     hint: str | None = None
-    """What the user can do next; never needed to understand the message."""
+    """The next step for the user; the message can be understood without it."""
 
     lifted_by: str | None = None
-    """The option that lifts this refusal, and nothing else; ``None`` where none does."""
+    """The option that lifts this refusal and no other; ``None`` if no option does."""
 
 
 class CodedText(str):
-    """A warning with a code, a stable name for scripts to look for."""
+    """A warning with a code, such as ``fat-not-unmounted``: a stable name for scripts."""
 
     __slots__ = ("code",)
 
     code: str
 
     def __new__(cls, text: str, *, code: str) -> Self:
-        """``text``, and its ``code``, such as ``fat-not-unmounted``."""
         made = super().__new__(cls, text)
         made.code = code
         return made
@@ -69,26 +68,26 @@ class BalenaflashError(Exception):
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """Everything that is wrong; one entry except where all refusals are told at once."""
+        """All reasons for the failure; most errors have one."""
         return (Problem(self.code, str(self), self.hint),)
 
 
 class ImageError(BalenaflashError):
-    """The image is not what it should be, or cannot be read. Nothing was written."""
+    """The image is not valid, or cannot be read. Nothing was written."""
 
     exit_status = 3
     default_code = "image-invalid"
 
 
 class EditError(BalenaflashError):
-    """The edit asked for cannot be made. The image is as it was."""
+    """The edit is not possible. The image is unchanged."""
 
     exit_status = 3
     default_code = "edit-impossible"
 
 
 class ExistsError(EditError):
-    """What an edit or copy would make is there already. Nothing was changed."""
+    """The file or directory that an edit or a copy would make exists already. Nothing changed."""
 
     exit_status = 4
     default_code = "file-exists"
@@ -102,27 +101,27 @@ class ConfigError(BalenaflashError):
 
 
 class InvalidConfigError(ConfigError):
-    """What balenaOS cannot work with in config.json, or what a recipe cannot say."""
+    """A config.json that balenaOS cannot use, or a recipe that is not valid."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
+        """``problems`` are in the order of the file."""
         super().__init__("; ".join(problem.message for problem in problems))
         self._problems = tuple(problems)
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """Everything that is wrong, in the order of the file."""
         return self._problems
 
 
 class ToolMissingError(BalenaflashError):
-    """A program that the work needs is not installed. Nothing was written."""
+    """A program that is needed is not installed. Nothing was written."""
 
     exit_status = 3
     default_code = "tool-missing"
 
 
 class ToolFailedError(BalenaflashError):
-    """A program that the work needs did not do its part. Nothing was written."""
+    """A program that is needed failed. Nothing was written."""
 
     exit_status = 3
     default_code = "tool-failed"
@@ -135,12 +134,12 @@ class TargetRefusedError(BalenaflashError):
     default_code = "target-refused"
 
     def __init__(self, problems: Sequence[Problem]) -> None:
+        """``problems`` are all reasons for the refusal, the gravest first."""
         super().__init__("; ".join(problem.message for problem in problems))
         self._problems = tuple(problems)
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """Every reason for the refusal, the gravest first."""
         return self._problems
 
 
@@ -152,9 +151,9 @@ def refusal(
 
 
 class WriteError(BalenaflashError):
-    """Writing began and did not end well: the target's content is undefined.
+    """Writing failed after it had begun: the content of the target is undefined.
 
-    ``written`` is the number of bytes the kernel accepted before the failure.
+    ``written`` is the number of bytes that the kernel accepted before.
     """
 
     exit_status = 5
@@ -173,20 +172,20 @@ class WriteError(BalenaflashError):
 
 
 class InterruptedWriteError(WriteError):
-    """Writing was interrupted by a signal: the target's content is undefined."""
+    """A signal stopped the write: the content of the target is undefined."""
 
     default_code = "interrupted"
 
 
 class LeftError(InterruptedWriteError):
-    """The user did not wait until writing had stopped: what the target holds is not known."""
+    """The user did not wait until the write stopped: the content of the target is unknown."""
 
 
 class ImageFailedError(WriteError):
     """The image failed after writing had begun, and the target holds part of it.
 
-    It could not be read to its end, or was damaged, changed or not the one that was promised.
-    The same before the first byte is written is an `ImageError`.
+    It could not be read to its end, was damaged, changed, or does not have the expected checksum.
+    The same failure before the first byte is written is an `ImageError`.
     """
 
     exit_status = 7
@@ -194,18 +193,18 @@ class ImageFailedError(WriteError):
 
 
 class VerificationError(WriteError):
-    """What was read back is not what should be there."""
+    """The content that was read back is not the one that was written."""
 
     exit_status = 6
     default_code = "verification-failed"
 
 
 _LIKENESS = 0.7
-"""Of two names, as `difflib` measures it from 0 to 1."""
+"""Least similarity of two names, from 0 to 1 as `difflib` measures it."""
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
-    """The one of ``known`` that ``name`` was most likely meant to be; ``None`` if none is near."""
+    """The name among ``known`` that is most similar to ``name``; ``None`` if none is similar."""
     from difflib import get_close_matches  # noqa: PLC0415 - seldom needed
 
     by_fold = {each.casefold(): each for each in known}

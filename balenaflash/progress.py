@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Phase(StrEnum):
-    """What is going on, each with a total of its own."""
+    """A part of the work, with a total of its own."""
 
     WRITE = "write"
     VERIFY = "verify"
@@ -16,7 +16,7 @@ class Phase(StrEnum):
 
 
 class Progress(Protocol):
-    """Told by the core, shown by somebody else."""
+    """Receives the progress of some work and shows it."""
 
     def begin(self, phase: Phase, total: int | None) -> None:
         """``phase`` starts; ``total`` is in bytes, ``None`` when unknown."""
@@ -25,7 +25,7 @@ class Progress(Protocol):
         """``size`` more bytes are done: accepted by the medium, or read from it."""
 
     def end(self) -> None:
-        """The phase is over, well or not."""
+        """The phase has ended or failed."""
 
 
 class _NoProgress:
@@ -45,7 +45,7 @@ NO_PROGRESS: Progress = _NoProgress()
 
 @contextmanager
 def phase(progress: Progress, name: Phase, total: int | None) -> Iterator[None]:
-    """Begin ``name``, and end it whatever happens in between."""
+    """Begin the phase ``name``, and end it when the block ends or fails."""
     progress.begin(name, total)
     try:
         yield
@@ -54,18 +54,18 @@ def phase(progress: Progress, name: Phase, total: int | None) -> Iterator[None]:
 
 
 Stop = Callable[[], bool]
-"""Asked between two chunks: whether the user wants to stop."""
+"""Called between two chunks; True if the user wants to stop."""
 
 
 _listeners: list[Callable[[str], None]] = []
 
 
 def listen(listener: Callable[[str], None]) -> None:
-    """Have ``listener`` told from now on, in place of whoever was; from any thread."""
+    """Replace the function that `tell` calls; any thread may call it."""
     _listeners[:] = [listener]
 
 
 def tell(text: str) -> None:
-    """Tell ``text``, one sentence, to who listens."""
+    """Report the reason for a delay, one sentence."""
     for listener in _listeners:
         listener(text)

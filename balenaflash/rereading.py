@@ -1,7 +1,7 @@
-"""Reads of a disk that are repeated once, and the word about them.
+"""Reads of a disk that are repeated once, and the warnings about them.
 
-A loose contact or a reader that overheats fails now and then, and is right the next time. Only the
-same failure twice in a row is one of the medium.
+With a loose contact, or a reader that overheats, a read fails now and then and succeeds the next
+time. Only two failures in a row are a failure of the medium.
 """
 
 import errno
@@ -24,22 +24,22 @@ _Read = TypeVar("_Read")
 
 
 class Rereads:
-    """How often a disk had to be read again."""
+    """Counts of the reads of a disk that were repeated."""
 
     def __init__(self) -> None:
         self.failed = 0
         """Reads that failed, and succeeded the second time."""
 
         self.differing = 0
-        """Reads that gave something else the second time."""
+        """Reads that returned other content the second time."""
 
         self._counting = threading.Lock()
 
     def read(self, read: Callable[[], _Read]) -> _Read:
-        """What ``read`` gives; where it fails in a way that may pass, what it gives then.
+        """The result of ``read``, which is repeated once after an error that may pass.
 
         Raises:
-            OSError: it failed twice, or in a way that does not pass.
+            OSError: it failed twice, or the error is one that does not pass.
         """
         try:
             return read()
@@ -52,7 +52,7 @@ class Rereads:
         return found
 
     def read_twice(self, read: Callable[[], bytes]) -> bytes | None:
-        """What ``read`` gives twice in two or three attempts; ``None`` if it never does."""
+        """The content that two of three attempts return; ``None`` if all three differ."""
         first, second = read(), read()
         if first == second:
             return first
@@ -62,15 +62,19 @@ class Rereads:
         return third if third in {first, second} else None
 
     def warnings(self, name: str) -> tuple[str, ...]:
-        """A sentence for each kind that happened to the disk ``name``."""
+        """Warnings about the disk ``name``, one for each kind of repeated read."""
         end = "the reader or the cable is not reliable"
         found = []
         if self.failed:
-            found.append(f"{name}: {_times(self.failed)} failed first and succeeded then: {end}.")
+            found.append(
+                f"{name}: {_reads(self.failed)} failed, and succeeded when repeated: {end}."
+            )
         if self.differing:
-            found.append(f"{name}: {_times(self.differing)} gave something else then: {end}.")
+            found.append(
+                f"{name}: {_reads(self.differing)} returned other content when repeated: {end}."
+            )
         return tuple(found)
 
 
-def _times(count: int) -> str:
-    return "1 read was repeated: it" if count == 1 else f"{count} reads were repeated: they"
+def _reads(count: int) -> str:
+    return "1 read" if count == 1 else f"{count} reads"

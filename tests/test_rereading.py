@@ -88,7 +88,7 @@ def test_a_source_that_fails_once_is_read_again_and_that_is_said(
         if warnings:
             break
         subprocess.run(["blockdev", "--flushbufs", card.node], check=True)
-    assert [each.startswith(f"{card.node}: 1 read was repeated") for each in warnings] == [True]
+    assert [each.startswith(f"{card.node}: 1 read failed") for each in warnings] == [True]
 
 
 def failures(*codes: int) -> Rereads:
