@@ -118,7 +118,7 @@ def test_a_map_that_was_stale_before_the_edit_is_set_aside(small: Path) -> None:
         file.seek(4 * BLOCK)
         file.write(b"by another tool")
     (warning,) = edit(small, Patch(5 * BLOCK, b"new"))
-    assert "was not true of the image before either" in warning
+    assert "was not true of the image before the edit either" in warning
     assert not small.with_name("small.img.bmap").exists()
     assert small.with_name("small.img.bmap.stale").exists()
 

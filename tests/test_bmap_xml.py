@@ -86,9 +86,9 @@ def resealed(content: bytes) -> bytes:
     [
         (b'"2.0"', b'"3.0"', "version '3.0'"),
         (b"<ImageSize> 40960", b"<ImageSize> 0", "out of range"),
-        (b"<ImageSize> 40960", b"<ImageSize> -1", "ImageSize is no number"),
-        (b"<ImageSize> 40960", b"<ImageSize> 4_0960", "ImageSize is no number"),
-        (b"<ImageSize> 40960", b"<ImageSize> " + b"9" * 5000, "ImageSize is no number"),
+        (b"<ImageSize> 40960", b"<ImageSize> -1", "ImageSize is not a number"),
+        (b"<ImageSize> 40960", b"<ImageSize> 4_0960", "ImageSize is not a number"),
+        (b"<ImageSize> 40960", b"<ImageSize> " + b"9" * 5000, "ImageSize is not a number"),
         (b"<ImageSize> 40960", b"<ImageSize> 9999999999999999999", "out of range"),
         (b"<BlockSize> 4096", b"<BlockSize> 0", "out of range"),
         (b"<BlocksCount> 10", b"<BlocksCount> 11", "number of blocks"),

@@ -1,12 +1,11 @@
 """Block maps: which blocks of an image hold data, their checksums, and the file of a map.
 
-A block map (``.bmap``) lies beside an image and lets bmaptool copy the blocks it lists alone. What
-is here is the map itself; ``bmap_xml`` reads and writes its file, ``bmap_beside`` keeps the file
-beside an image true to it.
+A block map (``.bmap``) lies beside an image and lets bmaptool copy only the blocks it lists.
+``map_beside`` keeps the file beside an image true to it.
 
-Read with every number checked; written as format 2.0. The formats are told apart in the comments
-of bmaptool's ``BmapCreate.py``: 1.3 brought SHA-1 checksums, 2.0 (for a while called 1.4) other
-kinds of checksum and new names for them.
+Every number is checked when a map is read; maps are written as format 2.0. The comments of
+bmaptool's ``BmapCreate.py`` describe the formats: 1.3 brought SHA-1 checksums, 2.0 (for a while
+called 1.4) other kinds of checksum and new names for them.
 """
 
 import hashlib
@@ -14,14 +13,15 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from xml.parsers import expat
 
 from balenaflash.errors import ImageError
 from balenaflash.source.base import Source
-from balenaflash.units import MIB, Extent, format_size
+from balenaflash.units import MIB, Extent, align_up, format_size, merge
 
 CHECKSUM_TYPES = frozenset({"sha1", "sha224", "sha256", "sha384", "sha512"})
-"""What a map may be hashed with, as ``hashlib`` names it; bmaptool itself writes sha256."""
+"""Kinds of checksum, as ``hashlib`` names them; bmaptool itself writes sha256."""
 
 _CHUNK_SIZE = MIB
 
@@ -34,14 +34,13 @@ class MappedRange:
     """Number of the first block, from 0."""
 
     last: int
-    """Number of the last block, itself included."""
+    """Number of the last block, inclusive."""
 
     checksum: str | None = None
     """Hexadecimal digest of the blocks' bytes; ``None`` in a map without checksums."""
 
     @property
     def blocks(self) -> int:
-        """Number of blocks."""
         return self.last - self.first + 1
 
 
@@ -50,21 +49,21 @@ class Bmap:
     """A block map whose numbers agree with each other."""
 
     image_size: int
-    """Bytes of the image it belongs to; the last block may be cut short by the image's end."""
+    """Size in bytes of the image it belongs to, which need not fill its last block."""
 
     block_size: int
-    """In bytes."""
+    """Size of a block in bytes."""
 
     ranges: tuple[MappedRange, ...]
-    """In order, none overlapping another; two may be adjacent."""
+    """The ranges in order; none overlaps another, two may be adjacent."""
 
     checksum_type: str = "sha256"
     """One of ``CHECKSUM_TYPES``."""
 
     @property
     def blocks(self) -> int:
-        """Number of blocks of the image, the last one counted whole."""
-        return -(-self.image_size // self.block_size)
+        """Number of blocks of the image, a partial one included."""
+        return align_up(self.image_size, self.block_size) // self.block_size
 
     @property
     def mapped_blocks(self) -> int:
@@ -72,15 +71,15 @@ class Bmap:
         return sum(mapped.blocks for mapped in self.ranges)
 
     def extent_of(self, mapped: MappedRange) -> Extent:
-        """The bytes of the image that ``mapped`` stands for."""
+        """Range in bytes of the image's blocks in ``mapped``."""
         end = min((mapped.last + 1) * self.block_size, self.image_size)
         return Extent(mapped.first * self.block_size, end)
 
 
 def differing_ranges(bmap: Bmap, source: Source) -> tuple[Extent, ...]:
-    """The ranges of ``source`` that do not have the checksum their map gives, in order.
+    """The ranges of ``source`` whose checksum is not that of the map, in order.
 
-    Ranges without a checksum cannot differ; blocks that are not mapped are not looked at.
+    Ranges without a checksum cannot differ; blocks that are not mapped are not read.
 
     Raises:
         ImageError: the map is of an image of another size, or ``source`` cannot be read.
@@ -92,31 +91,33 @@ def differing_ranges(bmap: Bmap, source: Source) -> tuple[Extent, ...]:
 def updated(
     bmap: Bmap, before: Source, after: Source, changed: Sequence[Extent]
 ) -> tuple[Bmap, tuple[Extent, ...]]:
-    """The map of ``after``, and the ranges for which ``bmap`` was not true of ``before``.
+    """The map of ``after``, and the ranges in which ``bmap`` was not true of ``before``.
 
     ``changed`` are the extents in which the two differ. Only ranges that they touch are read.
-    Blocks that they touch and that were not mapped get ranges of their own. Where the second
-    answer is not empty, something else changed the image since the map was made and may have
+    Blocks that they touch and that were not mapped get ranges of their own. If the second
+    result is not empty, another program has changed the image since the map was made and may have
     used blocks that the map does not list: the map should then not be used.
 
     Raises:
         ImageError: the map is of an image of another size, or a source cannot be read.
     """
     require_same_size(bmap, before)
-    blocks = _merged(_blocks_of(bmap, extent) for extent in changed)
-    touched, untouched = _parted(bmap.ranges, blocks)
+    size = bmap.block_size
+    blocks = [Extent(each.start // size, align_up(each.end, size) // size) for each in changed]
+    touched, untouched = _parted(bmap.ranges, tuple(merge(sorted(blocks))))
     untrue = tuple(_differing(bmap, before, touched))
     # All or none: bmaptool makes maps with and without checksums.
     has_checksums = all(mapped.checksum is not None for mapped in bmap.ranges)
-    renewed = [
-        replace(mapped, checksum=_digest(bmap, after, mapped) if has_checksums else None)
-        for mapped in _merged([*touched, *blocks])
-    ]
-    return replace(bmap, ranges=tuple(sorted([*untouched, *renewed], key=_first_block))), untrue
+    blocks += [Extent(mapped.first, mapped.last + 1) for mapped in touched]
+    renewed = [MappedRange(each.start, each.end - 1) for each in merge(sorted(blocks))]
+    if has_checksums:
+        renewed = [replace(each, checksum=_digest(bmap, after, each)) for each in renewed]
+    ranges = tuple(sorted([*untouched, *renewed], key=attrgetter("first")))
+    return replace(bmap, ranges=ranges), untrue
 
 
 def require_same_size(bmap: Bmap, source: Source) -> None:
-    """Refuse a map that is of another image than ``source``.
+    """Refuse a map of another image than ``source``.
 
     Raises:
         ImageError: their sizes differ.
@@ -143,43 +144,23 @@ def _digest(bmap: Bmap, source: Source, mapped: MappedRange) -> str:
     return digest.hexdigest()
 
 
-def _blocks_of(bmap: Bmap, extent: Extent) -> MappedRange:
-    return MappedRange(extent.start // bmap.block_size, (extent.end - 1) // bmap.block_size)
-
-
-def _merged(ranges: Iterable[MappedRange]) -> list[MappedRange]:
-    """``ranges`` in order and without checksums, those that overlap or are adjacent made one."""
-    merged: list[MappedRange] = []
-    for mapped in sorted(ranges, key=_first_block):
-        if merged and mapped.first <= merged[-1].last + 1:
-            last = max(merged[-1].last, mapped.last)
-            merged[-1] = MappedRange(merged[-1].first, last)
-        else:
-            merged.append(MappedRange(mapped.first, mapped.last))
-    return merged
-
-
 def _parted(
-    ranges: Iterable[MappedRange], blocks: Sequence[MappedRange]
+    ranges: Iterable[MappedRange], blocks: Sequence[Extent]
 ) -> tuple[list[MappedRange], list[MappedRange]]:
-    """Those of ``ranges`` that share a block with ``blocks``, which are in order, and the rest."""
+    """The ``ranges`` that share a block with ``blocks``, disjoint and in order, and the rest."""
     touched: list[MappedRange] = []
     untouched: list[MappedRange] = []
     for mapped in ranges:
-        # The last run that does not begin behind the range is the only one to look at: those
-        # before it end where it begins, or earlier.
-        index = bisect_right(blocks, mapped.last, key=_first_block) - 1
-        meets = index >= 0 and blocks[index].last >= mapped.first
+        # Only the last run of blocks that begins inside the range or before it: those before
+        # that one end earlier.
+        index = bisect_right(blocks, mapped.last, key=attrgetter("start")) - 1
+        meets = index >= 0 and blocks[index].end > mapped.first
         (touched if meets else untouched).append(mapped)
     return touched, untouched
 
 
-def _first_block(mapped: MappedRange) -> int:
-    return mapped.first
-
-
 MAX_FILE_SIZE = 16 * MIB
-"""Bytes; room for 140,000 ranges, where the map of a balenaOS image has some thousand."""
+"""Bytes: room for 140,000 ranges; the map of a balenaOS image has some thousand."""
 
 _MAX_IMAGE_SIZE = 2**63 - 1  # bytes, off_t
 _BLOCK_SIZES = range(512, 16 * MIB + 1)  # bytes; bmaptool takes those of the filesystem it ran on
@@ -190,16 +171,16 @@ _RANGE = re.compile(r"([0-9]{1,19})(?:\s*-\s*([0-9]{1,19}))?")
 
 @dataclass(frozen=True, slots=True)
 class _Format:
-    """How a version of the format names its checksums."""
+    """Names of the checksums in a version of the format."""
 
     file_checksum: str | None
-    """Element that holds the checksum of the file itself."""
+    """Element with the checksum of the file itself."""
 
     range_checksum: str | None
-    """Attribute that holds the checksum of a range."""
+    """Attribute with the checksum of a range."""
 
     checksum_type: str | None
-    """The only kind there is; ``None`` where an element of the file tells."""
+    """The only kind of checksum; ``None`` if an element of the file names it."""
 
 
 _FORMAT_2 = _Format("BmapFileChecksum", "chksum", None)
@@ -243,49 +224,58 @@ _FOOT = """\
 
 
 def parse(content: bytes, name: str) -> Bmap:
-    """The map in ``content``; ``name`` is what to call the file in messages.
+    """The map in ``content``; ``name`` is the name of the file for messages.
 
     Raises:
         ImageError: it is not a block map of a known format, its numbers contradict each other,
             or its own checksum does not match.
     """
+    if len(content) > MAX_FILE_SIZE:
+        raise _invalid(name, f"it is larger than {format_size(MAX_FILE_SIZE)}")
     reader = _Reader(name)
     reader.read(content)
     version = reader.version
     if version not in _FORMATS:
         raise ImageError(
-            f"{name}: is a block map of version {version[:20]!r}, which is not known",
+            f"{name}: is a block map of the unknown version {version[:20]!r}",
             code="bmap-unsupported",
         )
-    layout = _FORMATS[version]
-    checksum_type = layout.checksum_type or reader.text_of("ChecksumType")
+    known = _FORMATS[version]
+    checksum_type = known.checksum_type or reader.text_of("ChecksumType")
     if checksum_type not in CHECKSUM_TYPES:
         raise _invalid(name, f"its checksums are of an unknown type, {checksum_type[:20]!r}")
-    if layout.file_checksum is not None:
-        _check_file(name, content, reader.text_of(layout.file_checksum), checksum_type)
-    return _checked(reader, layout, checksum_type)
+    if known.file_checksum is not None:
+        _check_file(name, content, reader.text_of(known.file_checksum), checksum_type)
+    bmap = Bmap(
+        image_size=reader.number("ImageSize"),
+        block_size=reader.number("BlockSize"),
+        ranges=tuple(reader.mapped_ranges(known.range_checksum, checksum_type)),
+        checksum_type=checksum_type,
+    )
+    _require_agreement(bmap, reader)
+    return bmap
 
 
 def serialise(bmap: Bmap) -> bytes:
     """The file of ``bmap``, in format 2.0."""
     digest_size = hashlib.new(bmap.checksum_type, usedforsecurity=False).digest_size
     zeros = "0" * (2 * digest_size)
-    head = _HEAD.format(
-        bmap=bmap,
-        human_size=format_size(bmap.image_size),
-        human_mapped=format_size(bmap.mapped_blocks * bmap.block_size),
-        percent=100 * bmap.mapped_blocks / bmap.blocks,
-        checksum=zeros,
-    )
-    content = "".join([head, *map(_range_line, bmap.ranges), _FOOT]).encode("ascii")
+    lines = [
+        _HEAD.format(
+            bmap=bmap,
+            human_size=format_size(bmap.image_size),
+            human_mapped=format_size(bmap.mapped_blocks * bmap.block_size),
+            percent=100 * bmap.mapped_blocks / bmap.blocks,
+            checksum=zeros,
+        )
+    ]
+    for mapped in bmap.ranges:
+        checksum = "" if mapped.checksum is None else f' chksum="{mapped.checksum}"'
+        blocks = f"{mapped.first}" if mapped.blocks == 1 else f"{mapped.first}-{mapped.last}"
+        lines.append(f"        <Range{checksum}> {blocks} </Range>\n")
+    content = "".join([*lines, _FOOT]).encode("ascii")
     checksum = _file_digest(content, bmap.checksum_type)
     return content.replace(zeros.encode(), checksum.encode(), 1)
-
-
-def _range_line(mapped: MappedRange) -> str:
-    checksum = "" if mapped.checksum is None else f' chksum="{mapped.checksum}"'
-    blocks = f"{mapped.first}" if mapped.blocks == 1 else f"{mapped.first}-{mapped.last}"
-    return f"        <Range{checksum}> {blocks} </Range>\n"
 
 
 def _check_file(name: str, content: bytes, checksum: str, checksum_type: str) -> None:
@@ -300,14 +290,7 @@ def _file_digest(content: bytes, checksum_type: str) -> str:
     return hashlib.new(checksum_type, content, usedforsecurity=False).hexdigest()
 
 
-def _checked(reader: "_Reader", layout: _Format, checksum_type: str) -> Bmap:
-    """The map, once its numbers are seen to agree."""
-    bmap = Bmap(
-        image_size=reader.number("ImageSize"),
-        block_size=reader.number("BlockSize"),
-        ranges=tuple(reader.mapped_ranges(layout.range_checksum, checksum_type)),
-        checksum_type=checksum_type,
-    )
+def _require_agreement(bmap: Bmap, reader: "_Reader") -> None:
     name = reader.name
     if not 0 < bmap.image_size <= _MAX_IMAGE_SIZE or bmap.block_size not in _BLOCK_SIZES:
         raise _invalid(name, "its image size or block size is out of range")
@@ -320,12 +303,14 @@ def _checked(reader: "_Reader", layout: _Format, checksum_type: str) -> Bmap:
         end = mapped.last + 1
     if reader.number("MappedBlocksCount") != bmap.mapped_blocks:
         raise _invalid(name, "its number of mapped blocks does not match its ranges")
-    return bmap
 
 
 @dataclass(slots=True)
 class _Reader:
-    """What the elements of a file hold; nothing that XML could make grow is accepted."""
+    """The elements of a file, read without anything that XML could make grow.
+
+    A tree of all elements would take over a gigabyte for a file of deeply nested ones.
+    """
 
     name: str
     version: str = ""
@@ -336,12 +321,10 @@ class _Reader:
     _attributes: dict[str, str] = field(default_factory=dict)
 
     def read(self, content: bytes) -> None:
-        """Take in the whole file."""
-        if len(content) > MAX_FILE_SIZE:
-            raise _invalid(self.name, f"it is larger than {format_size(MAX_FILE_SIZE)}")
+        """Read the whole file."""
         parser = expat.ParserCreate(encoding="utf-8")
-        # Entities are declared in a document type only, and no block map has one: without it
-        # there is nothing to expand and nothing outside the file to fetch.
+        # Entities are declared in a document type only, which no block map has. Without it there
+        # is nothing to expand, and nothing to fetch from outside the file.
         parser.StartDoctypeDeclHandler = self._refuse_doctype
         parser.StartElementHandler = self._start
         parser.EndElementHandler = self._end
@@ -353,7 +336,7 @@ class _Reader:
             raise _invalid(self.name, reason) from error
 
     def text_of(self, element: str) -> str:
-        """What the one element of that name holds."""
+        """The text of the one element of that name."""
         if element not in self._values:
             raise _invalid(self.name, f"it has no {element}")
         return self._values[element]
@@ -362,11 +345,11 @@ class _Reader:
         """The number in the one element of that name."""
         text = self.text_of(element)
         if not _NUMBER.fullmatch(text):
-            raise _invalid(self.name, f"its {element} is no number")
+            raise _invalid(self.name, f"its {element} is not a number")
         return int(text)
 
     def mapped_ranges(self, attribute: str | None, checksum_type: str) -> list[MappedRange]:
-        """The ranges as they stand there, their checksums from ``attribute``."""
+        """The ranges in the order of the file, their checksums from ``attribute``."""
         length = 2 * hashlib.new(checksum_type, usedforsecurity=False).digest_size
         is_checksum = re.compile(rf"[0-9a-f]{{{length}}}").fullmatch
         ranges = []

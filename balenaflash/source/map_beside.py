@@ -1,7 +1,7 @@
 """The block map beside an image, kept true to it through an edit.
 
-bmaptool looks for it by itself: with a map that is no longer true it refuses the image or, where
-the map has no checksums, copies it without the blocks that an edit newly used.
+bmaptool finds that map by itself. If the map is no longer true, bmaptool refuses the image or,
+with a map without checksums, copies it without the blocks that an edit newly used.
 """
 
 import errno
@@ -10,6 +10,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from balenaflash.durable import FileType, find_type, open_folder, open_regular_file, replace_file
@@ -20,45 +21,48 @@ from balenaflash.source.layers import Overlay, Patch
 from balenaflash.units import Extent
 
 STALE_SUFFIX = ".stale"
-"""Added to the name of a map that is no longer true, so that bmaptool does not find it."""
+"""Suffix added to the name of a map that is no longer true, so that bmaptool does not find it."""
 
 _NAME_MAX = 255  # bytes, linux/limits.h
 _SIGNATURE_SUFFIXES = (".asc", ".sig")
-"""Of a detached signature, as bmaptool looks for it."""
+"""Suffixes of a detached signature, as bmaptool tries them."""
 
 
 @dataclass(frozen=True, slots=True)
 class BmapUpdate:
-    """What an edit makes of a block map beside its image; to be carried out after the edit."""
+    """The change of a block map that an edit of its image needs; to be made after the edit."""
 
     path: Path
-    """Name of the map in a folder that is no link. It may be a link, which is not followed: whoever
-    may write to the folder chooses where it leads."""
+    """Name of the map, in a folder that is not a link.
+
+    The map itself may be a link, which is not followed: any user who may write to the folder
+    chooses where it leads.
+    """
 
     content: bytes | None
-    """The new content; ``None`` where the map cannot be kept."""
+    """The new content; ``None`` if the map cannot be kept."""
 
     reason: str = ""
-    """Why it cannot be kept."""
+    """Why the map cannot be kept."""
 
     move_aside: bool = True
-    """Whether a map that cannot be kept is surely this image's, and so may be renamed."""
+    """True if a map that cannot be kept certainly belongs to the image, and may be renamed."""
 
     def finish(self) -> tuple[str, ...]:
-        """Replace the file, or rename it out of bmaptool's sight; whole or not at all.
+        """Replace the file, whole or not at all, or rename it so that bmaptool does not find it.
 
-        The answer is a sentence for each thing that the user should know; nothing is raised, for
-        the image is already edited.
+        The result is the warnings, a sentence each. Nothing is raised: the image is edited already.
         """
         if self.content is None:
             return (self._set_aside(self.reason),)
         try:
             _replace(self.path, self.content)
         except OSError as error:
-            return (self._set_aside(f"cannot be brought up to date: {error.strerror}"),)
+            return (self._set_aside(f"cannot be updated: {error.strerror}"),)
+        signatures = (f"{self.path}{suffix}" for suffix in _SIGNATURE_SUFFIXES)
         return tuple(
-            f"{signature}: is the signature of a block map that changed, and no longer verifies"
-            for signature in map(self.path.with_name, _signature_names(self.path.name))
+            f"{signature}: is the signature of a block map that has changed, and no longer verifies"
+            for signature in signatures
             if os.path.lexists(signature)
         )
 
@@ -72,13 +76,13 @@ class BmapUpdate:
         except OSError as error:
             return (
                 f"{self.path}: {reason}, and cannot be renamed: {error.strerror}; remove it, "
-                "for it is no longer true of the image"
+                "because it is no longer true of the image"
             )
         return f"{self.path}: {reason}; it is now {stale.name}"
 
 
 def find_beside(image: Path) -> Path | None:
-    """The block map that bmaptool would take for ``image``, if there is one."""
+    """The block map that bmaptool would use for ``image``; ``None`` if there is none."""
     return next((path for path in _names_beside(image) if find_type(path) is FileType.FILE), None)
 
 
@@ -92,11 +96,11 @@ def read_bmap(path: Path) -> Bmap:
 
 
 def plan_updates(image: Path, before: Source, patches: Sequence[Patch]) -> tuple[BmapUpdate, ...]:
-    """What becomes of the block maps beside ``image`` when ``patches`` are applied to it.
+    """The changes of the block maps beside ``image`` if ``patches`` are applied to it.
 
     ``before`` is the image without them. Only the ranges they touch are read, and a map is kept
-    only if it was true of them: if not, the image was changed by something that left the map
-    alone, and may hold data in blocks that the map does not list.
+    only if it was true of those. If not, the image was changed without its map, and may hold data
+    in blocks that the map does not list.
 
     Raises:
         ImageError: the image cannot be read.
@@ -106,7 +110,7 @@ def plan_updates(image: Path, before: Source, patches: Sequence[Patch]) -> tuple
     found = _find_maps(image)
     files = {path: own for path, own in found.items() if not path.is_symlink()}
     updates = [_plan(path, before, patches, own_name=own) for path, own in files.items()]
-    reason = "is a symbolic link, and the block map that it leads to is left as it is"
+    reason = "is a symbolic link, and the block map that it leads to is not changed"
     updates += [
         BmapUpdate(path, None, reason, move_aside=own)
         for path, own in found.items()
@@ -116,10 +120,10 @@ def plan_updates(image: Path, before: Source, patches: Sequence[Patch]) -> tuple
 
 
 def renew_maps(image: Path, now: Source, replaced: Sequence[Patch] | None) -> bool:
-    """Bring the block maps beside ``image`` up to date after an edit that did not come to that.
+    """Update the block maps beside ``image`` after an edit that was cut off before that.
 
-    ``replaced`` are the bytes that the edit has replaced; with ``None``, of too large an edit, no
-    map is kept. The answer is false if there was a map that could not be kept.
+    ``replaced`` are the bytes that the edit has replaced; with ``None``, after too large an edit,
+    no map is kept. The result is False if a map could not be kept.
 
     Raises:
         ImageError: the image cannot be read.
@@ -141,7 +145,7 @@ def renew_maps(image: Path, now: Source, replaced: Sequence[Patch] | None) -> bo
 
 
 def _is_true(path: Path, source: Source, extents: Sequence[Extent]) -> bool:
-    """Whether the map at ``path`` lists all of ``extents``, with the checksums of ``source``."""
+    """True if the map at ``path`` lists all of ``extents``, with the checksums of ``source``."""
     try:
         bmap = parse(_read_beside(path), str(path))
         new, untrue = updated(bmap, source, source, extents)
@@ -151,9 +155,9 @@ def _is_true(path: Path, source: Source, extents: Sequence[Extent]) -> bool:
 
 
 def _find_maps(image: Path) -> dict[Path, bool]:
-    """Each map beside ``image``, a file or a link, and whether it is surely this image's."""
+    """Each map beside ``image``, a file or a link; True if it certainly belongs to the image."""
     found: dict[Path, bool] = {}
-    # A link to an image: bmaptool, given either name, looks beside that one.
+    # If the image is a link, bmaptool searches beside whichever name it was given.
     for name in (image, image.resolve()):
         for path in _names_beside(name):
             place = path.parent.resolve() / path.name
@@ -163,10 +167,10 @@ def _find_maps(image: Path) -> dict[Path, bool]:
 
 
 def _names_beside(image: Path) -> Iterator[Path]:
-    """In the order in which bmaptool tries them.
+    """Paths of the block map of ``image``, in the order in which bmaptool tries them.
 
-    It goes on to take off what looks like further suffixes, which in a name such as
-    ``balena-6.5.31.img`` are none: a map found that way is more likely another image's.
+    bmaptool goes on to remove further suffixes. In a name such as ``balena-6.5.31.img`` these are
+    not suffixes, and a map found that way more likely belongs to another image.
     """
     names = [image.with_name(f"{image.name}.bmap")]
     if image.suffix:
@@ -175,19 +179,21 @@ def _names_beside(image: Path) -> Iterator[Path]:
 
 
 def _plan(path: Path, before: Source, patches: Sequence[Patch], *, own_name: bool) -> BmapUpdate:
+    not_kept = partial(BmapUpdate, path, None, move_aside=own_name)
     try:
         bmap = parse(_read_beside(path), str(path))
     except ImageError as error:
-        reason = str(error).removeprefix(f"{path}: ")
-        return BmapUpdate(path, None, reason, move_aside=own_name)
+        return not_kept(str(error).removeprefix(f"{path}: "))
     if bmap.image_size != before.size:
-        reason = f"is the block map of an image of {bmap.image_size} bytes, not {before.size}"
-        return BmapUpdate(path, None, reason, move_aside=own_name)
+        return not_kept(
+            f"is the block map of an image of {bmap.image_size} bytes, not {before.size}"
+        )
     extents = [patch.extent for patch in patches]
     new, untrue = updated(bmap, before, Overlay(before, patches), extents)
     if untrue:
-        reason = f"was not true of the image before either, at byte {untrue[0].start}"
-        return BmapUpdate(path, None, reason, move_aside=own_name)
+        return not_kept(
+            f"was not true of the image before the edit either, at byte {untrue[0].start}"
+        )
     return BmapUpdate(path, serialise(new))
 
 
@@ -217,7 +223,7 @@ def _failures(path: Path) -> Iterator[None]:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Put ``content`` in the place of the file at ``path``, its owner and mode kept.
+    """Replace the content of the file at ``path``; owner and mode are kept.
 
     Raises:
         OSError: the file is as it was, and nothing is left beside it.
@@ -227,7 +233,3 @@ def _replace(path: Path, content: bytes) -> None:
         raise OSError(errno.EINVAL, "it is no longer a regular file", str(path))
     owner = (status.st_uid, status.st_gid)
     replace_file(path, content, mode=stat.S_IMODE(status.st_mode), owner=owner)
-
-
-def _signature_names(name: str) -> Iterator[str]:
-    return (name + suffix for suffix in _SIGNATURE_SUFFIXES)
