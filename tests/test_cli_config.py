@@ -186,8 +186,8 @@ def test_a_merge_replaces_what_the_file_has_and_keeps_the_rest(
     assert done.returncode == 0, done.stderr
     assert config_of(built) == original(built) | generated
     assert list(config_of(built))[: len(original(built))] == list(original(built))
-    assert "os is replaced as a whole: os.network is no longer there" in done.stderr
-    assert "apiKey is there, though registered_at" in done.stderr
+    assert "os is replaced as a whole, which removes os.network" in done.stderr
+    assert "apiKey is set, but a board with registered_at" in done.stderr
 
 
 def test_a_merge_for_another_board_is_refused(

@@ -239,17 +239,20 @@ def test_a_secret_of_the_environment_is_taken_in_a_single_step(
 HEAD = 'name = "lab"\n[[step]]\n'
 
 BAD_RECIPES = {
-    "an unknown step": (HEAD + 'putt = "motd"', "line 2: 'putt' is not a known step"),
-    "a wrong key": (HEAD + 'put = "motd"\ninto = "/"', "line 4: into: 'into' is not a known key"),
-    "a path with ..": (HEAD + 'put = "motd"\nto = "/../x"', "line 4: to: '/../x': holds"),
+    "an unknown step": (HEAD + 'putt = "motd"', "step 1: 'putt' is not a known step"),
+    "a wrong key": (HEAD + 'put = "motd"\ninto = "/"', "step 1 (put): 'into' is not a known key"),
+    "a path with ..": (HEAD + 'put = "motd"\nto = "/../x"', "step 1 (put): to: '/../x': contains"),
     "no TOML": ("name = lab", "lab.toml: is not valid TOML"),
-    "a file that is not there": (HEAD + 'put = "nowhere"', "line 3: put: "),
-    "a path that is not there": (HEAD + 'put = "motd"\n[[step]]\nrm = "/no"', "line 5: rm: /no: "),
-    "a name FAT cannot hold": (HEAD + 'put = "motd"\nto = "/a:b"', "line 3: put: "),
-    "a file too large": (HEAD + 'put = "large"', "line 3: put: "),
-    "a wrong value": (HEAD + 'config-set = ["hostname=a",\n"country=Utopia"]', "line 3: config"),
-    "another board": ('name = "lab"\nfor = "fincm3"\n[[step]]\nmkdir = "/a"', "line 2: for: "),
-    "an undefined variable": (HEAD + 'mkdir = "/${a}"', "line 3: mkdir: ${a} is not defined"),
+    "a file that is not there": (HEAD + 'put = "nowhere"', "step 1 (put): "),
+    "a path that is not there": (HEAD + 'put = "motd"\n[[step]]\nrm = "/no"', "step 2 (rm): /no: "),
+    "a name FAT cannot hold": (HEAD + 'put = "motd"\nto = "/a:b"', "step 1 (put): "),
+    "a file too large": (HEAD + 'put = "large"', "step 1 (put): "),
+    "a wrong value": (
+        HEAD + 'config-set = ["hostname=a",\n"country=Utopia"]',
+        "step 1 (config-set): ",
+    ),
+    "another board": ('name = "lab"\nfor = "fincm3"\n[[step]]\nmkdir = "/a"', "lab.toml: for: "),
+    "an undefined variable": (HEAD + 'mkdir = "/${a}"', "step 1 (mkdir): ${a} is not defined"),
 }
 
 
@@ -346,7 +349,7 @@ def test_what_is_wrong_with_a_single_step_is_told_by_its_number(
     before = built.path.read_bytes()
     run = balenaflash("edit", built.path, "--step", 'mkdir = "/a"', "--step", 'putt = "x"')
     assert (run.returncode, run.stdout) == (2, "")
-    assert "--step, line 2: " in run.stderr
+    assert "--step: step 2: " in run.stderr
     run = balenaflash("edit", built.path, "--step", "mkdir = /a")
     assert (run.returncode, run.stdout) == (2, "")
     assert "--step: is not valid TOML" in run.stderr

@@ -13,12 +13,12 @@ from imagecopies import MakeImage
 
 from balenaflash.edits.config.edit import (
     AppendItem,
-    ConfigStep,
+    ConfigChange,
     EditConfig,
     MergeObject,
     SetKey,
     UnsetKey,
-    plan_config,
+    change_config,
 )
 from balenaflash.edits.config.json_text import Json
 from balenaflash.edits.config.keys import format_key
@@ -34,7 +34,7 @@ def config_of(built: BuiltImage) -> bytes:
     return run("mtype", "-i", place, "::/config.json").encode()
 
 
-def apply(built: BuiltImage, *steps: ConfigStep) -> tuple[str, ...]:
+def apply(built: BuiltImage, *steps: ConfigChange) -> tuple[str, ...]:
     """The warnings."""
     with edited(built) as volume:
         [change] = EditConfig(steps).apply(volume)
@@ -64,7 +64,7 @@ def built(image: MakeImage) -> BuiltImage:
     ],
     ids=lambda each: each if isinstance(each, str) else "",
 )
-def test_an_edit_does_what_jq_does(built: BuiltImage, step: ConfigStep, program: str) -> None:
+def test_an_edit_does_what_jq_does(built: BuiltImage, step: ConfigChange, program: str) -> None:
     before = built.boot_files["/config.json"]
     jq = subprocess.run(["jq", "-c", program], input=before, capture_output=True, check=True)
     apply(built, step)
@@ -93,12 +93,12 @@ def test_an_edit_that_changes_no_value_keeps_the_bytes(data: st.DataObject) -> N
     indent = data.draw(st.integers(0, 3))
     text = json.dumps({"hostname": "a", "n": [1, {"b": 2.50}]}, indent=indent or None)
     odd = text.replace("[", "[ ").encode()
-    plan = plan_config(FakeVolume({"/config.json": odd}), [SetKey(("hostname",), "a")])
-    assert plan.data == odd
+    after, _ = change_config(FakeVolume({"/config.json": odd}), [SetKey(("hostname",), "a")])
+    assert after == odd
 
 
 class FakeVolume:
-    """A boot partition in memory, as far as plans look at it."""
+    """A boot partition in memory, as far as changes of config.json read it."""
 
     def __init__(self, files: dict[str, bytes]) -> None:
         self._files = files
@@ -110,19 +110,20 @@ class FakeVolume:
         return self._files[path]
 
 
-def plan_of(config: dict[str, Json], *steps: ConfigStep, slug: str = "lab") -> dict[str, Json]:
+def changed(config: dict[str, Json], *steps: ConfigChange, slug: str = "lab") -> dict[str, Json]:
     files = {
         "/config.json": json.dumps(config).encode(),
         "/device-type.json": json.dumps({"slug": slug}).encode(),
     }
-    return plan_config(FakeVolume(files), steps).after.content
+    after: dict[str, Json] = json.loads(change_config(FakeVolume(files), steps)[0])
+    return after
 
 
 def test_a_missing_config_is_made(built: BuiltImage) -> None:
     with edited(built) as volume:
         Remove("/config.json").apply(volume)
     warnings = apply(built, SetKey(("hostname",), "lab-1"))
-    assert warnings == ("/config.json was missing from the boot partition; it is made.",)
+    assert warnings == ("/config.json was missing from the boot partition; it is created.",)
     assert config_of(built) == b'{\n  "hostname": "lab-1"\n}\n'
 
 
@@ -132,7 +133,7 @@ def test_a_missing_config_is_made(built: BuiltImage) -> None:
         ([SetKey(("developmentMode",), "yes")], "config-type", 'not the string "yes"'),
         ([SetKey(("hostname", "x"), 1)], "config-type", "hostname is a string"),
         ([SetKey(("deviceApiKeys", "api", "x"), "k")], "config-type", "an object of strings"),
-        ([AppendItem(("hostname",), "x")], "config-type", "only an array"),
+        ([AppendItem(("hostname",), "x")], "config-type", "+= needs an array"),
         ([UnsetKey(("nope",))], "config-key-missing", "no key nope"),
         ([UnsetKey(("os", "nope"))], "config-key-missing", "no key os.nope"),
         ([SetKey(("deviceType",), "raspberrypi3")], "config-device-type", "generic-amd64"),
@@ -141,7 +142,7 @@ def test_a_missing_config_is_made(built: BuiltImage) -> None:
     ],
 )
 def test_an_edit_that_would_not_be_valid_changes_nothing(
-    built: BuiltImage, steps: list[ConfigStep], code: str, words: str
+    built: BuiltImage, steps: list[ConfigChange], code: str, words: str
 ) -> None:
     with edited(built) as volume:
         with pytest.raises(ConfigError) as refusal:
@@ -162,39 +163,39 @@ def test_a_config_that_is_not_valid_is_not_edited(built: BuiltImage, content: by
 
 def test_what_was_wrong_before_is_a_warning_and_stays() -> None:
     files = {"/config.json": b'{"listenPort": "no", "lab": 1, "deviceType": "y"}'}
-    plan = plan_config(FakeVolume(files), [SetKey(("hostname",), "a")])
-    assert plan.warnings == ('/config.json: listenPort must be a number, not the string "no".',)
-    assert plan.after.content["listenPort"] == "no"
+    after, warnings = change_config(FakeVolume(files), [SetKey(("hostname",), "a")])
+    assert warnings == ('/config.json: listenPort must be a number, not the string "no".',)
+    assert json.loads(after)["listenPort"] == "no"
 
 
 def test_what_a_merge_loses_is_a_warning() -> None:
     files = {"/config.json": b'{"os": {"sshKeys": [], "fan": {}, "power": {"mode": "low"}}}'}
-    plan = plan_config(FakeVolume(files), [MergeObject({"os": {"fan": {}}})])
-    assert plan.warnings == (
-        "/config.json: os is replaced as a whole: os.sshKeys, os.power is no longer there.",
+    _, warnings = change_config(FakeVolume(files), [MergeObject({"os": {"fan": {}}})])
+    assert warnings == (
+        "/config.json: os is replaced as a whole, which removes os.sshKeys, os.power.",
     )
 
 
 def test_an_item_is_added_once() -> None:
     twice = AppendItem(("lab",), "x")
-    assert plan_of({}, twice, twice) == {"lab": ["x"]}
+    assert changed({}, twice, twice) == {"lab": ["x"]}
 
 
 def test_a_new_key_comes_last_and_a_known_one_keeps_its_place() -> None:
-    after = plan_of({"b": 1, "a": 2}, SetKey(("c",), 3), SetKey(("b",), 4))
+    after = changed({"b": 1, "a": 2}, SetKey(("c",), 3), SetKey(("b",), 4))
     assert list(after.items()) == [("b", 4), ("a", 2), ("c", 3)]
 
 
-def test_the_value_of_an_edit_is_not_shared_with_the_plan() -> None:
+def test_the_value_of_an_edit_is_not_shared_with_the_file() -> None:
     value: Json = ["x"]
     step = SetKey(("lab",), value)
-    assert plan_of({}, step, AppendItem(("lab",), "y")) == {"lab": ["x", "y"]}
+    assert changed({}, step, AppendItem(("lab",), "y")) == {"lab": ["x", "y"]}
     assert value == ["x"]
 
 
 def test_descriptions_and_differences_have_no_secrets() -> None:
     secret = "hunter2-hunter2-hunter2"  # noqa: S105 -- it is one
-    steps: list[ConfigStep] = [
+    steps: list[ConfigChange] = [
         SetKey(("apiKey",), secret),
         SetKey(("deviceApiKeys", "a.b"), secret),
         MergeObject({"wifiKey": secret}),
@@ -203,11 +204,11 @@ def test_descriptions_and_differences_have_no_secrets() -> None:
     assert EditConfig(tuple(steps)).describe() == (
         '/config.json: set apiKey; set deviceApiKeys["a.b"]; merge wifiKey; set hostname to "lab"'
     )
-    plan = plan_config(FakeVolume({"/config.json": b'{"apiKey": "other"}'}), steps)
-    assert secret not in "\n".join(plan.warnings)
+    files = {"/config.json": b'{"apiKey": "other"}'}
+    assert secret not in "\n".join(change_config(FakeVolume(files), steps)[1])
 
 
 def test_a_device_type_file_that_is_not_valid_decides_nothing() -> None:
     files = {"/config.json": b"{}", "/device-type.json": b"{"}
-    plan = plan_config(FakeVolume(files), [SetKey(("deviceType",), "x")])
-    assert format_key(("deviceType",)) in plan.after.content
+    after, _ = change_config(FakeVolume(files), [SetKey(("deviceType",), "x")])
+    assert format_key(("deviceType",)) in json.loads(after)

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from imagecopies import MakeImage
 
+from balenaflash.edits.config.check import KEYS
 from balenaflash.edits.config.edit import AppendItem
 from balenaflash.edits.config.json_text import (
     MAX_DEPTH,
@@ -21,7 +22,6 @@ from balenaflash.edits.config.json_text import (
     parse_value,
 )
 from balenaflash.edits.config.keys import format_key, parse_key
-from balenaflash.edits.config.rules import KEYS
 from balenaflash.errors import ConfigError
 
 VALUES = ["true", "false", "null", "0", "-0", "1", "1.0", "1e2", "100", "1E+2", '"1"', '""']
@@ -56,7 +56,7 @@ def test_values_are_the_same_where_jq_says_so() -> None:
 def test_an_item_is_added_unless_the_same_is_there(items: str, item: str, added: bool) -> None:  # noqa: FBT001
     config = {"list": parse_value(items, "")}
     before = str(config)
-    AppendItem(("list",), parse_value(item, "")).change(config)
+    AppendItem(("list",), parse_value(item, "")).apply(config)
     assert (str(config) != before) == added
 
 

@@ -120,7 +120,7 @@ def test_at_names_a_file_and_a_hyphen_standard_input() -> None:
     sources = [parse_assignment(text).source for text in ("apiKey=@key", "apiKey=-", "a=--")]
     assert sources == ["key", "-", None]
     assert parse_assignment("os.sshKeys+=@id.pub") == Assignment(
-        ("os", "sshKeys"), appends=True, text=None, source="id.pub"
+        ("os", "sshKeys"), append=True, text=None, source="id.pub"
     )
 
 

@@ -18,10 +18,10 @@ from balenaflash.cli.options import edit_options, member_option
 from balenaflash.cli.output import Answer
 from balenaflash.cli.session import Session, with_session
 from balenaflash.commands.edit import open_boot_volume
-from balenaflash.edits.config.check import Finding, Severity, check_config
+from balenaflash.edits.config.check import Finding, Severity, check_config, is_secret
 from balenaflash.edits.config.edit import (
     Assignment,
-    ConfigStep,
+    ConfigChange,
     EditConfig,
     MergeObject,
     UnsetKey,
@@ -33,7 +33,6 @@ from balenaflash.edits.config.edit import (
 )
 from balenaflash.edits.config.json_text import format_lines, format_value, parse_document
 from balenaflash.edits.config.keys import format_key, parse_key, value_at
-from balenaflash.edits.config.rules import is_secret
 from balenaflash.edits.given_text import given_bytes
 from balenaflash.edits.secrets import masked
 from balenaflash.errors import ConfigError
@@ -218,17 +217,17 @@ def merge(session: Session, image: ImageLocation, file: str) -> Answer:
     return _edit_config(session, image, [MergeObject(document.content)])
 
 
-def _step(assignment: Assignment) -> ConfigStep:
+def _step(assignment: Assignment) -> ConfigChange:
 
     if assignment.source is not None:
         text = read_given_text(assignment.source)
-        return assignment.step(assignment.value_in(text, assignment.source))
+        return assignment.change(assignment.value_in(text, assignment.source))
     with words_of_command_line():
         value = assignment.value_in(assignment.text or "", format_key(assignment.key))
         refuse_secret(assignment.key, value)
-    return assignment.step(value)
+    return assignment.change(value)
 
 
-def _edit_config(session: Session, image: ImageLocation, steps: Sequence[ConfigStep]) -> Answer:
+def _edit_config(session: Session, image: ImageLocation, steps: Sequence[ConfigChange]) -> Answer:
 
     return answer_edits(session, image, [EditConfig(tuple(steps))])

@@ -17,7 +17,7 @@ def volume_path(text: str) -> str:
     """
     names = [name for name in text.split("/") if name not in {"", "."}]
     if not text or ".." in names:
-        fact = "holds '..', which leads out of a directory" if text else "is no path"
+        fact = "contains '..', which leads out of a directory" if text else "is not a path"
         raise EditError(
             f"{text!r}: {fact}",
             code="path-invalid",

@@ -1,4 +1,4 @@
-"""Change keys of config.json: set, add to, unset, merge; nothing else in it changes."""
+"""Changes of keys in config.json: set, append, unset, merge. Nothing else in it changes."""
 
 import copy
 import re
@@ -7,7 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from balenaflash.balena.image import CONFIG_PATH, DEVICE_TYPE_PATH
-from balenaflash.edits.config.check import Finding, Severity, check_config
+from balenaflash.edits.config.check import (
+    Finding,
+    Severity,
+    ValueType,
+    check_config,
+    is_secret,
+    type_of,
+)
 from balenaflash.edits.config.json_text import (
     Json,
     JsonDocument,
@@ -20,72 +27,66 @@ from balenaflash.edits.config.json_text import (
     require_depth,
 )
 from balenaflash.edits.config.keys import KeyPath, format_key, holder_of, not_an_object, split_key
-from balenaflash.edits.config.rules import Kind, is_secret, kind_at
 from balenaflash.edits.files import FileChange, put_file
 from balenaflash.edits.given_text import without_mark
 from balenaflash.errors import ConfigError, InvalidConfigError, Problem
 from balenaflash.formats.fat.pyfatfs import FatVolume
 
 
-class ConfigStep(Protocol):
+class ConfigChange(Protocol):
     """One change of a config.json in memory."""
 
     @property
     def keys(self) -> tuple[KeyPath, ...]:
-        """What it changes."""
+        """The keys that it changes."""
 
-    def change(self, config: dict[str, Json]) -> tuple[str, ...]:
-        """Make it in ``config``, and return what the user should know about it.
+    def apply(self, config: dict[str, Json]) -> tuple[str, ...]:
+        """Make the change in ``config``; the result are warnings, without the final dot.
 
         Raises:
-            ConfigError: it cannot be made.
+            ConfigError: the change is impossible.
         """
 
     def describe(self) -> str:
-        """What it does, in a few words and without secrets."""
+        """The change in a few words, without secrets."""
 
 
 @dataclass(frozen=True, slots=True)
 class SetKey:
-    """Give a key a value; objects around it are made as needed."""
+    """Set a key to a value; missing objects around it are created, and its place is kept."""
 
     key: KeyPath
     value: Json
 
     @property
     def keys(self) -> tuple[KeyPath, ...]:
-        """What it changes."""
         return (self.key,)
 
-    def change(self, config: dict[str, Json]) -> tuple[str, ...]:
-        """Make it in ``config``; a key that is there keeps its place."""
+    def apply(self, config: dict[str, Json]) -> tuple[str, ...]:
         _make_holder(config, self.key)[self.key[-1]] = copy.deepcopy(self.value)
         return ()
 
     def describe(self) -> str:
-        """What it does, in a few words."""
-        return f"set {format_key(self.key)}{_to(self.key, self.value)}"
+        shown = "" if is_secret(self.key, self.value) else f" to {format_value(self.value)}"
+        return f"set {format_key(self.key)}{shown}"
 
 
 @dataclass(frozen=True, slots=True)
 class AppendItem:
-    """Add an item to the end of an array; one that is there already is not added again."""
+    """Append an item to an array, unless it is there already; a missing array is created."""
 
     key: KeyPath
     item: Json
 
     @property
     def keys(self) -> tuple[KeyPath, ...]:
-        """What it changes."""
         return (self.key,)
 
-    def change(self, config: dict[str, Json]) -> tuple[str, ...]:
-        """Make it in ``config``; an array that is missing is made."""
+    def apply(self, config: dict[str, Json]) -> tuple[str, ...]:
         items = _make_holder(config, self.key).setdefault(self.key[-1], [])
         if not isinstance(items, list):
             raise ConfigError(
-                f"config.json: {format_key(self.key)} is {kind_of(items)}, "
-                "and only an array can be added to",
+                f"config.json: {format_key(self.key)} is {kind_of(items)}, but += needs an array",
                 code="config-type",
             )
         if any(is_same(self.item, each) for each in items):
@@ -94,59 +95,52 @@ class AppendItem:
         return ()
 
     def describe(self) -> str:
-        """What it does, in a few words."""
         return f"add to {format_key(self.key)}"
 
 
 @dataclass(frozen=True, slots=True)
 class UnsetKey:
-    """Remove a key and what it holds."""
+    """Remove a key and its value; the object around it stays, even if it is empty then."""
 
     key: KeyPath
 
     @property
     def keys(self) -> tuple[KeyPath, ...]:
-        """What it changes."""
         return (self.key,)
 
-    def change(self, config: dict[str, Json]) -> tuple[str, ...]:
-        """Make it in ``config``; the object around it stays, even if it is empty then."""
+    def apply(self, config: dict[str, Json]) -> tuple[str, ...]:
         del holder_of(config, self.key)[self.key[-1]]
         return ()
 
     def describe(self) -> str:
-        """What it does, in a few words."""
         return f"unset {format_key(self.key)}"
 
 
 @dataclass(frozen=True, slots=True)
 class MergeObject:
-    """Take over every key at the top of another config.json, as ``jq '. + $other'`` does.
+    """Copy every top-level key of another config.json, as ``jq '. + $other'`` does.
 
-    A value is replaced as a whole, as balena's own tools do: which keys of ``os`` were left out
-    on purpose is not known.
+    Each value is replaced as a whole, as balena's own tools do: a key that is missing inside
+    ``os`` may be missing on purpose. New keys come last, in their order.
     """
 
     content: Mapping[str, Json]
 
     @property
     def keys(self) -> tuple[KeyPath, ...]:
-        """What it changes."""
         return tuple((name,) for name in self.content)
 
-    def change(self, config: dict[str, Json]) -> tuple[str, ...]:
-        """Make it in ``config``; new keys come last, in their order."""
+    def apply(self, config: dict[str, Json]) -> tuple[str, ...]:
         warnings = tuple(_lost_keys(config, self.content))
         config.update(copy.deepcopy(dict(self.content)))
         return warnings
 
     def describe(self) -> str:
-        """What it does, in a few words."""
         return f"merge {', '.join(self.content)}"
 
 
 def _make_holder(config: dict[str, Json], key: KeyPath) -> dict[str, Json]:
-    """The object that the last name of ``key`` goes into."""
+    """The object for the last name of ``key``; it and those around it are created if missing."""
     holder = config
     for depth, name in enumerate(key[:-1], 1):
         inner = holder.setdefault(name, {})
@@ -161,83 +155,61 @@ def _lost_keys(config: Mapping[str, Json], other: Mapping[str, Json]) -> Iterato
         old = config.get(name)
         if isinstance(old, dict) and isinstance(new, dict) and (lost := old.keys() - new.keys()):
             names = ", ".join(format_key((name, each)) for each in old if each in lost)
-            yield f"{name} is replaced as a whole: {names} is no longer there"
-
-
-def _to(key: KeyPath, value: Json) -> str:
-    return "" if is_secret(key, value) else f" to {format_value(value)}"
+            yield f"{name} is replaced as a whole, which removes {names}"
 
 
 class ReadableFiles(Protocol):
-    """A boot partition, as far as a plan looks at it."""
+    """The part of a boot partition's interface that reads config.json."""
 
     def find(self, path: str) -> object | None:
-        """What is at ``path``; ``None`` for nothing."""
+        """The entry at ``path``; ``None`` if there is none."""
 
     def read_file(self, path: str) -> bytes:
         """The content of the file at ``path``."""
 
 
 @dataclass(frozen=True, slots=True)
-class ConfigPlan:
-    """What a config.json becomes."""
-
-    before: JsonDocument
-    after: JsonDocument
-    data: bytes
-    """Content of the file to write; what it was when no value changes."""
-
-    warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class EditConfig:
-    """Change keys of config.json, all or none."""
+    """Make several changes in config.json, all or none."""
 
-    steps: tuple[ConfigStep, ...]
+    changes: tuple[ConfigChange, ...]
 
     def apply(self, volume: FatVolume) -> tuple[FileChange, ...]:
-        """Make it so in ``volume``.
-
-        Raises:
-            ConfigError: a step cannot be made, or the result would not be valid.
-        """
-        plan = plan_config(volume, self.steps)
-        return (put_file(volume, CONFIG_PATH, plan.data).with_warnings(plan.warnings),)
+        data, warnings = change_config(volume, self.changes)
+        return (put_file(volume, CONFIG_PATH, data).with_warnings(warnings),)
 
     def describe(self) -> str:
-        """What it does, in a few words and without secrets."""
-        return f"{CONFIG_PATH}: {'; '.join(step.describe() for step in self.steps)}"
+        return f"{CONFIG_PATH}: {'; '.join(each.describe() for each in self.changes)}"
 
 
-def plan_config(volume: ReadableFiles, steps: Sequence[ConfigStep]) -> ConfigPlan:
-    """What ``steps`` make of the config.json of ``volume``, which is not changed.
+def change_config(
+    volume: ReadableFiles, changes: Sequence[ConfigChange]
+) -> tuple[bytes, tuple[str, ...]]:
+    """The config.json of ``volume`` after ``changes``, and warnings; ``volume`` does not change.
 
-    A file that is missing counts as an empty object. What was wrong before, in keys that no step
-    touches, is a warning and stays.
+    A missing file counts as an empty object. The bytes stay as they are if no value changes. An
+    error that was there before, in a key that ``changes`` do not touch, is a warning.
 
     Raises:
-        ConfigError: the file is not valid, a step cannot be made, or its result is not valid.
+        ConfigError: the file is not valid, a change is impossible, or its result is not valid.
     """
     warnings: list[str] = []
+    data = b""
+    document = JsonDocument({})
     if volume.find(CONFIG_PATH) is None:
-        warnings.append(f"{CONFIG_PATH} was missing from the boot partition; it is made.")
-        data = b""
-        before = JsonDocument({})
+        warnings.append(f"{CONFIG_PATH} was missing from the boot partition; it is created.")
     else:
         data = volume.read_file(CONFIG_PATH)
-        before = parse_document(data, CONFIG_PATH)
-    config = copy.deepcopy(before.content)
-    for step in steps:
-        warnings += [f"{CONFIG_PATH}: {text}." for text in step.change(config)]
+        document = parse_document(data, CONFIG_PATH)
+    config = copy.deepcopy(document.content)
+    for each in changes:
+        warnings += [f"{CONFIG_PATH}: {text}." for text in each.apply(config)]
     require_depth(config, CONFIG_PATH)
-    keys = [key for step in steps for key in step.keys]
-    findings = check_config(config, read_slug(volume))
-    warnings += _sort_out(findings, keys)
-    after = replace(before, content=config)
-    if data and format_document(before) == format_document(after):
-        return ConfigPlan(before, after, data, tuple(warnings))
-    return ConfigPlan(before, after, format_document(after), tuple(warnings))
+    keys = [key for each in changes for key in each.keys]
+    warnings += _warnings_about(check_config(config, read_slug(volume)), keys)
+    after = format_document(replace(document, content=config))
+    is_unchanged = data and format_document(document) == after
+    return data if is_unchanged else after, tuple(warnings)
 
 
 def read_config(volume: ReadableFiles) -> JsonDocument:
@@ -250,38 +222,37 @@ def read_config(volume: ReadableFiles) -> JsonDocument:
         raise ConfigError(
             f"{CONFIG_PATH}: is missing from the boot partition",
             code="config-missing",
-            hint="Make one: balenaflash config merge IMAGE FILE",
+            hint="Create it: balenaflash config merge IMAGE FILE",
         )
     return parse_document(volume.read_file(CONFIG_PATH), CONFIG_PATH)
 
 
 def find_errors(volume: ReadableFiles) -> tuple[Finding, ...]:
-    """What balenaOS could not work with in config.json; nothing where it is missing.
+    """The errors in config.json, without its warnings; none if the file is missing.
 
     Raises:
         ConfigError: it is not a JSON object.
     """
     if volume.find(CONFIG_PATH) is None:
         return ()
-    content = read_config(volume).content
-    findings = check_config(content, read_slug(volume))
+    findings = check_config(read_config(volume).content, read_slug(volume))
     return tuple(each for each in findings if each.severity is Severity.ERROR)
 
 
 def read_slug(volume: ReadableFiles) -> str | None:
-    """The device type the image was built for; ``None`` where the image does not tell."""
+    """The device type that the image was built for; ``None`` if the image does not contain it."""
     if volume.find(DEVICE_TYPE_PATH) is None:
         return None
     try:
         content = parse_document(volume.read_file(DEVICE_TYPE_PATH), DEVICE_TYPE_PATH).content
     except ConfigError:
-        return None  # of config.json it says nothing; inspect reports it
+        return None  # not an error of config.json; inspect reports it
     slug = content.get("slug")
     return slug if isinstance(slug, str) else None
 
 
 def invalid_config(findings: Sequence[Finding]) -> InvalidConfigError:
-    """What to raise for the errors among ``findings``, told at once."""
+    """One exception for all errors among ``findings``."""
     return InvalidConfigError(
         [
             Problem(each.code, f"{CONFIG_PATH}: {each.message}")
@@ -291,8 +262,8 @@ def invalid_config(findings: Sequence[Finding]) -> InvalidConfigError:
     )
 
 
-def _sort_out(findings: Sequence[Finding], keys: Sequence[KeyPath]) -> Iterator[str]:
-    """Refuse what ``keys`` brought; warn of it, and of errors that were there before."""
+def _warnings_about(findings: Sequence[Finding], keys: Sequence[KeyPath]) -> Iterator[str]:
+    """Refuse errors in ``keys``; warnings about ``keys``, and about errors elsewhere."""
     ours = [each for each in findings if each.is_about(keys)]
     if any(each.severity is Severity.ERROR for each in ours):
         raise invalid_config(ours)
@@ -306,29 +277,29 @@ _QUOTED = re.compile(r'\s*"(?:[^"\\]|\\.)*"\s*')
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """A key, and where its value or new item comes from."""
+    """A key with its value or new item, or with the file that contains that."""
 
     key: KeyPath
-    appends: bool
+    append: bool
     text: str | None = field(repr=False)
-    """The value itself; ``None`` when it is in ``source``."""
+    """The value itself; ``None`` if it is in ``source``."""
 
     source: str | None
-    """Name of the file that holds it, ``-`` for standard input; or ``None``."""
+    """Name of the file with the value, ``-`` for standard input; or ``None``."""
 
     def value_in(self, text: str, name: str) -> Json:
-        """The value or item that ``text`` stands for; ``name`` is what messages call it.
+        """The value or item in ``text``; ``name`` is the name of the text in messages.
 
-        For a key that takes a string it is the text itself, or a string in double quotes. For
-        any other it is JSON, or the text where it is no JSON.
+        For a key of type string it is the text itself, or a string in double quotes. For any other
+        key it is JSON, or the text itself if that is not JSON.
 
         Raises:
-            ConfigError: it begins as a JSON object or array does, and is none.
+            ConfigError: it begins like a JSON object or array, and is not valid JSON.
         """
-        kind = kind_at(self.key)
-        if self.appends:
-            kind = Kind.STRING if kind is Kind.STRINGS else None
-        if kind in {Kind.STRING, Kind.SCALAR} and not _QUOTED.fullmatch(text):
+        wanted = type_of(self.key)
+        if self.append:
+            wanted = ValueType.STRING if wanted is ValueType.STRINGS else None
+        if wanted in {ValueType.STRING, ValueType.SCALAR} and not _QUOTED.fullmatch(text):
             return text
         try:
             return parse_value(text, name)
@@ -337,16 +308,16 @@ class Assignment:
                 raise
             return text
 
-    def step(self, value: Json) -> ConfigStep:
-        """The change that it stands for with ``value``."""
-        return AppendItem(self.key, value) if self.appends else SetKey(self.key, value)
+    def change(self, value: Json) -> ConfigChange:
+        """The change that sets or appends ``value``."""
+        return AppendItem(self.key, value) if self.append else SetKey(self.key, value)
 
 
 def parse_assignment(text: str) -> Assignment:
     """The assignment in ``text``; ``KEY=@FILE`` and ``KEY=-`` name a source.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is not an assignment.
     """
     key, rest = split_key(text)
     operator = next((each for each in ("+=", "=") if rest.startswith(each)), None)
@@ -358,20 +329,19 @@ def parse_assignment(text: str) -> Assignment:
         )
     value = without_mark(rest.removeprefix(operator))
     source = value[1:] if value.startswith("@") else value if value == "-" else None
-    appends = operator == "+="
-    return Assignment(key, appends, None if source is not None else value, source)
+    return Assignment(key, operator == "+=", None if source is not None else value, source)
 
 
 def refuse_secret(key: KeyPath, value: Json) -> None:
-    """Return if ``value`` may stand on a command line.
+    """Refuse a secret ``value`` of ``key``, which was given on the command line.
 
     Raises:
-        ConfigError: it is a secret, and any user of the machine could have seen it there.
+        ConfigError: it is a secret.
     """
     if is_secret(key, value):
         shown = format_key(key)
         raise ConfigError(
             f"{shown} is a secret, and every user of this machine can see a command line",
             code="config-secret",
-            hint=f"Take it from a file or standard input: {shown}=@FILE or {shown}=-",
+            hint=f"Read it from a file or standard input: {shown}=@FILE or {shown}=-",
         )

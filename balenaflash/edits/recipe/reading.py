@@ -1,68 +1,111 @@
-"""A recipe read from its TOML file."""
+"""A recipe read from TOML, and the edits of its steps."""
 
 import tomllib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from balenaflash.balena.image import DEVICE_TYPE_PATH
+from balenaflash.edits.bootloader import UseInternal
 from balenaflash.edits.change import Edit
-from balenaflash.edits.config.edit import read_slug
-from balenaflash.edits.files import FileChange
+from balenaflash.edits.config.check import is_secret
+from balenaflash.edits.config.edit import (
+    ConfigChange,
+    EditConfig,
+    MergeObject,
+    SetKey,
+    UnsetKey,
+    parse_assignment,
+    read_slug,
+)
+from balenaflash.edits.config.json_text import MAX_SIZE as MAX_JSON
+from balenaflash.edits.config.json_text import parse_document
+from balenaflash.edits.config.keys import KeyPath, format_key, parse_key
+from balenaflash.edits.copies import CopyIn
+from balenaflash.edits.file_list import ApplyFileList, parse
+from balenaflash.edits.files import FileChange, MakeDirectory, Move, Remove
+from balenaflash.edits.given_text import given_bytes, read_content, read_text
+from balenaflash.edits.keyfile import ALIASES, MAX_SIZE, parse_keyfile
+from balenaflash.edits.network import (
+    AddNetwork,
+    Common,
+    EthernetConnection,
+    RemoveNetwork,
+    Security,
+    WifiConnection,
+    check_keyfile,
+    default_name,
+    parse_ip,
+)
 from balenaflash.edits.recipe.schema import RECIPE
 from balenaflash.edits.recipe.step import (
     COMMAND_LINE,
     Checker,
-    Source,
+    RecipeStep,
     Variables,
-    find_lines,
-    read_text,
+    errors_at,
+    refuse_shown_secret,
 )
-from balenaflash.edits.recipe.steps import edits_of
+from balenaflash.edits.splash import SetSplash
 from balenaflash.errors import ConfigError, EditError, InvalidConfigError
 from balenaflash.formats.fat.pyfatfs import FatVolume
+from balenaflash.units import MIB
+
+_MAX_PICTURE = 64 * MIB  # bytes; boot partitions have 40 to 100 MiB
+_PRIORITY_MAX = 999  # NetworkManager's nm-settings-keyfile(5), connection.autoconnect-priority
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Edits under a name."""
+    """A named list of edits."""
 
     path: Path
     name: str
     edits: tuple[Edit, ...]
-    """In their order; the first of them may be that the image is for the right board."""
+    """In order; the first one may check the device type of the image."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequireDeviceType:
-    """Change nothing, and go on only with an image for one of some device types."""
+    """Refuse an image for another device type; nothing is changed."""
 
     slugs: tuple[str, ...]
-    source: Source
+    recipe: Path
 
     def apply(self, volume: FatVolume) -> tuple[FileChange, ...]:
-        """Look at ``volume``.
-
-        Raises:
-            EditError: the image is for another device type, or does not tell.
-        """
         slug = read_slug(volume)
         if slug in self.slugs:
             return ()
         fact = f"the image is for {slug!r}" if slug else f"{DEVICE_TYPE_PATH} of the image has none"
-        with self.source.blamed(("for",)):
-            raise EditError(
-                f"the recipe is for device type {' or '.join(self.slugs)}, and {fact}",
-                code="recipe-device-type",
-            )
+        raise EditError(
+            f"{self.recipe}: for: the recipe is for device type {' or '.join(self.slugs)}, "
+            f"and {fact}",
+            code="recipe-device-type",
+        )
 
     def describe(self) -> str:
-        """What it does, in a few words."""
         return f"require device type {' or '.join(self.slugs)}"
 
 
+@dataclass(frozen=True, slots=True)
+class StepEdit:
+    """An edit of a recipe; its errors name the step."""
+
+    edit: Edit = field(repr=False)
+    """It may contain a secret."""
+
+    place: str
+
+    def apply(self, volume: FatVolume) -> tuple[FileChange, ...]:
+        with errors_at(self.place):
+            return self.edit.apply(volume)
+
+    def describe(self) -> str:
+        return self.edit.describe()
+
+
 def read_recipe(path: Path, variables: Variables) -> Recipe:
-    """The recipe in the file at ``path``, with ``variables`` filled in; errors as `parse_recipe`.
+    """The recipe in the file at ``path``; errors as `parse_recipe`.
 
     Raises:
         ConfigError: it cannot be read.
@@ -77,64 +120,218 @@ def read_recipe(path: Path, variables: Variables) -> Recipe:
 def parse_steps(steps: Sequence[str], variables: Variables) -> Recipe:
     """The recipe of single ``steps``, such as ``put = "logo.txt", to = "/lab/"``.
 
-    Each is the inside of an inline table of TOML. Messages call them lines of ``--step``; local
-    paths are relative to the current directory. Errors as `parse_recipe`.
+    Each is the content of an inline table of TOML. Local paths are relative to the current
+    directory. Errors as `parse_recipe`.
     """
-    # On one line each, the first on line 1, so that the number of a line is that of its step.
+    # One step per line, the first on line 1: the line of a TOML error is the number of its step.
     tables = ",\n".join(f"{{ {step} }}" for step in steps)
     text = f'step = [{tables}]\nname = "{COMMAND_LINE}"\n'
     return parse_recipe(text, COMMAND_LINE, variables)
 
 
 def parse_recipe(text: str, path: Path, variables: Variables) -> Recipe:
-    """The recipe in ``text``, which was read from ``path``, with ``variables`` filled in.
+    """The recipe in ``text``, which was read from ``path``.
 
-    Local files are read now, except those that are copied as they are.
+    Local files are read now, except those that are copied unchanged.
 
     Raises:
-        ConfigError: it is not valid; all that is wrong is told at once, each with its line and
-            key.
+        ConfigError: it is not valid. All problems are reported together, each with the number of
+            its step; a TOML syntax error has the line.
     """
-    content, source = _parse(text, path)
-    checker = Checker(source, variables)
-    steps = content.pop("step", [])
-    values = checker.check_table(content, RECIPE, ())
+    try:
+        content: dict[str, object] = tomllib.loads(text)
+    except (RecursionError, ValueError) as error:  # ValueError: also for a number that is too long
+        fact = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ConfigError(f"{path}: is not valid TOML: {fact}", code="recipe-toml") from error
+    checker = Checker(path, variables)
+    steps = content.pop("step", None)
+    values = checker.check_table(content, RECIPE, str(path))
     edits = _edits(steps, checker)
     if checker.problems:
         raise InvalidConfigError(checker.problems)
-    name, slugs = values["name"], values.get("for")
-    required = (RequireDeviceType(slugs, source),) if isinstance(slugs, tuple) else ()
-    return Recipe(path, str(name), (*required, *edits))
-
-
-def _parse(text: str, path: Path) -> tuple[dict[str, object], Source]:
-    try:
-        content: dict[str, object] = tomllib.loads(text)
-        return content, Source(path, find_lines(text))
-    except RecursionError as error:
-        raise _invalid(path, "it is nested too deeply") from error
-    except ValueError as error:  # also for a number with more digits than Python reads
-        raise _invalid(path, str(error)) from error
+    slugs = values.get("for")
+    required = (RequireDeviceType(slugs, path),) if isinstance(slugs, tuple) else ()
+    return Recipe(path, str(values["name"]), (*required, *edits))
 
 
 def _edits(steps: object, checker: Checker) -> list[Edit]:
     edits: list[Edit] = []
-    with checker.noted(("step",)):
-        for number, table in enumerate(_tables(steps)):
-            step = checker.check_step(table, ("step", number))
+    with checker.collected(str(checker.recipe)):
+        if not isinstance(steps, list) or not steps:
+            raise ConfigError(
+                "there is no step", code="recipe-step", hint="Begin each with a line [[step]]."
+            )
+        for number, table in enumerate(steps, 1):
+            step = checker.check_step(table, number)
             if step is not None:
-                with checker.gathered():
-                    edits += edits_of(step)
+                with checker.collected(step.place):
+                    edits += [StepEdit(edit, step.place) for edit in _EDITS[step.kind](step)]
     return edits
 
 
-def _tables(steps: object) -> list[object]:
-    if isinstance(steps, list) and steps:
-        return steps
-    raise ConfigError(
-        "there is no step", code="recipe-step", hint="Begin each with a line [[step]]."
+def _put(step: RecipeStep) -> Iterator[Edit]:
+    sources = tuple(map(step.local, step.texts("put")))
+    if step.recipe.parent in sources:
+        raise ConfigError(
+            "a recipe cannot put its own directory",
+            code="recipe-source",
+            hint="Name the files and directories to put.",
+        )
+    yield CopyIn(sources, step.text("to") or "/")
+
+
+def _apply(step: RecipeStep) -> Iterator[Edit]:
+    yield ApplyFileList(parse(read_text(step.path("apply"))), step.path("deploy-dir"))
+
+
+def _remove(step: RecipeStep) -> Iterator[Edit]:
+    for path in step.texts("rm"):
+        yield Remove(path, step.flag("recursive"))
+
+
+def _make_directory(step: RecipeStep) -> Iterator[Edit]:
+    for path in step.texts("mkdir"):
+        yield MakeDirectory(path, step.flag("parents"))
+
+
+def _move(step: RecipeStep) -> Iterator[Edit]:
+    yield Move(step.texts("mv"), step.text("to") or "/")
+
+
+def _use_internal(step: RecipeStep) -> Iterator[Edit]:
+    yield UseInternal(step.text("from"), step.text("to"), step.flag("keep-old"))
+
+
+def _splash(step: RecipeStep) -> Iterator[Edit]:
+    path = step.path("splash")
+    yield SetSplash(str(path), read_content(path, limit=_MAX_PICTURE))
+
+
+def _set(step: RecipeStep) -> Iterator[Edit]:
+    yield EditConfig(tuple(_assignment(step, text) for text in step.texts("config-set")))
+
+
+def _unset(step: RecipeStep) -> Iterator[Edit]:
+    keys = [_filled_in(parse_key(text), step) for text in step.texts("config-unset")]
+    yield EditConfig(tuple(UnsetKey(key) for key in keys))
+
+
+def _merge(step: RecipeStep) -> Iterator[Edit]:
+    path = step.path("config-merge")
+    content = given_bytes(read_content(path, limit=MAX_JSON), str(path))
+    yield EditConfig((MergeObject(parse_document(content, str(path)).content),))
+
+
+def _wifi(step: RecipeStep) -> Iterator[Edit]:
+    ssid = step.text("wifi") or ""
+    security, passphrase = _security(step)
+    connection = WifiConnection(
+        common=_common(step, default_name("wifi", ssid)),
+        ssid=ssid.encode("utf-8", "surrogateescape"),
+        security=security,
+        passphrase=passphrase,
+        hidden=step.flag("hidden"),
+    )
+    yield AddNetwork(connection.common.name, connection.keyfile(), step.flag("overwrite"))
+    if (country := step.text("country")) is not None:
+        yield EditConfig((SetKey(("country",), country.upper()),))
+
+
+def _ethernet(step: RecipeStep) -> Iterator[Edit]:
+    common = _common(step, default_name("ethernet", step.text("interface") or ""))
+    keyfile = EthernetConnection(common).keyfile()
+    yield AddNetwork(common.name, keyfile, step.flag("overwrite"))
+
+
+def _keyfile(step: RecipeStep) -> Iterator[Edit]:
+    path = step.path("keyfile")
+    content = given_bytes(read_content(path, limit=MAX_SIZE), str(path))
+    kind = parse_keyfile(content, str(path)).value("connection", "type") or "wifi"
+    check_keyfile(content, str(path), ALIASES.get(kind, kind))
+    yield AddNetwork(step.text("name") or path.name, content, step.flag("overwrite"))
+
+
+def _remove_network(step: RecipeStep) -> Iterator[Edit]:
+    for name in step.texts("network-rm"):
+        yield RemoveNetwork(name)
+
+
+_EDITS: Mapping[str, Callable[[RecipeStep], Iterator[Edit]]] = {
+    "put": _put,
+    "apply": _apply,
+    "rm": _remove,
+    "mkdir": _make_directory,
+    "mv": _move,
+    "use-internal": _use_internal,
+    "splash": _splash,
+    "config-set": _set,
+    "config-unset": _unset,
+    "config-merge": _merge,
+    "wifi": _wifi,
+    "ethernet": _ethernet,
+    "keyfile": _keyfile,
+    "network-rm": _remove_network,
+}
+
+
+def _security(step: RecipeStep) -> tuple[Security, str | None]:
+    """The security of the network, and the passphrase."""
+    given = [name for name in ("psk", "psk-file", "open") if step.values.get(name)]
+    if len(given) != 1:
+        raise ConfigError(
+            f"{' and '.join(given)} exclude each other" if given else "psk is missing",
+            code="recipe-network",
+            hint='Use one of psk = "${env:NAME}", psk-file = "FILE" and open = true.',
+        )
+    if step.flag("open"):
+        if step.flag("wpa3"):
+            raise ConfigError("open and wpa3 exclude each other", code="recipe-network")
+        return Security.OPEN, None
+    passphrase = step.text("psk") if "psk" in given else read_text(step.path("psk-file"))
+    return Security.SAE if step.flag("wpa3") else Security.WPA_PSK, passphrase
+
+
+def _common(step: RecipeStep, default_name: str) -> Common:
+    priority = step.number("priority")
+    if abs(priority) > _PRIORITY_MAX:
+        raise ConfigError(
+            f"priority is {priority}, but must be -{_PRIORITY_MAX} to {_PRIORITY_MAX}",
+            code="recipe-network",
+        )
+    return Common(
+        name=step.text("name") or default_name,
+        interface=step.text("interface"),
+        autoconnect=step.flag("autoconnect", default=True),
+        priority=priority,
+        ip=parse_ip(step.texts("address"), step.texts("gateway"), step.texts("dns")),
     )
 
 
-def _invalid(path: Path, fact: str) -> ConfigError:
-    return ConfigError(f"{path}: is not valid TOML: {fact}", code="recipe-toml")
+def _assignment(step: RecipeStep, written: str) -> ConfigChange:
+    """The change that ``written`` asks for.
+
+    Variables are replaced after it has been parsed: no value of a variable can name a file or
+    another key.
+    """
+    assignment = parse_assignment(written)
+    assignment = replace(assignment, key=_filled_in(assignment.key, step))
+    name = format_key(assignment.key)
+    if assignment.source == "-":
+        raise ConfigError(
+            f"{name}: a recipe cannot read it from standard input",
+            code="recipe-source",
+            hint=f"Read it from a file: {name}=@FILE",
+        )
+    if assignment.source is not None:
+        path = step.local(step.variables.fill_in(assignment.source))
+        return assignment.change(assignment.value_in(read_text(path), str(path)))
+    written_value = assignment.text or ""
+    text = step.variables.fill_in(written_value, secret=is_secret(assignment.key))
+    value = assignment.value_in(text, name)
+    if is_secret(assignment.key, value):
+        refuse_shown_secret(step.recipe, written_value)
+    return assignment.change(value)
+
+
+def _filled_in(key: KeyPath, step: RecipeStep) -> KeyPath:
+    return tuple(step.variables.fill_in(name) for name in key)

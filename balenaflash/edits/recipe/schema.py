@@ -1,9 +1,9 @@
-"""What a recipe can say.
+"""The keys of a recipe and of its steps.
 
 A recipe is a TOML 1.0 file::
 
-    name = "bench"                  # what messages call it
-    for = ["generic-amd64"]         # optional: the device types it is made for
+    name = "bench"                  # its name in messages
+    for = ["generic-amd64"]         # optional: the device types it is for
 
     [[step]]
     put = ["logo.txt", "certs"]     # files and directories, as `boot put`
@@ -16,36 +16,37 @@ A recipe is a TOML 1.0 file::
     wifi = "Lab"
     psk = "${env:LAB_PSK}"
 
-Steps are made in their order. Each ``[[step]]`` has the one key that says what it does, which is
-named as the command is, and keys for the options of that command:
+Steps run in their order. Each ``[[step]]`` has exactly one key that is named as a command and says
+what to do, and keys for the options of that command:
 
 =================  ==============================================================================
 ``put``            a local file or directory, or several; ``to`` (``/``)
-``apply``          a file with a ``BALENA_BOOT_PARTITION_FILES`` list; ``deploy-dir``, needed
+``apply``          a file with a ``BALENA_BOOT_PARTITION_FILES`` list; ``deploy-dir``, required
 ``rm``             a path or pattern, or several; ``recursive``
 ``mkdir``          a path, or several; ``parents``
-``mv``             a path or pattern, or several; ``to``, needed
+``mv``             a path or pattern, or several; ``to``, required
 ``use-internal``   ``true``; ``from`` and ``to``, paths; ``keep-old``
 ``splash``         a local PNG image
 ``config-set``     a ``KEY=VALUE``, ``KEY+=VALUE`` or ``KEY=@FILE``, or several, as `config set`
 ``config-unset``   a key of config.json, or several
-``config-merge``   a local file such as `balena config generate` makes
+``config-merge``   a local file such as `balena config generate` writes
 ``wifi``           the SSID; ``psk``, ``psk-file`` or ``open``; ``wpa3``, ``hidden``, ``country``;
-                   and those of ``ethernet``
+                   and the keys of ``ethernet``
 ``ethernet``       ``true``; ``name``, ``interface``, ``autoconnect`` (``true``), ``priority``,
                    ``address``, ``gateway``, ``dns`` (each one or several), ``overwrite``
 ``keyfile``        a local keyfile of NetworkManager; ``name``, ``overwrite``
-``network-rm``     the name of a network's file, or several
+``network-rm``     the file name of a network, or several
 =================  ==============================================================================
 
-Local files are relative to the directory of the recipe. Paths in the boot partition begin at its
-root, with or without a slash in front, and may not hold ``..``.
+Local files are relative to the directory of the recipe. Paths in the boot partition start at its
+root, with or without a leading slash, and must not contain ``..``.
 
-``${NAME}`` in a string of a step stands for what the user gives as ``--var NAME=VALUE``, and
-``$$`` for a dollar sign. A secret, which is ``psk`` or the value of a key of config.json that is
-masked in all output, cannot be given so, for a command line is seen by every user of the machine:
-it comes from a file, or from the environment as ``${env:NAME}``. Where there is no secret
-``${env:NAME}`` cannot stand, so that nothing that came from there is ever shown.
+In a string of a step ``${NAME}`` is replaced by the value that the user gives as
+``--var NAME=VALUE``, and ``$$`` by a dollar sign. A secret is ``psk``, or the value of a key of
+config.json that is masked in all output. Because every user of the machine can see a command line,
+a secret cannot contain ``${NAME}``: it is read from a file, or from the environment with
+``${env:NAME}``. ``${env:NAME}`` is allowed only in a secret, so that no value of the environment
+is ever shown.
 """
 
 from collections.abc import Mapping
@@ -54,7 +55,7 @@ from enum import Enum
 
 
 class Holds(Enum):
-    """The type of a value, in words that follow "must be"."""
+    """The type of a value; the words follow "must be"."""
 
     TEXT = "a string"
     TEXTS = "a string or an array of strings"
@@ -63,8 +64,8 @@ class Holds(Enum):
     NUMBER = "a whole number"
 
 
-class Use(Enum):
-    """What the text of a value is."""
+class TextRole(Enum):
+    """The meaning of the text of a value."""
 
     PLAIN = "plain"
     LOCAL = "local"
@@ -73,9 +74,9 @@ class Use(Enum):
     BOOT = "boot"
     """A path in the boot partition."""
 
-    SECRET = "secret"  # noqa: S105 -- the name of a use
+    SECRET = "secret"  # noqa: S105 -- the name of a role
     RAW = "raw"
-    """Variables are not filled in here; where there can be any, it is taken apart before."""
+    """A text that is parsed before variables are replaced in it, if it can contain any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,17 +84,17 @@ class Field:
     """One key of a step."""
 
     holds: Holds = Holds.TEXT
-    use: Use = Use.PLAIN
+    role: TextRole = TextRole.PLAIN
     is_required: bool = False
 
 
 _TEXT = Field()
 _TEXTS = Field(Holds.TEXTS)
 _FLAG = Field(Holds.FLAG)
-_LOCAL = Field(use=Use.LOCAL)
-_BOOT = Field(use=Use.BOOT)
-_BOOTS = Field(Holds.TEXTS, Use.BOOT)
-_KEYS = Field(Holds.TEXTS, Use.RAW)
+_LOCAL = Field(role=TextRole.LOCAL)
+_BOOT = Field(role=TextRole.BOOT)
+_BOOTS = Field(Holds.TEXTS, TextRole.BOOT)
+_KEYS = Field(Holds.TEXTS, TextRole.RAW)
 
 _FILE: Mapping[str, Field] = {"name": _TEXT, "overwrite": _FLAG}
 _CONNECTION: Mapping[str, Field] = {
@@ -107,11 +108,11 @@ _CONNECTION: Mapping[str, Field] = {
 }
 
 STEPS: Mapping[str, Mapping[str, Field]] = {
-    "put": {"put": Field(Holds.TEXTS, Use.LOCAL), "to": _BOOT},
-    "apply": {"apply": _LOCAL, "deploy-dir": Field(use=Use.LOCAL, is_required=True)},
+    "put": {"put": Field(Holds.TEXTS, TextRole.LOCAL), "to": _BOOT},
+    "apply": {"apply": _LOCAL, "deploy-dir": Field(role=TextRole.LOCAL, is_required=True)},
     "rm": {"rm": _BOOTS, "recursive": _FLAG},
     "mkdir": {"mkdir": _BOOTS, "parents": _FLAG},
-    "mv": {"mv": _BOOTS, "to": Field(use=Use.BOOT, is_required=True)},
+    "mv": {"mv": _BOOTS, "to": Field(role=TextRole.BOOT, is_required=True)},
     "use-internal": {
         "use-internal": Field(Holds.TRUE),
         "from": _BOOT,
@@ -124,7 +125,7 @@ STEPS: Mapping[str, Mapping[str, Field]] = {
     "config-merge": {"config-merge": _LOCAL},
     "wifi": {
         "wifi": _TEXT,
-        "psk": Field(use=Use.SECRET),
+        "psk": Field(role=TextRole.SECRET),
         "psk-file": _LOCAL,
         "open": _FLAG,
         "wpa3": _FLAG,
@@ -136,10 +137,10 @@ STEPS: Mapping[str, Mapping[str, Field]] = {
     "keyfile": {"keyfile": _LOCAL, **_FILE},
     "network-rm": {"network-rm": _TEXTS},
 }
-"""What each kind of step may hold; its own key comes first and is the only one it must have."""
+"""The keys of each kind of step; its own key comes first and is always required."""
 
 RECIPE: Mapping[str, Field] = {
-    "name": Field(use=Use.RAW, is_required=True),
-    "for": Field(Holds.TEXTS, Use.RAW),
+    "name": Field(role=TextRole.RAW, is_required=True),
+    "for": Field(Holds.TEXTS, TextRole.RAW),
 }
-"""The keys of a recipe beside ``step``."""
+"""The keys of a recipe except ``step``."""
