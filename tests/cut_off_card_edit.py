@@ -17,8 +17,7 @@ from cut_off_commit import DyingFiles
 
 from balenaflash.commands.cards import edit_card, find_card
 from balenaflash.commands.edit import edit
-from balenaflash.edits.change import Edit
-from balenaflash.edits.files import PutFile, Remove
+from balenaflash.edits.files import Edit, PutFile, Remove
 
 EPOCH = "1700000000"
 EDITS: tuple[Edit, ...] = (

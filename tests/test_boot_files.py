@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from balenaflash.edits import copies as boot_copy_out
-from balenaflash.edits.change import Edit
 from balenaflash.edits.copies import CopyIn, copy_out
 from balenaflash.edits.files import (
-    Action,
+    ChangeKind,
+    Edit,
     MakeDirectory,
     PutFile,
     Remove,
@@ -75,9 +75,9 @@ class TestPut:
             *PutFile("/new file.txt", b"new").apply(made.volume),
             *PutFile("efi/boot/GRUB.CFG", b"longer than it was before\n" * 100).apply(made.volume),
         ]
-        assert [(change.path, change.action, change.size) for change in changes] == [
-            ("/new file.txt", Action.CREATED, 3),
-            ("/EFI/BOOT/grub.cfg", Action.REPLACED, 2600),
+        assert [(change.path, change.kind, change.size) for change in changes] == [
+            ("/new file.txt", ChangeKind.CREATED, 3),
+            ("/EFI/BOOT/grub.cfg", ChangeKind.REPLACED, 2600),
         ]
         assert made.files() == FILES | {
             "/new file.txt": b"new",
@@ -86,7 +86,7 @@ class TestPut:
 
     def test_the_content_that_is_there_already_changes_nothing(self, made: MadeVolume) -> None:
         (change,) = PutFile("/config.json", b"{}").apply(made.volume)
-        assert change.action is Action.UNCHANGED
+        assert change.kind is ChangeKind.UNCHANGED
         assert made.edited() == made.content
 
     @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 from fat_volumes import make_volume
 
 from balenaflash.edits.bootloader import UseInternal, use_internal
-from balenaflash.edits.files import Action
+from balenaflash.edits.files import ChangeKind
 from balenaflash.errors import EditError
 
 pytestmark = pytest.mark.needs("dosfstools", "mtools")
@@ -19,8 +19,8 @@ RAW = {
 def test_the_internal_settings_take_the_place_of_the_active_ones(tmp_path: Path) -> None:
     made = make_volume(tmp_path, RAW)
     changes = UseInternal().apply(made.volume)
-    assert [(change.path, change.action) for change in changes] == [
-        ("/EFI/BOOT/grub.cfg", Action.REPLACED)
+    assert [(change.path, change.kind) for change in changes] == [
+        ("/EFI/BOOT/grub.cfg", ChangeKind.REPLACED)
     ]
     assert made.files() == RAW | {"/EFI/BOOT/grub.cfg": boot_tree.GRUB_INTERNAL}
 
@@ -28,7 +28,7 @@ def test_the_internal_settings_take_the_place_of_the_active_ones(tmp_path: Path)
 def test_done_once_more_it_changes_nothing(tmp_path: Path) -> None:
     made = make_volume(tmp_path, RAW | {"/EFI/BOOT/grub.cfg": boot_tree.GRUB_INTERNAL})
     changes = use_internal(made.volume)
-    assert [change.action for change in changes] == [Action.UNCHANGED]
+    assert [change.kind for change in changes] == [ChangeKind.UNCHANGED]
     assert made.edited() == made.content
 
 

@@ -16,7 +16,7 @@ from balenaflash.errors import EditError, ImageError
 from balenaflash.units import KIB
 
 if TYPE_CHECKING:
-    from balenaflash.edits.change import Edit
+    from balenaflash.edits.files import Edit
 
 
 def content_digest(path: Path) -> str:

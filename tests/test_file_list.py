@@ -147,7 +147,7 @@ def test_a_value_is_read_in_every_form_it_is_kept_in(text: str) -> None:
         ("a:/EFI/../x", "'/EFI/../x': contains '..'"),
         ("../a:", "'/../a': contains '..'"),
         ("${KERNEL_IMAGETYPE}-${MACHINE}.bin:/", "a variable, which only bitbake can expand"),
-        ("a\0b:/", "holds characters"),
+        ("a\0b:/", "contains characters"),
         (".:", "a destination without a name"),
     ],
 )

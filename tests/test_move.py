@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from fat_volumes import make_volume, read_folder
 
-from balenaflash.edits.files import Action, Move
+from balenaflash.edits.files import ChangeKind, Move
 from balenaflash.edits.fingerprint import check, update
 from balenaflash.errors import EditError
 
@@ -53,7 +53,7 @@ def test_the_tree_is_that_which_mv_makes(sources: list[str], target: str, tmp_pa
 
     contents = made.files()
     assert contents == read_folder(tmp_path / "tree")
-    moved = {change.origin: change.path for change in changes if change.action is Action.MOVED}
+    moved = {change.origin: change.path for change in changes if change.kind is ChangeKind.MOVED}
     assert {TREE[old] == contents[new] for old, new in moved.items() if old in TREE} == {True}
 
 
@@ -82,7 +82,7 @@ def test_moved_onto_itself_it_stays(tmp_path: Path) -> None:
     made = make_volume(tmp_path, TREE)
     for source, target in (("/config.json", "/config.json"), ("/EFI/BOOT", "/EFI")):
         (change,) = Move((source,), target).apply(made.volume)
-        assert change.action is Action.UNCHANGED
+        assert change.kind is ChangeKind.UNCHANGED
         assert change.touched == ()
     assert made.edited() == made.content
 
@@ -90,9 +90,9 @@ def test_moved_onto_itself_it_stays(tmp_path: Path) -> None:
 def test_what_is_replaced_is_told_of(tmp_path: Path) -> None:
     made = make_volume(tmp_path, TREE)
     changes = Move(("/overlays/a.dtbo",), "/other/").apply(made.volume)
-    assert [(change.action, change.path, change.size) for change in changes] == [
-        (Action.REMOVED, "/other/a.dtbo", 7),
-        (Action.MOVED, "/other/a.dtbo", 1),
+    assert [(change.kind, change.path, change.size) for change in changes] == [
+        (ChangeKind.REMOVED, "/other/a.dtbo", 7),
+        (ChangeKind.MOVED, "/other/a.dtbo", 1),
     ]
 
 

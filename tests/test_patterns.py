@@ -92,7 +92,7 @@ def test_a_pattern_that_matches_nothing_is_an_error(pattern: str, tmp_path: Path
 
 def test_a_pattern_leads_nowhere_outside(tmp_path: Path) -> None:
     made = make_volume(tmp_path, TREE)
-    with pytest.raises(EditError, match=r"holds '\.\.'"):
+    with pytest.raises(EditError, match=r"contains '\.\.'"):
         find_matches(made.volume, "/EFI/../*")
 
 

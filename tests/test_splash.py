@@ -1,4 +1,4 @@
-"""The picture shown at the start, and what is a PNG."""
+"""The picture shown at the start, and the size of a PNG image."""
 
 import struct
 import subprocess
@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from boot_volume import edited, extract, file_tree
 from builders import BuiltImage, Layout
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from imagecopies import MakeImage
 
 from balenaflash.edits.files import PutFile, Remove
-from balenaflash.edits.splash import OLD_SPLASH_PATH, SPLASH_PATH, PngImage, SetSplash, read_png
+from balenaflash.edits.splash import OLD_SPLASH_PATH, SPLASH_PATH, SetSplash, read_png_size
 from balenaflash.errors import EditError
 
 needs_netpbm = pytest.mark.needs("netpbm")
@@ -59,52 +59,46 @@ def netpbm(picture: str, *options: str) -> bytes:
     ],
 )
 def test_images_of_netpbm_are_png(picture: str, options: list[str]) -> None:
-    assert read_png(netpbm(picture, *options), "logo.png") == PngImage(3, 2)
+    assert read_png_size(netpbm(picture, *options), "logo.png") == (3, 2)
 
 
 @pytest.mark.parametrize("start", [b"\xff\xd8\xff\xe0", b"GIF89a", b"BM", b"<svg/>", b""])
 def test_other_images_are_not(start: bytes) -> None:
     with pytest.raises(EditError) as refusal:
-        read_png(start + bytes(40), "logo")
+        read_png_size(start + bytes(40), "logo")
     assert str(refusal.value) == "logo: is not a PNG image"
 
 
-@settings(max_examples=300)
+START = len(SMALL) - len(PIXELS) - len(END) - 9  # without bit depth to checksum of the header
+
+
 @given(data=st.data())
-def test_one_spoiled_byte_is_always_found(data: st.DataObject) -> None:
+def test_one_spoiled_byte_of_signature_or_header_type_is_found(data: st.DataObject) -> None:
     spoiled = bytearray(SMALL)
-    spoiled[data.draw(st.integers(0, len(SMALL) - 1))] ^= data.draw(st.integers(1, 255))
+    spoiled[data.draw(st.integers(0, 15))] ^= data.draw(st.integers(1, 255))
     with pytest.raises(EditError):
-        read_png(bytes(spoiled), "logo")
+        read_png_size(bytes(spoiled), "logo")
 
 
-@given(size=st.integers(0, len(SMALL) - 1))
-def test_an_image_cut_short_is_found(size: int) -> None:
+@given(size=st.integers(0, START - 1))
+def test_an_image_cut_short_before_its_size_is_found(size: int) -> None:
     with pytest.raises(EditError):
-        read_png(SMALL[:size], "logo")
+        read_png_size(SMALL[:size], "logo")
 
 
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (SMALL + b"x", "1 bytes after the end"),
-        (png(END), "no pixels"),
-        (png(PIXELS, END, tail=b"\x08\x03\x00\x00\x00"), "no palette"),
-        (png(PIXELS, END, tail=b"\x03\x00\x00\x00\x00"), "not defined"),
-        (png(PIXELS, END, tail=b"\x10\x03\x00\x00\x00"), "not defined"),
-        (png(PIXELS, END, tail=b"\x08\x00\x01\x00\x00"), "not defined"),
-        (png(PIXELS, END, tail=b"\x08\x00\x00\x00\x02"), "not defined"),
-        (png(PIXELS, END, tail=b"\x08\x00\x00\x00"), "wrong length"),
         (png(PIXELS, END, width=0), "0 x 1 pixels"),
         (png(PIXELS, END, height=1 << 31), "2147483648 pixels"),
-        (b"\x89PNG\r\n\x1a\n" + PIXELS + END, "does not begin with one PNG header"),
-        (png(chunk(b"IHDR", bytes(13)), PIXELS, END), "does not begin with one PNG header"),
-        (png(struct.pack(">I", 0xFFFFFFFF) + b"IDAT"), "ends at byte"),
+        (png(PIXELS, END, tail=b"\x08\x00\x00\x00"), "does not begin with a PNG header"),
+        (b"\x89PNG\r\n\x1a\n" + PIXELS + END, "does not begin with a PNG header"),
+        (b"\x89PNG\r\n\x1a\n" + b"\0\0\0\x0dIHDR", "ends at byte 16"),
     ],
 )
-def test_an_image_that_is_not_whole_is_refused(data: bytes, words: str) -> None:
+def test_an_image_without_a_valid_header_is_refused(data: bytes, words: str) -> None:
     with pytest.raises(EditError) as refusal:
-        read_png(data, "logo.png")
+        read_png_size(data, "logo.png")
     assert words in str(refusal.value)
     assert refusal.value.code == "png-invalid"
 

@@ -24,10 +24,17 @@ from balenaflash.cli.output import Answer
 from balenaflash.cli.session import Session, with_session
 from balenaflash.commands.edit import open_boot_volume
 from balenaflash.edits.bootloader import UseInternal
-from balenaflash.edits.change import Edit
 from balenaflash.edits.copies import CopiedFile, CopyIn, copy_out
 from balenaflash.edits.file_list import ApplyFileList, FileListEntry, parse, read_list
-from balenaflash.edits.files import MakeDirectory, Move, PutFile, Remove, RepairVolume, read_files
+from balenaflash.edits.files import (
+    Edit,
+    MakeDirectory,
+    Move,
+    PutFile,
+    Remove,
+    RepairVolume,
+    read_files,
+)
 from balenaflash.edits.files import list_files as list_boot_files
 from balenaflash.edits.paths import is_pattern, volume_path
 from balenaflash.edits.splash import SetSplash

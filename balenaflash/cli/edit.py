@@ -19,8 +19,7 @@ from balenaflash.commands.edit import edit as edit_image
 from balenaflash.commands.image_file import output_mode, require_unused
 from balenaflash.commands.write import find_destinations, is_device, open_destination, plan_image
 from balenaflash.durable import FileType, find_type
-from balenaflash.edits.change import Edit
-from balenaflash.edits.files import FileChange
+from balenaflash.edits.files import Edit, FileChange
 from balenaflash.edits.recipe.reading import Recipe
 from balenaflash.errors import BalenaflashError, EditError, refusal
 from balenaflash.flashing.flash import FlashOptions, FlashReport, Target, flash
@@ -101,7 +100,7 @@ def change_result(change: FileChange) -> dict[str, object]:
     """What scripts get of one change."""
     result: dict[str, object] = {
         "path": change.path,
-        "action": change.action.value,
+        "action": change.kind.value,
         "type": "directory" if change.is_directory else "file",
         "size": change.size,
     }
@@ -142,7 +141,7 @@ def change_line(change: FileChange) -> str:
     if change.origin is not None:
         place = f"{change.origin}{slash} to {place}"
     size = "" if change.is_directory else f" ({change.size} bytes)"
-    return f"{change.action.value} {place}{size}"
+    return f"{change.kind.value} {place}{size}"
 
 
 def answer_copy(

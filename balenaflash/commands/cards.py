@@ -14,7 +14,7 @@ import xxhash
 
 from balenaflash.commands.card_records import record_of, settle_records
 from balenaflash.commands.edit import EditReport, edit_opened
-from balenaflash.edits.change import Edit
+from balenaflash.edits.files import Edit
 from balenaflash.errors import ImageError, WriteError
 from balenaflash.formats.partitions.table import read_table
 from balenaflash.rereading import Rereads

@@ -16,11 +16,10 @@ from balenaflash.balena.image import (
 )
 from balenaflash.commands.card_records import warn_of_cut_off
 from balenaflash.commands.image_file import require_unused
-from balenaflash.edits.change import Edit
 from balenaflash.edits.config.check import Finding
 from balenaflash.edits.config.edit import find_errors, invalid_config
 from balenaflash.edits.consequences import adds_secrets, diff_files, warnings_for
-from balenaflash.edits.files import Action, FileChange
+from balenaflash.edits.files import ChangeKind, Edit, FileChange
 from balenaflash.edits.fingerprint import listed_paths
 from balenaflash.edits.fingerprint import update as update_fingerprint
 from balenaflash.errors import ConfigError, EditError
@@ -298,7 +297,7 @@ class _Edited:
         What was moved is not among them: its content is as it was, and whether it is a secret
         that must not be shown is told by the path it had.
         """
-        moved = {change.path for change in self.changes if change.action is Action.MOVED}
+        moved = {change.path for change in self.changes if change.kind is ChangeKind.MOVED}
         return tuple(change.path for change in self.changes if change.path not in moved)
 
     @property

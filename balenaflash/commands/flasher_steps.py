@@ -12,8 +12,7 @@ from fnmatch import fnmatchcase
 from balenaflash.balena.boards import Board, HookPlace
 from balenaflash.balena.flasher import Flasher
 from balenaflash.balena.settings import BootloaderImage
-from balenaflash.edits.change import Edit
-from balenaflash.edits.files import is_directory
+from balenaflash.edits.files import Edit, is_directory
 from balenaflash.edits.installation import (
     InstallConfig,
     Installer,

@@ -14,9 +14,8 @@ from balenaflash.commands.edit import EditedImage, lay_over
 from balenaflash.commands.flasher_steps import Circumstances, Step, StepState, list_steps
 from balenaflash.commands.image_file import output_mode, require_unused
 from balenaflash.durable import is_same_file
-from balenaflash.edits.change import Edit
 from balenaflash.edits.consequences import warn_of_low_space
-from balenaflash.edits.files import FileChange, read_file
+from balenaflash.edits.files import Edit, FileChange, read_file
 from balenaflash.edits.installation import Installer, is_file, read_installer
 from balenaflash.errors import EditError, ImageError, refusal
 from balenaflash.flashing.save import SavedImage, save_image

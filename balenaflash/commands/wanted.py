@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from balenaflash.commands.edit import lay_over
 from balenaflash.commands.image_file import require_unused
 from balenaflash.commands.unwrap import UnwrapPlan, lay_over_unwrapped
-from balenaflash.edits.change import Edit
-from balenaflash.edits.files import FileChange
+from balenaflash.edits.files import Edit, FileChange
 from balenaflash.formats.fat.check import Fault
 from balenaflash.source.base import Source
 from balenaflash.source.commit import ReadableImage

@@ -2,7 +2,7 @@
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,6 +19,7 @@ from balenaflash.edits.files import (
     require_entry,
     require_room,
 )
+from balenaflash.edits.given_text import unreadable
 from balenaflash.edits.network import DIRECTORY
 from balenaflash.edits.paths import find_matches, is_pattern, join, uppermost, volume_path
 from balenaflash.errors import EditError, ExistsError, ImageError, WriteError, refusal
@@ -31,16 +32,15 @@ class CopyIn:
     """Copy local files, and directories with all they hold, into the boot partition."""
 
     sources: tuple[Path, ...]
-    """Links are followed, but not those of another user to what is not theirs.
+    """Links are followed, except links of another user to files that are not theirs.
 
-    A directory is merged into one of its name that is there.
+    A directory is merged into an existing directory of the same name.
     """
 
     target: str
-    """The directory to put them in; for a single source also the path it is to have."""
+    """The directory to put them in; for a single source also its new path."""
 
     def apply(self, volume: FatVolume) -> tuple[FileChange, ...]:
-        """Make it so in ``volume``."""
         changes: list[FileChange] = []
         for source, path in zip(self.sources, self._paths(volume), strict=True):
             with _open(source, path) as opened:
@@ -49,7 +49,6 @@ class CopyIn:
         return tuple(changes)
 
     def describe(self) -> str:
-        """What it does, in a few words."""
         return f"put {', '.join(map(str, self.sources))} to {self.target}"
 
     def _paths(self, volume: FatVolume) -> list[str]:
@@ -58,33 +57,33 @@ class CopyIn:
             require_directory(volume, target)
         if not is_directory(volume, target):
             return [target]
-        # "." and ".." have no name of their own: what they hold goes straight into the target.
+        # "." and ".." have no name of their own: their content goes directly into the target.
         names = (source.name.replace("..", "") for source in self.sources)
         return [join(target, name) if name else target for name in names]
 
 
 @dataclass(frozen=True, slots=True)
 class _Local:
-    """An open local file or directory, and the path it is to have in the boot partition."""
+    """An open local file or directory, and its path in the boot partition."""
 
     source: Path
     path: str
     status: os.stat_result
     descriptor: int
-    """Stands for it, whatever is done to its name meanwhile (``O_PATH``)."""
+    """Refers to it even if its name is changed meanwhile (``O_PATH``)."""
 
     @property
     def is_directory(self) -> bool:
         return stat.S_ISDIR(self.status.st_mode)
 
     @property
-    def place(self) -> Path:
-        """A path to what is open."""
+    def open_path(self) -> Path:
+        """A path to the open file or directory."""
         return Path(f"/proc/self/fd/{self.descriptor}")
 
 
 def _walk(local: _Local, above: tuple[tuple[int, int], ...]) -> Iterator[_Local]:
-    """``local``, then what it holds, by name; ``above`` identifies the directories around it."""
+    """``local``, then its content, by name; ``above`` identifies the directories around it."""
     yield local
     if not local.is_directory:
         return
@@ -92,9 +91,9 @@ def _walk(local: _Local, above: tuple[tuple[int, int], ...]) -> Iterator[_Local]
     if identity in above:
         raise EditError(f"{local.source}: leads back to a directory above it", code="source-loop")
     try:
-        names = sorted(each.name for each in local.place.iterdir())
+        names = sorted(each.name for each in local.open_path.iterdir())
     except OSError as error:
-        raise _unreadable(local.source, error) from error
+        raise unreadable(local.source, error) from error
     for name in names:
         with _open(local.source / name, join(local.path, name), inside=local) as child:
             yield from _walk(child, (*above, identity))
@@ -105,8 +104,8 @@ def _open(source: Path, path: str, inside: _Local | None = None) -> Iterator[_Lo
     """The file or directory at ``source``, open until the block ends.
 
     Raises:
-        EditError: it cannot be read, or is a link that another user made and that leads to a file
-            of somebody else: what they may not read would come into an image that they may.
+        EditError: it cannot be read; or it is a link that another user made to a third user's
+            file, whose content they could not read themselves.
     """
     name = str(source) if inside is None else source.name
     folder = None if inside is None else inside.descriptor
@@ -114,15 +113,15 @@ def _open(source: Path, path: str, inside: _Local | None = None) -> Iterator[_Lo
         entry = os.stat(name, dir_fd=folder, follow_symlinks=False)
         descriptor = os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=folder)
     except OSError as error:
-        raise _unreadable(source, error) from error
+        raise unreadable(source, error) from error
     try:
         status = os.fstat(descriptor)
         is_kept = stat.S_ISLNK(entry.st_mode) or os.path.samestat(entry, status)
         if not is_kept or entry.st_uid not in {0, os.geteuid(), status.st_uid}:
             raise EditError(
-                f"{source}: is a link of another user to what belongs to neither them nor us",
+                f"{source}: is a link of another user to a file that is neither theirs nor yours",
                 code="source-unsafe",
-                hint="Copy what it leads to into a folder of your own, and put that.",
+                hint="Copy the file into a folder of your own, and put that copy.",
             )
         yield _Local(source, path, status, descriptor)
     finally:
@@ -139,25 +138,21 @@ def _copy(volume: FatVolume, local: _Local) -> tuple[FileChange, ...]:
             f"{local.source}: is neither a file nor a directory", code="source-unsupported"
         )
     before = volume.find(local.path)
-    # Before reading it: the file may be larger than the memory.
+    # Checked before it is read: the file may be larger than the memory.
     replaced = before.size if before else 0
     require_room(volume, str(local.source), local.status.st_size, replaced=replaced)
     try:
-        content = local.place.read_bytes()
+        content = local.open_path.read_bytes()
     except OSError as error:
-        raise _unreadable(local.source, error) from error
+        raise unreadable(local.source, error) from error
     return (put_file(volume, local.path, content, _modified(local.status)),)
 
 
 def _modified(status: os.stat_result) -> datetime | None:
-    """The file's own time, but where ``SOURCE_DATE_EPOCH`` asks for one that builds repeat."""
+    """The file's own time; ``None`` if ``SOURCE_DATE_EPOCH`` asks for a reproducible one."""
     if os.environ.get("SOURCE_DATE_EPOCH"):
         return None
     return datetime.fromtimestamp(status.st_mtime)  # noqa: DTZ006 -- FAT holds local time
-
-
-def _unreadable(source: Path, error: OSError) -> EditError:
-    return EditError(f"{source}: cannot be read: {error.strerror}", code="source-unreadable")
 
 
 _NETWORKS = fold(f"{DIRECTORY}/")
@@ -165,17 +160,16 @@ _NETWORKS = fold(f"{DIRECTORY}/")
 
 @dataclass(frozen=True, slots=True)
 class CopiedFile:
-    """A file or directory that was copied out."""
+    """A file or directory that was copied out of the boot partition."""
 
     path: str
     """Absolute in the boot partition."""
 
     top: Path
-    """The directory that the user named, or that holds what the user named."""
+    """The directory that the user named, or the parent of the path that the user named."""
 
     names: tuple[str, ...]
-    """Names of the directories in ``top`` that lead to it, all of them copied, and its own; none
-    for ``top`` itself."""
+    """Its path below ``top``: the names of copied directories, and its own; empty for ``top``."""
 
     is_directory: bool
     size: int
@@ -183,27 +177,26 @@ class CopiedFile:
 
     @property
     def target(self) -> Path:
-        """Where it is now."""
+        """Path of the copy."""
         return self.top.joinpath(*self.names)
 
 
 def copy_out(
     volume: FatVolume, path: str, target: str, *, overwrite: bool = False
 ) -> tuple[CopiedFile, ...]:
-    """Copy what is at ``path`` to ``target``, or into it if that is a directory.
+    """Copy the file or directory at ``path`` to ``target``, or into it if that is a directory.
 
-    ``path`` may be a pattern, as in ``patterns``; then ``target`` is a directory.
-
-    ``target`` is local; with a slash at its end it means a directory. A directory is merged into
-    one of its name that is there. What is at ``target`` is looked at before anything is written.
+    ``path`` may be a pattern, as in `find_matches`; then ``target`` must be a directory. ``target``
+    is local; with a slash at its end it means a directory. A directory is merged into an existing
+    directory of the same name. All targets are checked before the first is written.
 
     Raises:
-        EditError: there is nothing at ``path``; or a file is in the way, and is not to be, or
-            cannot be, overwritten. Nothing was written.
-        ImageError: the image holds a name that no file can have, or cannot be read.
+        EditError: there is nothing at ``path``; or a file exists already, and ``overwrite`` is not
+            set or cannot replace it. Nothing was written.
+        ImageError: the image contains a name that no file can have, or cannot be read.
         TargetRefusedError: another process has locked a file that would be overwritten. Nothing
             was written.
-        WriteError: writing failed; some of the files may be there.
+        WriteError: writing failed; some of the files may have been written.
     """
     if is_pattern(volume, path) and find_type(Path(target)) is not FileType.DIRECTORY:
         raise EditError(f"{target}: no such directory", code="output-unwritable")
@@ -231,11 +224,11 @@ def _unwritable(target: Path, error: OSError) -> EditError:
 
 
 def _plan(volume: FatVolume, path: str, target: str) -> Iterator[CopiedFile]:
-    """What is to be copied where, each directory before what it holds."""
+    """The planned copies, each directory before its content."""
     entry = require_entry(volume, path)
     place = Path(target)
     if find_type(place) is FileType.DIRECTORY:
-        # The root has no name: what it holds goes straight into the target.
+        # The root has no name: its content goes directly into the target.
         names = () if entry.path == "/" else (_file_name(entry),)
         yield from _plan_entry(volume, entry, place, names)
         return
@@ -254,7 +247,7 @@ def _plan_entry(
 
 
 def _file_name(entry: FatEntry) -> str:
-    """The entry's name, which never leads out of the directory it is put in."""
+    """The entry's name, if it stays inside the directory of the copy."""
     name = entry.name
     if name in {"", ".", ".."} or "\0" in name:
         raise ImageError(f"{entry.path!r}: no local file can have this name", code="name-unsafe")
@@ -266,18 +259,18 @@ def _require_free(copy: CopiedFile, *, overwrite: bool) -> None:
     if not copy.names or not os.path.lexists(target):
         return
     found = find_type(target, follow_links=False)
+    hint = "Name another OUT."
     if found is FileType.LINK:
         reason = "is a symbolic link, which is not followed"
     elif found is (FileType.DIRECTORY if copy.is_directory else FileType.FILE):
         if copy.is_directory or overwrite:
             return
         reason = "exists already"
-    else:
-        wanted = "directory" if copy.is_directory else "file"
-        reason = "is a directory" if found is FileType.DIRECTORY else f"is not a {wanted}"
-    hint = "Name another OUT."
-    if reason == "exists already":
         hint = "Overwrite it with --overwrite, or name another OUT."
+    elif found is FileType.DIRECTORY:
+        reason = "is a directory"
+    else:
+        reason = f"is not a {'directory' if copy.is_directory else 'file'}"
     raise ExistsError(f"{target}: {reason}", code="output-exists", hint=hint)
 
 
@@ -295,7 +288,7 @@ def _require_unlocked(target: Path) -> None:
 
 
 def _require_distinct(copies: tuple[CopiedFile, ...]) -> None:
-    """A pattern may match files of one name in several directories."""
+    """Refuse two copies with one target: a pattern may match one name in several directories."""
     taken: dict[Path, CopiedFile] = {}
     for copy in copies:
         other = taken.setdefault(copy.target, copy)
@@ -303,41 +296,32 @@ def _require_distinct(copies: tuple[CopiedFile, ...]) -> None:
             raise EditError(
                 f"{copy.target}: both {other.path} and {copy.path} would be copied there",
                 code="output-exists",
-                hint="Copy them one by one, or the directory that holds them.",
+                hint="Copy them one by one, or copy their common directory.",
             )
 
 
 def _create(copy: CopiedFile, content: bytes | None, *, overwrite: bool) -> None:
-    """A file with ``content``, or without one a directory.
+    """Create a file with ``content``; without content, a directory.
 
-    What was looked at before may have been exchanged since: no directory that was copied is
-    followed where it is a link now.
+    A copied directory may have been replaced by a link since the check, which is not followed.
     """
     if not copy.names:
         return
     *parents, name = copy.names
-    with _open_parent(copy.top, parents) as folder:
+    with ExitStack() as stack:
+        folder = stack.enter_context(open_folder(copy.top))
+        for parent in parents:
+            descriptor = open_subfolder(folder.descriptor, parent)
+            stack.callback(os.close, descriptor)
+            folder = Folder(folder.path / parent, descriptor)
         if content is None:
             with suppress(FileExistsError):
                 os.mkdir(name, dir_fd=folder.descriptor)
             os.close(open_subfolder(folder.descriptor, name))
             return
-        with folder.new_file(name, mode=_mode_of(copy), replace=overwrite) as descriptor:
+        # Less the umask; files with keys and passphrases are for the user alone.
+        place = fold(copy.path)
+        is_secret = place == fold(CONFIG_PATH) or place.startswith(_NETWORKS)
+        mode = 0o600 if is_secret else 0o666
+        with folder.new_file(name, mode=mode, replace=overwrite) as descriptor:
             write_all(descriptor, content)
-
-
-@contextmanager
-def _open_parent(top: Path, parents: Sequence[str]) -> Iterator[Folder]:
-    with ExitStack() as stack:
-        folder = stack.enter_context(open_folder(top))
-        for name in parents:
-            descriptor = open_subfolder(folder.descriptor, name)
-            stack.callback(os.close, descriptor)
-            folder = Folder(folder.path / name, descriptor)
-        yield folder
-
-
-def _mode_of(copy: CopiedFile) -> int:
-    """Less the umask; what holds keys and passphrases is for us alone."""
-    is_secret = fold(copy.path) == fold(CONFIG_PATH) or fold(copy.path).startswith(_NETWORKS)
-    return 0o600 if is_secret else 0o666

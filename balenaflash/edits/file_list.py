@@ -1,11 +1,11 @@
-"""Files of a Yocto deploy directory into the boot partition, as the image build puts them there.
+"""Files of a Yocto deploy directory, put into the boot partition as the image build does it.
 
 The list is the value of ``BALENA_BOOT_PARTITION_FILES``: ``SOURCE:DESTINATION`` entries separated
-by white space, carried out in their order. The rules are those of
-``do_resin_boot_dirgen_and_deploy`` in meta-balena's ``image-balena.bbclass``, with three
-exceptions. A destination with ``..`` in it is refused. The signature of a file that goes into a
-directory lies beside it there, where the build calls it ``.sig`` and nothing finds it. A source
-that is a link to a directory stands for the files of that directory, where the build copies none.
+by white space, processed in order. The rules are those of ``do_resin_boot_dirgen_and_deploy`` in
+meta-balena's ``image-balena.bbclass``, with three exceptions. A destination with ``..`` is refused.
+The signature of a file that goes into a directory is put beside it; the build names it ``.sig``,
+where nothing finds it. A link to a directory stands for the files of that directory; the build
+copies none of them.
 """
 
 import os
@@ -17,26 +17,26 @@ from pathlib import Path
 
 from balenaflash.edits.copies import CopyIn
 from balenaflash.edits.files import FileChange, is_directory, make_directories
-from balenaflash.edits.given_text import given_text, without_mark
+from balenaflash.edits.given_text import given_text, unreadable, without_mark
 from balenaflash.edits.paths import join, parent_of, volume_path
 from balenaflash.errors import EditError
 from balenaflash.formats.fat.pyfatfs import FatVolume
 from balenaflash.units import MIB, format_size
 
 SIGNATURE_SUFFIX = ".sig"
-"""Of the signature of a file, beside the file."""
+"""Suffix of the signature of a file, in the same directory."""
 
 _ASSIGNMENT = re.compile(r'\s*(?:BALENA|RESIN)_BOOT_PARTITION_FILES\s*=\s*"([^"]*)"\s*')
-"""What ``bitbake -e`` prints; a recipe's own lines hold variables that only bitbake expands."""
+"""The output of ``bitbake -e``; in a recipe's own lines are variables that only bitbake expands."""
 
 _MAX_LIST = MIB  # bytes; the longest of balena's own boards has 6 KiB
 
-_HOW_TO_GET = "bitbake tells it: bitbake-getvar -r balena-image --value BALENA_BOOT_PARTITION_FILES"
+_HOW_TO_GET = "Get it with: bitbake-getvar -r balena-image --value BALENA_BOOT_PARTITION_FILES"
 
 
 @dataclass(frozen=True, slots=True)
 class FileListEntry:
-    """One ``SOURCE:DESTINATION``."""
+    """One ``SOURCE:DESTINATION`` entry."""
 
     source: Path
     """Relative to the deploy directory, or absolute."""
@@ -45,7 +45,7 @@ class FileListEntry:
     """Absolute in the boot partition, without a slash at its end."""
 
     into_directory: bool
-    """Whether ``destination`` is the directory that the file or files go into."""
+    """True if ``destination`` is the directory of the file or files."""
 
     text: str
     """The entry as it was written."""
@@ -57,27 +57,19 @@ class ApplyFileList:
 
     entries: tuple[FileListEntry, ...]
     deploy_dir: Path
-    """What relative sources are relative to; links in it are followed, wherever they lead."""
+    """The directory of relative sources; links in it are followed, wherever they lead."""
 
     def apply(self, volume: FatVolume) -> tuple[FileChange, ...]:
-        """Make it so in ``volume``; directories that a destination needs are made.
-
-        Raises:
-            EditError: a source is missing or not readable, a directory is to become a file, or
-                a file does not fit. ``volume`` may hold part of the list, except for a missing
-                source: every one is looked at first.
-        """
-        # All sources before the first copy, so that what is missing is told at once.
+        # All sources are checked before the first copy: nothing changes if one is missing.
         copies = [copy for entry in self.entries for copy in self._copies(entry)]
         return tuple(change for source, path in copies for change in _copy(volume, source, path))
 
     def describe(self) -> str:
-        """What it does, in a few words."""
         count = "1 entry" if len(self.entries) == 1 else f"{len(self.entries)} entries"
         return f"apply a file list of {count} from {self.deploy_dir}"
 
     def _copies(self, entry: FileListEntry) -> Iterator[tuple[Path, str]]:
-        """Each file that ``entry`` asks for and the path it is to have, signatures included."""
+        """Each file of ``entry`` and its path in the boot partition, signatures included."""
         source = self.deploy_dir / entry.source
         mode = _mode_of(source, entry)
         if not stat.S_ISDIR(mode):
@@ -100,11 +92,11 @@ class ApplyFileList:
 def parse(text: str) -> tuple[FileListEntry, ...]:
     """The entries of a list.
 
-    Lines that begin with ``#`` are comments, a backslash at the end of a line means nothing, and
-    the value may stand in an assignment as ``bitbake -e`` prints it.
+    Lines that begin with ``#`` are comments, a backslash at the end of a line is ignored, and the
+    list may be the value of an assignment as ``bitbake -e`` prints it.
 
     Raises:
-        EditError: an entry is not valid; or there is none.
+        EditError: an entry is not valid, or the list is empty.
     """
     lines = (line.strip() for line in without_mark(text).splitlines())
     value = "\n".join(line.removesuffix("\\") for line in lines if not line.startswith("#"))
@@ -117,7 +109,7 @@ def parse(text: str) -> tuple[FileListEntry, ...]:
 
 
 def read_list(given: str) -> tuple[FileListEntry, ...]:
-    """The entries of ``given``: the path of a file that holds a list, else a list itself.
+    """The entries of ``given``: the path of a file with a list, or a list itself.
 
     Raises:
         EditError: the file cannot be read, or the list is not valid.
@@ -126,16 +118,16 @@ def read_list(given: str) -> tuple[FileListEntry, ...]:
         with Path(given).open("rb") as file:
             content = file.read(_MAX_LIST + 1)
     except (OSError, ValueError) as error:
-        # A list is no name of a file: it may be longer than any, or hold what no name can.
+        # A list is not the name of a file: it may be longer than any, or contain a NUL character.
         if ":" in given:
             return parse(given)
-        reason = error.strerror if isinstance(error, OSError) else "no file has such a name"
+        reason = error.strerror if isinstance(error, OSError) else "no file can have such a name"
         raise EditError(
             f"{given!r}: is neither a list nor a file that can be read: {reason}",
             code="file-list-unreadable",
         ) from error
     if len(content) > _MAX_LIST:
-        reason = f"is larger than {format_size(_MAX_LIST)}, which no file list is"
+        reason = f"is larger than {format_size(_MAX_LIST)}, so it is not a file list"
         raise EditError(f"{given}: {reason}", code="file-list-invalid")
     return parse(given_text(content, given, code="file-list-invalid"))
 
@@ -143,9 +135,9 @@ def read_list(given: str) -> tuple[FileListEntry, ...]:
 def _parse_entry(text: str) -> FileListEntry:
     source, colon, destination = text.partition(":")
     if "${" in text:
-        raise _invalid(text, "holds a variable, which only bitbake can expand", _HOW_TO_GET)
+        raise _invalid(text, "contains a variable, which only bitbake can expand", _HOW_TO_GET)
     if not text.isprintable():
-        raise _invalid(text, "holds characters that no path of a boot partition has")
+        raise _invalid(text, "contains characters that no path of a boot partition has")
     if not colon or ":" in destination:
         raise _invalid(text, "is not of the form SOURCE:DESTINATION")
     if not source:
@@ -170,7 +162,7 @@ def _mode_of(source: Path, entry: FileListEntry) -> int:
             reason = f"{source} is a link to {source.readlink()}, which does not exist"
         raise EditError(f"{entry.text}: {reason}", code="source-missing") from error
     except OSError as error:
-        raise _unreadable(f"{entry.text}: {source}", error) from error
+        raise unreadable(f"{entry.text}: {source}", error) from error
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise EditError(
             f"{entry.text}: {source} is neither a file nor a directory", code="source-unsupported"
@@ -179,17 +171,17 @@ def _mode_of(source: Path, entry: FileListEntry) -> int:
 
 
 def _files_in(directory: Path) -> list[Path]:
-    """The regular files directly in ``directory``; the build leaves out links and directories."""
+    """The regular files directly in ``directory``, without links, as the build selects them."""
     try:
         with os.scandir(directory) as found:
             names = [each.name for each in found if each.is_file(follow_symlinks=False)]
     except OSError as error:
-        raise _unreadable(str(directory), error) from error
+        raise unreadable(str(directory), error) from error
     return [directory / name for name in sorted(names)]
 
 
 def _with_signature(source: Path, path: str) -> dict[Path, str]:
-    """``source`` to ``path``, and the file beside it that signs it, if there is one."""
+    """``source`` with ``path``, and its signature, if it has one."""
     signature = source.with_name(source.name + SIGNATURE_SUFFIX)
     copies = {source: path}
     if signature.is_file():
@@ -200,9 +192,9 @@ def _with_signature(source: Path, path: str) -> dict[Path, str]:
 def _copy(volume: FatVolume, source: Path, path: str) -> tuple[FileChange, ...]:
     if is_directory(volume, path):
         raise EditError(
-            f"{path}: is a directory in the boot partition; {source} cannot take its place",
+            f"{path}: is a directory in the boot partition; {source} cannot replace it",
             code="is-a-directory",
-            hint=f"To put the file into it, end the destination in a slash: {path}/",
+            hint=f"End the destination in a slash to put the file into it: {path}/",
         )
     made = make_directories(volume, parent_of(path))
     return (*made, *CopyIn((source,), path).apply(volume))
@@ -210,7 +202,3 @@ def _copy(volume: FatVolume, source: Path, path: str) -> tuple[FileChange, ...]:
 
 def _invalid(text: str, reason: str, hint: str | None = None) -> EditError:
     return EditError(f"{text!r}: the entry {reason}", code="file-list-invalid", hint=hint)
-
-
-def _unreadable(what: str, error: OSError) -> EditError:
-    return EditError(f"{what}: cannot be read: {error.strerror}", code="source-unreadable")

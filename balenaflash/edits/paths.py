@@ -8,12 +8,15 @@ from balenaflash.errors import EditError
 from balenaflash.formats.fat.names import fold, split_path
 from balenaflash.formats.fat.pyfatfs import FatVolume
 
+_WILDCARD = re.compile(r"[*?\[]")
+_ANY_DEPTH = "**"
+
 
 def volume_path(text: str) -> str:
-    """``text`` as an absolute path without empty names; a missing leading slash is supplied.
+    """``text`` as an absolute path without empty names; a missing leading slash is added.
 
     Raises:
-        EditError: it holds ``..`` or nothing at all.
+        EditError: it contains ``..``, or is empty.
     """
     names = [name for name in text.split("/") if name not in {"", "."}]
     if not text or ".." in names:
@@ -27,7 +30,7 @@ def volume_path(text: str) -> str:
 
 
 def parent_of(path: str) -> str:
-    """The directory that ``path``, as `volume_path` gives it, lies in; the root's is itself."""
+    """The directory of ``path``, a result of `volume_path`; the root's is the root."""
     return path.rpartition("/")[0] or "/"
 
 
@@ -37,25 +40,21 @@ def name_of(path: str) -> str:
 
 
 def join(directory: str, name: str) -> str:
-    """``name`` in ``directory``, both as `volume_path` gives them."""
+    """The path of ``name`` in ``directory``, a result of `volume_path`."""
     return f"{directory.rstrip('/')}/{name}"
 
 
-_WILDCARD = re.compile(r"[*?\[]")
-_ANY_DEPTH = "**"
-
-
 def is_pattern(volume: FatVolume, path: str) -> bool:
-    """Whether ``path`` is to be matched; the name of something that is there is just a name."""
+    """True if ``path`` has wildcards and is not the name of an existing file."""
     return _WILDCARD.search(path) is not None and volume.find(volume_path(path)) is None
 
 
 def find_matches(volume: FatVolume, path: str) -> tuple[str, ...]:
-    """What ``path`` stands for: itself or, of a pattern, each path that it matches, sorted.
+    """The paths that match a pattern, sorted; else ``path`` itself, which need not exist.
 
-    ``*``, ``?`` and ``[...]`` match within a name, also one that begins with a dot; ``**`` in
-    place of a name matches any number of directories, at the end all that lies below. Paths are
-    absolute and written as stored; a path that is no pattern need not exist.
+    ``*``, ``?`` and ``[...]`` match within a name, also one with a leading dot. ``**`` in place of
+    a name matches any number of directories, and at the end everything below. The matches are
+    absolute and spelled as in the volume.
 
     Raises:
         EditError: nothing matches (``no-such-file``).
@@ -71,15 +70,15 @@ def find_matches(volume: FatVolume, path: str) -> tuple[str, ...]:
         raise EditError(
             f"{path}: matches nothing in the boot partition",
             code="no-such-file",
-            hint="List what there is: balenaflash boot ls -R IMAGE",
+            hint="List its files: balenaflash boot ls -R IMAGE",
         )
     return tuple(found)
 
 
 def uppermost(paths: Iterable[str]) -> tuple[str, ...]:
-    """``paths``, each once and in order, without those that lie below another of them.
+    """``paths`` in order, without duplicates and without those below another one.
 
-    What is done to a directory is done to all it holds: a pattern such as ``/**`` matches both.
+    An edit of a directory includes its content, and a pattern such as ``/**`` matches both.
     """
     unique = {fold(path): path for path in paths}
     return tuple(
@@ -93,12 +92,12 @@ def _above(path: str) -> list[str]:
 
 
 def _matches(names: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Whether the whole of ``pattern`` matches the whole of ``names``, both folded."""
+    """True if the whole of ``pattern`` matches the whole of ``names``, both folded."""
     if not pattern:
         return not names
     first, *rest = pattern
     if first == _ANY_DEPTH:
-        # At the end it stands for what a directory holds, and not for the directory itself.
+        # At the end it matches the content of a directory, and not the directory itself.
         skipped = range(len(names) + 1) if rest else range(1, len(names) + 1)
         return any(_matches(names[skip:], rest) for skip in skipped)
     return bool(names) and fnmatchcase(names[0], first) and _matches(names[1:], rest)

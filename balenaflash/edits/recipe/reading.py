@@ -7,7 +7,6 @@ from pathlib import Path
 
 from balenaflash.balena.image import DEVICE_TYPE_PATH
 from balenaflash.edits.bootloader import UseInternal
-from balenaflash.edits.change import Edit
 from balenaflash.edits.config.check import is_secret
 from balenaflash.edits.config.edit import (
     ConfigChange,
@@ -23,7 +22,7 @@ from balenaflash.edits.config.json_text import parse_document
 from balenaflash.edits.config.keys import KeyPath, format_key, parse_key
 from balenaflash.edits.copies import CopyIn
 from balenaflash.edits.file_list import ApplyFileList, parse
-from balenaflash.edits.files import FileChange, MakeDirectory, Move, Remove
+from balenaflash.edits.files import Edit, FileChange, MakeDirectory, Move, Remove
 from balenaflash.edits.given_text import given_bytes, read_content, read_text
 from balenaflash.edits.keyfile import ALIASES, MAX_SIZE, parse_keyfile
 from balenaflash.edits.network import (
