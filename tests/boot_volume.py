@@ -6,7 +6,7 @@ from pathlib import Path
 
 from builders import BuiltImage, run
 
-from balenaflash.formats.fat.pyfatfs import FatVolume
+from balenaflash.formats.fat.volume import FatVolume
 from balenaflash.source.base import open_source
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from builders import ENVIRONMENT, run, write_tree
 from fakes import MemorySource
 
-from balenaflash.formats.fat.pyfatfs import FatVolume
+from balenaflash.formats.fat.volume import FatVolume
 from balenaflash.units import Extent
 
 

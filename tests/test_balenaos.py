@@ -19,7 +19,7 @@ from balenaflash.balena.image import (
     read_facts,
 )
 from balenaflash.errors import ImageError
-from balenaflash.formats.fat.pyfatfs import FatVolume
+from balenaflash.formats.fat.volume import FatVolume
 from balenaflash.formats.filesystems import Filesystem
 from balenaflash.formats.partitions.table import read_table
 from balenaflash.source.base import open_source

@@ -24,7 +24,7 @@ from balenaflash.edits.files import (
 )
 from balenaflash.edits.paths import join, name_of, parent_of, volume_path
 from balenaflash.errors import EditError, ImageError, WriteError
-from balenaflash.formats.fat.pyfatfs import FatEntry
+from balenaflash.formats.fat.volume import FatEntry
 from balenaflash.units import GIB
 
 pytestmark = pytest.mark.needs("dosfstools", "mtools")

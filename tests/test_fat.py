@@ -11,7 +11,7 @@ import pytest
 import vfat
 
 from balenaflash.errors import EditError, ImageError
-from balenaflash.formats.fat.pyfatfs import FatEntry, FatVolume
+from balenaflash.formats.fat.volume import FatEntry, FatVolume
 from balenaflash.source.base import RandomAccess, open_source
 from balenaflash.source.layers import Patch
 from balenaflash.units import GIB, MIB, Extent
@@ -67,10 +67,6 @@ def test_a_directory_comes_before_what_it_holds(volume: FatVolume) -> None:
 def test_the_volume_tells_its_measures(volume: FatVolume, tmp_path: Path) -> None:
     image = tmp_path / "v"
     vfat.save(image, vfat.filled(KIND)[0])
-    serial = vfat.mtools("mdir", image, "-b", "::")  # mtools can read what follows
-    assert serial
-    said = vfat.mtools("minfo", image, "::").decode()
-    assert f"serial number: {volume.volume_id:08X}" in said
     stored = fat_reader.read_volume(image.read_bytes())
     assert volume.fat_bits == stored.bits
     assert volume.cluster_size == stored.cluster_size

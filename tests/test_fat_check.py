@@ -43,7 +43,7 @@ class Damage:
             )
 
     def free_cluster(self) -> int:
-        return next(self.volume._core.table.free_runs()).first
+        return next(self.volume._core.table.free_runs()).start
 
     def slot(self, path: str) -> int:
         """Where in the volume the 8.3 slot of ``path`` begins."""
@@ -171,9 +171,9 @@ def test_entries_behind_the_end_of_a_directory_forbid_an_edit(kind: str) -> None
     assert damage.data[behind - 32] == 0
     damage.data[behind : behind + 11] = b"GHOST   TXT"
     volume = vfat.open_bytes(bytes(damage.data))
-    assert volume.problems() == ("/splash: 1 slots are in use behind the end of the directory",)
+    assert volume.problems() == ("/splash: 1 slots are in use after the end of the directory",)
     assert volume.find("/splash/ghost.txt") is None
-    with pytest.raises(EditError, match="behind the end"):
+    with pytest.raises(EditError, match="after the end"):
         volume.write_file("/splash/new", b"new")
 
 
@@ -258,9 +258,9 @@ def test_what_an_edit_would_break_is_not_given_out() -> None:
     """The last line of defence: an editor with a fault, as pyfatfs has it."""
     volume = vfat.open_bytes(vfat.filled("fat16-16m")[0])
     volume.write_file("/config.json", b"edited")
-    free = next(volume._core.table.free_runs()).first
+    free = next(volume._core.table.free_runs()).start
     volume._core.table[free] = volume._core.table.last
     volume.write_file("/os-release", b"edited")
-    with pytest.raises(EditError, match="would leave the volume broken: 1 cluster ") as refused:
+    with pytest.raises(EditError, match="would break the volume: 1 cluster ") as refused:
         volume.changes()
     assert refused.value.code == "volume-unsound"

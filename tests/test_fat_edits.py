@@ -13,7 +13,7 @@ import vfat
 from fat_sequences import Edit, Model, Operation, Sequence
 
 from balenaflash.errors import EditError
-from balenaflash.formats.fat.pyfatfs import FatVolume
+from balenaflash.formats.fat.volume import FatVolume
 
 EDITS = int(os.environ.get("BALENAFLASH_FAT_EDITS", "3000"))
 PER_SEQUENCE = 60

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from balenaflash.errors import BalenaflashError, ImageError
-from balenaflash.formats.fat.pyfatfs import FatVolume
+from balenaflash.formats.fat.volume import FatVolume
 
 pytestmark = pytest.mark.needs("dosfstools", "mtools")
 

@@ -72,7 +72,7 @@ def test_an_8_3_name_has_only_characters_that_fat_allows(name: str) -> None:
     ],
 )
 def test_a_name_that_fat_cannot_hold_is_refused_with_a_reason(name: str) -> None:
-    with pytest.raises(EditError, match="a FAT volume cannot hold a name") as refused:
+    with pytest.raises(EditError, match="a FAT volume cannot store a name") as refused:
         check_name(name)
     assert refused.value.code == "name-invalid"
     str(refused.value).encode()  # can be shown

@@ -15,7 +15,8 @@ import vfat
 from pyfatfs import _exceptions as pyfatfs_exceptions
 
 from balenaflash.errors import BalenaflashError, EditError, ImageError
-from balenaflash.formats.fat.pyfatfs import FatVolume, _pyfatfs_errors
+from balenaflash.formats.fat.pyfatfs import _pyfatfs_errors
+from balenaflash.formats.fat.volume import FatVolume
 from balenaflash.source.base import open_source
 from balenaflash.units import Extent
 

@@ -263,7 +263,7 @@ def require_edited(
 
 REPAIRED = (
     "boot partition repaired: made copy 2 of the file allocation table equal to copy 1; "
-    "freed 10 clusters (20.0 KiB) of no file"
+    "freed 10 clusters (20.0 KiB) without a file"
 )
 
 

@@ -10,7 +10,7 @@ from imagecopies import MakeImage
 from balenaflash.edits.files import Remove
 from balenaflash.edits.fingerprint import FingerprintReport, check, listed_paths, update
 from balenaflash.errors import ImageError
-from balenaflash.formats.fat.pyfatfs import FatVolume
+from balenaflash.formats.fat.volume import FatVolume
 
 FINGERPRINT = "/balenaos.fingerprint"
 CLEAN = FingerprintReport(FINGERPRINT, (), (), (), ())

@@ -15,7 +15,7 @@ import boot_tree
 from builders import ENVIRONMENT
 from fakes import MemorySource
 
-from balenaflash.formats.fat.pyfatfs import FatVolume
+from balenaflash.formats.fat.volume import FatVolume
 from balenaflash.source.layers import Patch
 from balenaflash.units import Extent
 

@@ -15,7 +15,7 @@ from balenaflash.balena.settings import (
 )
 from balenaflash.errors import ImageError
 from balenaflash.formats.ext4.volume import EntryKind, Ext4Entry, Ext4File, Ext4Volume
-from balenaflash.formats.filesystems import probe
+from balenaflash.formats.filesystems import recognise_filesystem
 from balenaflash.formats.partitions.model import Partition, PartitionKind, PartitionTable
 from balenaflash.source.base import Source
 from balenaflash.units import KIB
@@ -125,7 +125,7 @@ def _find_root(source: Source, table: PartitionTable) -> Partition | None:
 
 
 def _label(source: Source, partition: Partition) -> str:
-    filesystem = probe(source, partition.extent)
+    filesystem = recognise_filesystem(source, partition.extent)
     return (filesystem.label if filesystem else None) or ""
 
 

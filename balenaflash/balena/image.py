@@ -13,8 +13,8 @@ from typing import NoReturn, TypeVar
 from balenaflash.balena.settings import parse_settings
 from balenaflash.errors import EditError, ImageError
 from balenaflash.formats.ext4.volume import Ext4Volume
-from balenaflash.formats.fat.pyfatfs import FatVolume
-from balenaflash.formats.filesystems import Filesystem, probe
+from balenaflash.formats.fat.volume import FatVolume
+from balenaflash.formats.filesystems import Filesystem, recognise_filesystem
 from balenaflash.formats.partitions.model import Partition, PartitionKind, PartitionTable
 from balenaflash.source.base import Source
 from balenaflash.units import KIB, MIB, format_size
@@ -52,7 +52,7 @@ def read_os_release(source: Source, root: Partition) -> dict[str, str]:
 
 
 def _label(source: Source, partition: Partition) -> str | None:
-    filesystem = probe(source, partition.extent)
+    filesystem = recognise_filesystem(source, partition.extent)
     return filesystem.label if filesystem else None
 
 
@@ -273,7 +273,7 @@ def find_config_elsewhere(
     for partition in sorted(table.partitions, key=lambda each: each.extent):
         if partition.kind is PartitionKind.EXTENDED or partition == boot.partition:
             continue
-        filesystem = probe(source, partition.extent)
+        filesystem = recognise_filesystem(source, partition.extent)
         if filesystem is None:
             continue
         candidate = _Candidate(partition, filesystem)
@@ -348,7 +348,7 @@ def _find_fat_partitions(source: Source, table: PartitionTable) -> tuple[_Candid
     for partition in sorted(table.partitions, key=lambda each: each.extent):
         if partition.kind is PartitionKind.EXTENDED:
             continue
-        filesystem = probe(source, partition.extent)
+        filesystem = recognise_filesystem(source, partition.extent)
         if filesystem is None or filesystem.type != "vfat":
             continue
         candidate = _Candidate(partition, filesystem)

@@ -27,7 +27,7 @@ from cryptography.x509 import load_der_x509_certificate, load_pem_x509_certifica
 
 from balenaflash.durable import open_regular_file
 from balenaflash.errors import ImageError, ToolMissingError
-from balenaflash.formats.fat.pyfatfs import FatVolume
+from balenaflash.formats.fat.volume import FatVolume
 from balenaflash.source.base import Source
 from balenaflash.source.location import ImageLocation
 from balenaflash.units import KIB, MIB

@@ -40,7 +40,7 @@ from balenaflash.edits.paths import is_pattern, volume_path
 from balenaflash.edits.splash import SetSplash
 from balenaflash.errors import ImageError, Problem
 from balenaflash.formats.fat.check import Fault, Gravity
-from balenaflash.formats.fat.pyfatfs import FatEntry
+from balenaflash.formats.fat.volume import FatEntry
 from balenaflash.source.location import ImageLocation
 
 

@@ -17,8 +17,8 @@ from balenaflash.balena.image import (
 from balenaflash.edits.secrets import masked
 from balenaflash.errors import CodedText, ImageError
 from balenaflash.formats.ext4.volume import Ext4Volume
-from balenaflash.formats.fat.pyfatfs import FatVolume
-from balenaflash.formats.filesystems import Filesystem, probe
+from balenaflash.formats.fat.volume import FatVolume
+from balenaflash.formats.filesystems import Filesystem, recognise_filesystem
 from balenaflash.formats.partitions.table import (
     Partition,
     PartitionKind,
@@ -272,7 +272,7 @@ def _report_partitions(
 def _report_partition(
     source: Source, partition: Partition
 ) -> tuple[PartitionReport, tuple[str, ...]]:
-    filesystem = probe(source, partition.extent)
+    filesystem = recognise_filesystem(source, partition.extent)
     if filesystem is None:
         return PartitionReport(partition, None), ()
     reading = read_fill(source, partition.extent, filesystem)

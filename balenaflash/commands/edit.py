@@ -25,7 +25,7 @@ from balenaflash.edits.fingerprint import update as update_fingerprint
 from balenaflash.errors import ConfigError, EditError
 from balenaflash.formats.fat.check import Fault
 from balenaflash.formats.fat.names import fold
-from balenaflash.formats.fat.pyfatfs import FatVolume
+from balenaflash.formats.fat.volume import FatVolume
 from balenaflash.formats.partitions.table import PartitionTable, read_table
 from balenaflash.source.base import Source
 from balenaflash.source.commit import Commit, CommitReport, ReadableImage

@@ -24,7 +24,7 @@ from balenaflash.edits.installation import (
     is_file,
 )
 from balenaflash.edits.paths import parent_of, volume_path
-from balenaflash.formats.fat.pyfatfs import FatVolume
+from balenaflash.formats.fat.volume import FatVolume
 
 
 class StepState(StrEnum):

@@ -24,7 +24,7 @@ from balenaflash.edits.fingerprint import FingerprintReport, listed_paths
 from balenaflash.edits.fingerprint import check as check_fingerprint
 from balenaflash.edits.network import Network, list_networks
 from balenaflash.errors import ConfigError, ImageError
-from balenaflash.formats.fat.pyfatfs import FatEntry, FatVolume
+from balenaflash.formats.fat.volume import FatEntry, FatVolume
 from balenaflash.formats.partitions.model import PartitionTable
 from balenaflash.source.base import Source
 from balenaflash.source.block_map import Bmap, differing_ranges, require_same_size

@@ -18,7 +18,7 @@ from balenaflash.edits import fingerprint
 from balenaflash.edits.files import make_directories, put_file
 from balenaflash.edits.paths import parent_of
 from balenaflash.formats.fat.names import time_of_edit
-from balenaflash.formats.fat.pyfatfs import FatVolume
+from balenaflash.formats.fat.volume import FatVolume
 from balenaflash.formats.partitions.model import TableKind
 from balenaflash.programs import (
     DEBUGFS,

@@ -20,7 +20,7 @@ from balenaflash.edits.installation import Installer, is_file, read_installer
 from balenaflash.errors import EditError, ImageError, refusal
 from balenaflash.flashing.save import SavedImage, save_image
 from balenaflash.formats.fat.check import Fault
-from balenaflash.formats.fat.pyfatfs import FatVolume
+from balenaflash.formats.fat.volume import FatVolume
 from balenaflash.formats.partitions.table import PartitionTable, read_table
 from balenaflash.progress import Progress, Stop
 from balenaflash.source.base import Source

@@ -29,7 +29,7 @@ from balenaflash.formats.fat.check import MARKED, is_marked
 from balenaflash.formats.fat.layout import read_layout
 from balenaflash.formats.fat.table import FatTable
 from balenaflash.formats.fat.window import Window
-from balenaflash.formats.filesystems import Filesystem, probe, probe_foreign
+from balenaflash.formats.filesystems import Filesystem, recognise_filesystem, recognise_foreign
 from balenaflash.formats.partitions.model import PartitionKind
 from balenaflash.formats.partitions.table import read_table, read_table_sectors
 from balenaflash.progress import Progress, Stop
@@ -493,4 +493,4 @@ def _probe(source: Source, disk: Disk) -> Iterator[DiskContent]:
 
 
 def _find_filesystem(source: Source, extent: Extent) -> Filesystem | None:
-    return probe(source, extent) or probe_foreign(source, extent)
+    return recognise_filesystem(source, extent) or recognise_foreign(source, extent)

@@ -13,7 +13,7 @@ from balenaflash.edits.files import FileChange, make_directories, put_file, read
 from balenaflash.edits.paths import parent_of, volume_path
 from balenaflash.errors import EditError
 from balenaflash.formats.fat.names import fold
-from balenaflash.formats.fat.pyfatfs import FatVolume
+from balenaflash.formats.fat.volume import FatVolume
 
 OLD_SUFFIX = ".old"
 """Added to the name of settings that are kept."""

@@ -10,7 +10,7 @@ from balenaflash.edits.file_list import SIGNATURE_SUFFIX
 from balenaflash.edits.paths import name_of
 from balenaflash.edits.secrets import is_secret_name, shown_lines
 from balenaflash.formats.fat.names import fold
-from balenaflash.formats.fat.pyfatfs import FatVolume
+from balenaflash.formats.fat.volume import FatVolume
 from balenaflash.units import MIB, format_size
 
 KEPT_BY_UPDATES = frozenset(

@@ -24,7 +24,7 @@ from balenaflash.edits.network import DIRECTORY
 from balenaflash.edits.paths import find_matches, is_pattern, join, uppermost, volume_path
 from balenaflash.errors import EditError, ExistsError, ImageError, WriteError, refusal
 from balenaflash.formats.fat.names import fold
-from balenaflash.formats.fat.pyfatfs import FatEntry, FatVolume
+from balenaflash.formats.fat.volume import FatEntry, FatVolume
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from balenaflash.edits.files import FileChange, is_directory, make_directories
 from balenaflash.edits.given_text import given_text, unreadable, without_mark
 from balenaflash.edits.paths import join, parent_of, volume_path
 from balenaflash.errors import EditError
-from balenaflash.formats.fat.pyfatfs import FatVolume
+from balenaflash.formats.fat.volume import FatVolume
 from balenaflash.units import MIB, format_size
 
 SIGNATURE_SUFFIX = ".sig"

@@ -16,7 +16,7 @@ from balenaflash.edits.paths import (
 )
 from balenaflash.errors import EditError, ExistsError
 from balenaflash.formats.fat.names import fold
-from balenaflash.formats.fat.pyfatfs import FatEntry, FatVolume
+from balenaflash.formats.fat.volume import FatEntry, FatVolume
 from balenaflash.units import format_size
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from balenaflash.balena.image import FINGERPRINT_PATHS
 from balenaflash.errors import EditError, ImageError
 from balenaflash.formats.fat.names import fold, split_path
-from balenaflash.formats.fat.pyfatfs import FatVolume
+from balenaflash.formats.fat.volume import FatVolume
 from balenaflash.units import MIB, format_size
 
 _MAX_SIZE = MIB  # bytes of a fingerprint; one of 200 files has 12 KiB

@@ -21,7 +21,7 @@ from balenaflash.edits.files import (
     read_file,
 )
 from balenaflash.edits.paths import join, name_of, parent_of, volume_path
-from balenaflash.formats.fat.pyfatfs import FatVolume
+from balenaflash.formats.fat.volume import FatVolume
 
 _SECURE_BOOT_SUFFIX = ".secureboot"
 _EFI_SUFFIX = ".efi"

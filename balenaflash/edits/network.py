@@ -27,7 +27,7 @@ from balenaflash.edits.keyfile import (
 from balenaflash.edits.paths import join
 from balenaflash.errors import EditError, ExistsError, ImageError
 from balenaflash.formats.fat.names import check_name
-from balenaflash.formats.fat.pyfatfs import FatVolume
+from balenaflash.formats.fat.volume import FatVolume
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Interface: TypeAlias = ipaddress.IPv4Interface | ipaddress.IPv6Interface

@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 
 from balenaflash.errors import EditError
 from balenaflash.formats.fat.names import fold, split_path
-from balenaflash.formats.fat.pyfatfs import FatVolume
+from balenaflash.formats.fat.volume import FatVolume
 
 _WILDCARD = re.compile(r"[*?\[]")
 _ANY_DEPTH = "**"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from balenaflash.edits.files import FileChange, make_directories, put_file
 from balenaflash.edits.paths import parent_of
 from balenaflash.errors import EditError
-from balenaflash.formats.fat.pyfatfs import FatVolume
+from balenaflash.formats.fat.volume import FatVolume
 from balenaflash.units import MIB, format_size
 
 SPLASH_PATH = "/splash/balena-logo.png"

@@ -1,49 +1,59 @@
-"""Which filesystem a partition holds, recognised by its first few KiB.
+"""The filesystem in a partition, recognised by its magic number as libblkid does.
 
-Each is known by the magic number at its place, as libblkid knows it; only a label of fixed place
-is read. The layouts are those of the on-disk headers of the kernel, unless another source is named.
+Labels are read only where they have a fixed place. The offsets are those of the kernel's on-disk
+headers, unless another source is named.
 """
 
 import struct
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from balenaflash.formats.fat.directory import find_label
-from balenaflash.formats.fat.layout import ID_SIGNATURES
+from balenaflash.formats.fat.layout import (
+    BOOT_SIGNATURE,
+    FIRST_CLUSTER,
+    SECTOR_SIZES,
+    SLOT_SIZE,
+    BootSector,
+)
 from balenaflash.formats.fat.names import decode_label
 from balenaflash.source.base import Source
-from balenaflash.units import KIB, Extent
+from balenaflash.units import KIB, SECTOR_SIZE, Extent
 
 
 @dataclass(frozen=True, slots=True)
 class Filesystem:
-    """A filesystem, or what else a signature names, as ``blkid`` calls it."""
+    """A filesystem, or another recognised content, as ``blkid`` calls it."""
 
     type: str
     """``vfat``, ``ext4``, ``swap``, ``squashfs``, ``crypto_LUKS``, ..."""
 
     label: str | None
     uuid: str | None
-    """In blkid's form: ``ABCD-1234`` for FAT, lower-case hexadecimal otherwise."""
+    """UUID in blkid's form: ``ABCD-1234`` for FAT, lower-case hexadecimal otherwise."""
 
 
-def probe(source: Source, extent: Extent) -> Filesystem | None:
-    """The filesystem in ``extent`` of the image; ``None`` if no known one starts there.
+def recognise_filesystem(source: Source, extent: Extent) -> Filesystem | None:
+    """The filesystem in ``extent`` of the image, of a kind that balenaOS images have.
 
-    A signature is believed only with plausible fields around it. Whether the filesystem is
-    sound, or as large as the partition, is not looked at.
+    A signature is accepted only with plausible fields around it. The filesystem may be unsound,
+    or of another size than the partition.
 
     Raises:
         ImageError: the image cannot be read.
     """
     area = Area(source, extent)
-    found = (recognize(area) for recognize in _RECOGNIZERS)
-    return next((filesystem for filesystem in found if filesystem is not None), None)
+    # FAT comes last: a formatted partition may still contain the boot sector of a former FAT.
+    for recognise in (_luks, _squashfs, _swap, _ext, _fat):
+        filesystem = recognise(area)
+        if filesystem is not None:
+            return filesystem
+    return None
 
 
 class Area:
-    """The bytes of a partition, or of a whole disk; zeros behind its end."""
+    """The bytes of a partition, or of a whole disk; zeros after its end."""
 
     def __init__(self, source: Source, extent: Extent) -> None:
         self._source = source
@@ -52,107 +62,60 @@ class Area:
         self.size = max(0, end - extent.start)
 
     def read(self, offset: int, length: int) -> bytes:
-        """The bytes from ``offset`` on; always ``length`` of them."""
+        """Exactly ``length`` bytes from ``offset`` on."""
         available = max(0, min(length, self.size - offset))
         data = self._source.read(self._start + offset, available) if available else b""
         return data.ljust(length, b"\0")
 
 
-_BPB = struct.Struct("<HBHBHHBHHHII")  # BIOS parameter block at offset 11 of the boot sector
-_BPB_OFFSET = 11
-_SECTOR_SIZES = frozenset({512, 1024, 2048, 4096})
 _JUMP_NEAR, _JUMP_SHORT, _NO_OPERATION = 0xE9, 0xEB, 0x90  # x86, at offset 0 and 2
 _MEDIA = frozenset({0xF0, *range(0xF8, 0x100)})
-_MAX_ROOT_SIZE = 64 * KIB  # bytes of a root directory searched for the volume label
-_DIRECTORY_ENTRY = 32
-_FIRST_CLUSTER = 2  # numbers 0 and 1 are taken by the FAT's own marks
+_MAX_ROOT_SIZE = 64 * KIB  # bytes of a root directory that are searched for the volume label
 _CLUSTER_MASK = 0x0FFFFFFF  # the upper four bits of a FAT32 entry are reserved
 
 
-@dataclass(frozen=True, slots=True)
-class _FatLayout:
-    """The fields of a boot sector that lead to the volume label; sizes in bytes."""
-
-    sector: bytes
-    sector_size: int
-    cluster_size: int
-    fat_offset: int
-    fat_size: int
-    fat_count: int
-    root_entries: int
-    root_cluster: int
-
-    @property
-    def is_fat32(self) -> bool:
-        return self.root_entries == 0
-
-    @property
-    def behind_fats(self) -> int:
-        """Where the root directory starts, or on FAT32 the first cluster."""
-        return self.fat_offset + self.fat_count * self.fat_size
-
-
 def _fat(area: Area) -> Filesystem | None:
-    layout = _fat_layout(area.read(0, 512))
-    if layout is None:
-        return None
-    fields = 66 if layout.is_fat32 else 38  # offset of the signature of what follows
-    identifier = None
-    if layout.is_fat32 or layout.sector[fields] in ID_SIGNATURES:
-        serial = int.from_bytes(layout.sector[fields + 1 : fields + 5], "little")
-        identifier = f"{serial >> 16:04X}-{serial & 0xFFFF:04X}" if serial else None
-    # Only the root directory's label is found by label; the boot sector's copy may be of another
-    # time. (udev's links are by blkid.)
-    label = find_label(_root_directory(area, layout))
-    return Filesystem("vfat", None if label is None else decode_label(label), identifier)
-
-
-def _fat_layout(sector: bytes) -> _FatLayout | None:
-    """The layout, if the boot sector is one beyond doubt (Microsoft's FAT specification 1.03)."""
+    """FAT, if the boot sector is one beyond doubt (Microsoft's FAT specification 1.03)."""
+    sector = area.read(0, 512)
     jumps = sector[0] == _JUMP_NEAR or (sector[0] == _JUMP_SHORT and sector[2] == _NO_OPERATION)
-    if not jumps or sector[510:512] != b"\x55\xaa":
+    if not jumps or sector[510:512] != BOOT_SIGNATURE:
         return None
-    fields = _BPB.unpack_from(sector, _BPB_OFFSET)
-    sector_size, per_cluster, reserved, fats, root_entries, small_total, media = fields[:7]
-    fat_sectors, total = fields[7], small_total or fields[11]
-    fat32 = fat_sectors == 0
-    if fat32:
-        (fat_sectors,) = struct.unpack_from("<I", sector, 36)
-    overhead = reserved + fats * fat_sectors + -(-root_entries * 32 // max(1, sector_size))
+    boot = BootSector.parse(sector)
     plausible = (
-        sector_size in _SECTOR_SIZES
-        and per_cluster.bit_count() == 1
-        and reserved > 0
-        and fats in {1, 2}
-        and media in _MEDIA
-        and (root_entries == 0) == fat32
-        and fat_sectors > 0
-        and overhead < total
+        boot.sector_size in SECTOR_SIZES
+        and boot.cluster_size.bit_count() == 1
+        and boot.reserved > 0
+        and boot.table_count in {1, 2}
+        and boot.media in _MEDIA
+        and boot.is_fat32 == (boot.root_entries == 0)
+        and boot.table_size > 0
+        and boot.data < boot.total
     )
     if not plausible:
         return None
-    return _FatLayout(
-        sector,
-        sector_size=sector_size,
-        cluster_size=per_cluster * sector_size,
-        fat_offset=reserved * sector_size,
-        fat_size=fat_sectors * sector_size,
-        fat_count=fats,
-        root_entries=root_entries,
-        root_cluster=struct.unpack_from("<I", sector, 44)[0],
+    serial = boot.volume_id
+    # The label in the boot sector may be an old one; udev's links by label use the root
+    # directory's, as blkid reports it.
+    label = find_label(_root_directory(area, boot))
+    return Filesystem(
+        "vfat",
+        None if label is None else decode_label(label),
+        f"{serial >> 16:04X}-{serial & 0xFFFF:04X}" if serial else None,
     )
 
 
-def _root_directory(area: Area, layout: _FatLayout) -> bytes:
-    """The root directory, or as much of it as is searched."""
-    if not layout.is_fat32:
-        size = layout.root_entries * _DIRECTORY_ENTRY
-        return area.read(layout.behind_fats, min(size, _MAX_ROOT_SIZE))
-    directory, cluster = b"", layout.root_cluster
-    while _FIRST_CLUSTER <= cluster < layout.fat_size // 4 and len(directory) < _MAX_ROOT_SIZE:
-        start = layout.behind_fats + (cluster - _FIRST_CLUSTER) * layout.cluster_size
-        directory += area.read(start, layout.cluster_size)
-        (entry,) = struct.unpack("<I", area.read(layout.fat_offset + cluster * 4, 4))
+def _root_directory(area: Area, boot: BootSector) -> bytes:
+    """The root directory, at most as much of it as is searched."""
+    root = boot.root * boot.sector_size
+    if not boot.is_fat32:
+        return area.read(root, min(boot.root_entries * SLOT_SIZE, _MAX_ROOT_SIZE))
+    cluster_size, table_size = (
+        sectors * boot.sector_size for sectors in (boot.cluster_size, boot.table_size)
+    )
+    directory, cluster = b"", boot.root_cluster
+    while FIRST_CLUSTER <= cluster < table_size // 4 and len(directory) < _MAX_ROOT_SIZE:
+        directory += area.read(root + (cluster - FIRST_CLUSTER) * cluster_size, cluster_size)
+        (entry,) = struct.unpack("<I", area.read(boot.reserved * boot.sector_size + cluster * 4, 4))
         cluster = entry & _CLUSTER_MASK
     return directory
 
@@ -202,7 +165,7 @@ def _squashfs(area: Area) -> Filesystem | None:
 
 
 def _luks(area: Area) -> Filesystem | None:
-    """What a signed image's encrypted partitions look like (LUKS1 and LUKS2 headers)."""
+    """An encrypted partition of a signed image (LUKS1 and LUKS2 headers)."""
     block = area.read(0, 256)
     start = block[:8]  # magic and big-endian version
     if start not in {b"LUKS\xba\xbe\0\1", b"LUKS\xba\xbe\0\2"}:
@@ -219,29 +182,17 @@ def _uuid(data: bytes) -> str | None:
     return str(uuid.UUID(bytes=data)) if any(data) else None
 
 
-_RECOGNIZERS: tuple[Callable[[Area], Filesystem | None], ...] = (
-    _luks,
-    _squashfs,
-    _swap,
-    _ext,
-    _fat,
-)
-"""FAT comes last: a formatted partition may still hold the boot sector of a former FAT."""
-
-
-_SECTOR = 512
-
-
 @dataclass(frozen=True, slots=True)
 class _Magic:
-    """Bytes at a fixed place, and where a label is."""
+    """Bytes at a fixed place, and the place of the label."""
 
     type: str
     offset: int
     bytes: bytes
     label_offset: int = 0
     label_size: int = 0
-    """Bytes; 0 where the label has no fixed place."""
+    """Size of the label in bytes; 0 if it has no fixed place."""
+
     encoding: str = "utf-8"
 
 
@@ -277,19 +228,21 @@ _ZFS_RING, _ZFS_RING_SIZE = 128 * KIB, 128 * KIB  # uberblocks of the first labe
 _ZFS_MAGIC = 0x00BAB10C
 
 
-def probe_foreign(source: Source, extent: Extent) -> Filesystem | None:
-    """What starts in ``extent``, in libblkid's word for it; ``None`` if nothing known does.
+def recognise_foreign(source: Source, extent: Extent) -> Filesystem | None:
+    """The filesystem in ``extent``, of a kind that balenaOS images do not have.
 
-    Magic numbers alone are believed: ask this of what balenaOS has nothing of. Bytes all over
-    ``extent`` are read, so not of a stream.
+    The magic number alone decides, so call ``recognise_filesystem`` first. Bytes all over
+    ``extent`` are read, so ``source`` must not be a stream.
 
     Raises:
-        ImageError: it cannot be read.
+        ImageError: ``source`` cannot be read.
     """
     area = Area(source, extent)
     for magic in _MAGICS:
         if area.read(magic.offset, len(magic.bytes)) == magic.bytes:
-            return Filesystem(magic.type, _read_label(area, magic), None)
+            label = area.read(magic.label_offset, magic.label_size)
+            text = label.decode(magic.encoding, "replace").partition("\0")[0].strip()
+            return Filesystem(magic.type, text or None, None)
     if _is_lvm(area):
         return Filesystem("LVM2_member", None, None)
     if any(area.read(offset, 4) == _RAID_MAGIC for offset in _raid_places(area.size)):
@@ -297,13 +250,8 @@ def probe_foreign(source: Source, extent: Extent) -> Filesystem | None:
     return Filesystem("zfs_member", None, None) if _is_zfs(area) else None
 
 
-def _read_label(area: Area, magic: _Magic) -> str | None:
-    text = area.read(magic.label_offset, magic.label_size).decode(magic.encoding, "replace")
-    return text.partition("\0")[0].strip() or None
-
-
 def _is_lvm(area: Area) -> bool:
-    labels = (area.read(sector * _SECTOR, 32) for sector in _LVM_SECTORS)
+    labels = (area.read(sector * SECTOR_SIZE, 32) for sector in _LVM_SECTORS)
     return any(label[:8] == b"LABELONE" and label[24:] == b"LVM2 001" for label in labels)
 
 
@@ -311,7 +259,7 @@ def _raid_places(size: int) -> Iterator[int]:
     """Offsets of the superblock, by version: 1.1, 1.2, 1.0 and 0.90, md(4)."""
     yield from (0, 4 * KIB)
     if size >= 2 * _RAID_OLD_RESERVED:
-        yield (size // _SECTOR - 16 & ~7) * _SECTOR
+        yield (size // SECTOR_SIZE - 16 & ~7) * SECTOR_SIZE
         yield size // _RAID_OLD_RESERVED * _RAID_OLD_RESERVED - _RAID_OLD_RESERVED
 
 

@@ -15,7 +15,7 @@ from balenaflash.formats.fat.check import Check
 from balenaflash.formats.fat.layout import FatLayout, read_layout
 from balenaflash.formats.fat.table import FatTable
 from balenaflash.formats.fat.window import Window
-from balenaflash.formats.filesystems import probe
+from balenaflash.formats.filesystems import recognise_filesystem
 from balenaflash.formats.partitions.mbr import Chain
 from balenaflash.formats.partitions.model import Partition, PartitionKind, PartitionTable
 from balenaflash.source.base import Source
@@ -98,7 +98,7 @@ _READERS: dict[str, Callable[[Source, Extent], FreeSpace]] = {
     "ext3": _open_ext4,
     "ext4": _open_ext4,
 }
-"""Name of a filesystem, as ``probe`` tells it, to what understands it."""
+"""Name of a filesystem, as ``recognise_filesystem`` returns it, to what understands it."""
 
 
 def open_free_space(source: Source, extent: Extent) -> FreeSpace | None:
@@ -107,7 +107,7 @@ def open_free_space(source: Source, extent: Extent) -> FreeSpace | None:
     Raises:
         ImageError: it is damaged, or uses features that are not known.
     """
-    filesystem = probe(source, extent)
+    filesystem = recognise_filesystem(source, extent)
     reader = None if filesystem is None else _READERS.get(filesystem.type)
     return None if reader is None else reader(source, extent)
 

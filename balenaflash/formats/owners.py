@@ -10,10 +10,10 @@ from balenaflash.errors import BalenaflashError, ImageError
 from balenaflash.formats.ext4.owners import MAX_ENTRIES, Claims
 from balenaflash.formats.ext4.volume import Ext4File, Ext4Volume
 from balenaflash.formats.fat.layout import FIRST_CLUSTER, FatLayout, read_layout
-from balenaflash.formats.fat.pyfatfs import FatEntry, FatVolume
 from balenaflash.formats.fat.table import FREE, FatTable
+from balenaflash.formats.fat.volume import FatEntry, FatVolume
 from balenaflash.formats.fat.window import Window
-from balenaflash.formats.filesystems import probe
+from balenaflash.formats.filesystems import recognise_filesystem
 from balenaflash.formats.partitions.model import Partition, PartitionKind
 from balenaflash.formats.partitions.table import read_table_sectors
 from balenaflash.source.base import Source
@@ -94,7 +94,7 @@ def _describe_in_filesystem(
 
 def _claim(source: Source, extent: Extent, claims: Claims) -> Ext4Volume | None:
     """Claim what the filesystem in ``extent`` knows of; the volume if files in it are images."""
-    filesystem = probe(source, extent)
+    filesystem = recognise_filesystem(source, extent)
     match filesystem.type if filesystem else None:
         case "vfat":
             # pyfatfs takes time to import, and is needed only now.

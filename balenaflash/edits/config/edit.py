@@ -30,7 +30,7 @@ from balenaflash.edits.config.keys import KeyPath, format_key, holder_of, not_an
 from balenaflash.edits.files import FileChange, put_file
 from balenaflash.edits.given_text import without_mark
 from balenaflash.errors import ConfigError, InvalidConfigError, Problem
-from balenaflash.formats.fat.pyfatfs import FatVolume
+from balenaflash.formats.fat.volume import FatVolume
 
 
 class ConfigChange(Protocol):

@@ -47,7 +47,7 @@ from balenaflash.edits.recipe.step import (
 )
 from balenaflash.edits.splash import SetSplash
 from balenaflash.errors import ConfigError, EditError, InvalidConfigError
-from balenaflash.formats.fat.pyfatfs import FatVolume
+from balenaflash.formats.fat.volume import FatVolume
 from balenaflash.units import MIB
 
 _MAX_PICTURE = 64 * MIB  # bytes; boot partitions have 40 to 100 MiB

@@ -1,10 +1,10 @@
-"""A structural check of a FAT volume, much as fsck.vfat does it, and the repair of what it finds.
+"""A structural check of a FAT volume, much as fsck.vfat does it, and the repair of its faults.
 
-It reads the tables and the directories, never the content of files, and is bounded whatever
-the volume says: no cluster is followed twice.
+The check reads the tables and the directories, never the content of files. No cluster is followed
+twice, so its time is bounded on any volume.
 
-What can be repaired without a loss is what a power cut, a card pulled from a Mac, or a tool that
-writes one table only leave behind: every file keeps the content that a driver reads of it today.
+Faults that can be repaired without a loss are those left by a power cut, by a card pulled from a
+Mac, or by a tool that writes one table only. Every file keeps the content that a driver reads now.
 """
 
 from collections.abc import Iterator
@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from balenaflash.errors import CodedText, EditError
-from balenaflash.formats.fat import table
 from balenaflash.formats.fat.directory import (
     DOT,
     DOT_DOT,
     MAX_DIRECTORIES,
     MAX_DIRECTORY,
+    DirectoryEntry,
     Fields,
-    Record,
     Scan,
     scan,
 )
@@ -37,13 +36,13 @@ from balenaflash.units import KIB, MIB, SECTOR_SIZE, Extent, format_size
 
 _MAX_FAULTS = 100
 _MAX_REPAIR = 16 * MIB
-"""Bytes that a repair may change: more is no leftover of an edit, and is held in memory."""
+"""Bytes that a repair may change. They are kept in memory; an interrupted edit leaves less."""
 
 _SHORT_FORBIDDEN = frozenset(b'"*+,./:;<=>?[\\]|') | frozenset(range(0x20))
 _E5_STAND_IN = b"\x05"  # allowed as the first byte of an 8.3 name
 
 _GEOMETRY = slice(11, 64)
-"""Bytes of a FAT32 boot sector that the backup must repeat; behind them a mount sets a flag."""
+"""Bytes of a FAT32 boot sector that the backup must repeat; a mount sets a flag after them."""
 
 _CLEAN = {FatType.FAT12: 0, FatType.FAT16: 0x8000, FatType.FAT32: 0x0800_0000}
 """Bit of the table's second entry: unmounted cleanly (fatgen103, ``ClnShutBitMask``)."""
@@ -51,19 +50,18 @@ _CLEAN = {FatType.FAT12: 0, FatType.FAT16: 0x8000, FatType.FAT32: 0x0800_0000}
 _PIECE = 64 * KIB
 _CLUSTER_HIGH, _CLUSTER_LOW = 20, 26  # bytes of a slot with the halves of its cluster (fatgen103)
 
-
 MARKED = CodedText("the FAT volume is marked as not unmounted cleanly", code="fat-not-unmounted")
-"""What to tell of such a volume: the last system that wrote to it may not have ended."""
+"""Warning about such a volume: the last system that wrote to it may not have finished."""
 
 
 class Gravity(StrEnum):
-    """What a fault means for an edit."""
+    """Effect of a fault on edits."""
 
     UNSOUND = "unsound"
-    """None is made: what it writes could land in another file."""
+    """Edits are refused: they could overwrite another file."""
 
     REPAIRABLE = "repairable"
-    """The same, until it is repaired, which loses nothing."""
+    """Edits are refused until it is repaired, which loses nothing."""
 
     HARMLESS = "harmless"
     """An edit cannot make it worse: advice to drivers, leftovers of names."""
@@ -71,23 +69,23 @@ class Gravity(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Something in a volume that should not be."""
+    """A fault in the structure of a volume."""
 
     code: str
     message: str
-    """What, and where; paths as stored."""
+    """The fact and the place; paths as stored."""
 
     gravity: Gravity
     repair: str = ""
-    """What a repair has done, such as "freed 2 clusters"; empty where there is none."""
+    """The repair that was made, such as "freed 2 clusters"; empty if there is none."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Visit:
-    """A directory that is yet to be read."""
+    """A directory that is still to be read."""
 
     path: str
-    """Empty for the root."""
+    """Path as stored, empty for the root."""
 
     first: int
     """First cluster, 0 for the root."""
@@ -98,7 +96,7 @@ class _Visit:
 
 @dataclass(frozen=True, slots=True)
 class _Chain:
-    """A cluster chain, followed as far as it is sound and its clusters belong to nothing else."""
+    """A cluster chain as far as it is sound and its clusters belong to no other entry."""
 
     first: int
     length: int
@@ -106,18 +104,18 @@ class _Chain:
     """The last cluster that is needed, 0 for none."""
 
     stop: int
-    """The entry that ended it."""
+    """The table entry after the last cluster."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Cut:
-    """A chain that is longer than its file."""
+    """A repair of a chain that is longer than its file."""
 
     kept: int
-    """The cluster to end it with; 0 for a file without content."""
+    """The new last cluster; 0 for a file without content."""
 
     first: int
-    """Of the clusters to free, 0 for none."""
+    """First of the clusters to free, 0 for none."""
 
     slot: int
     """Offset of the file's 8.3 slot in the volume."""
@@ -125,13 +123,13 @@ class _Cut:
 
 @dataclass(frozen=True, slots=True)
 class _Content:
-    """The bytes of a directory, and where in the volume they are."""
+    """The bytes of a directory, and their places in the volume."""
 
     data: bytes
     places: tuple[Extent, ...]
 
     def offset_of(self, slot: int) -> int:
-        """Offset in the volume of a slot."""
+        """Offset of a slot in the volume."""
         left = slot * SLOT_SIZE
         for place in self.places:
             if left < place.size:
@@ -141,10 +139,10 @@ class _Content:
 
 
 class Check:
-    """What is wrong with a volume as it is now, and a way to repair it."""
+    """The faults of a volume as it is now, and their repair."""
 
     def __init__(self, window: Window, layout: FatLayout, table: FatTable) -> None:
-        """Find it; ``table`` must have been flushed to ``window``.
+        """Check the volume; ``table`` must have been flushed to ``window``.
 
         Raises:
             ImageError: the image cannot be read.
@@ -154,7 +152,7 @@ class Check:
         self._layout = layout
         self._table = table
         self._claimed = bytearray(layout.end_cluster // 8 + 1)  # a bit a cluster
-        self._used = 0  # claimed clusters that the table calls used
+        self._used = 0  # claimed clusters that are in use by their table entries
         self._directory_bytes = 0
         self._cuts: list[_Cut] = []
         self._first_cut = ""  # path
@@ -162,24 +160,25 @@ class Check:
         self._links: list[int] = []  # offsets of slots '..' that name the root by its number
         self._lost = 0
         self._no_use = (FREE, table.bad)
-        self._check_first_entry()
+        if table[0] < table.last & ~0xFF | 0xF0:  # media byte, then ones
+            self._unsound("the first entry of the file allocation table is damaged")
         self._check_tree()
         self._check_repairable()
         self._check_reserved_sectors()
         self.faults = tuple(
             sorted(self._found, key=lambda fault: list(Gravity).index(fault.gravity))
         )
-        """What forbids an edit comes first."""
+        """All faults; those that forbid an edit come first."""
 
     def select(self, gravity: Gravity) -> tuple[Fault, ...]:
-        """The faults of that gravity."""
+        """The faults of one gravity."""
         return tuple(fault for fault in self.faults if fault.gravity is gravity)
 
     def mend(self) -> None:
-        """Repair what is repairable, in the window; there must be nothing unsound.
+        """Repair the repairable faults in the window; the volume must not be unsound.
 
         Raises:
-            EditError: it is more than a repair may change; some of it is made.
+            EditError: the repair would change too much; a part of it is made.
         """
         for copy in self._layout.tables:
             for offset, data in self._differing(copy):
@@ -196,12 +195,8 @@ class Check:
         flags = self._window.read_at(state, 1)[0]
         self._window.write_at(state, bytes([flags & ~NOT_UNMOUNTED]))
         self._table.flush()
-        table.refresh(self._window, self._layout, self._table)
+        self._table.write_fsinfo()
         self._require_little()
-
-    def _check_first_entry(self) -> None:
-        if self._table[0] < self._table.last & ~0xFF | 0xF0:  # media byte, then ones
-            self._unsound("the first entry of the file allocation table is damaged")
 
     def _check_tree(self) -> None:
         waiting = [_Visit("", 0, 0)]
@@ -229,25 +224,25 @@ class Check:
         if self._cuts:
             more = len(self._cuts) - 1
             path = f"{self._first_cut} and {more} more" if more else self._first_cut
+            clusters = self._clusters(self._cut_clusters)
             self._repairable(
                 "fat-clusters-past-end",
-                f"{path}: {self._clusters(self._cut_clusters)} behind the end of the content",
-                f"freed {self._clusters(self._cut_clusters)} behind the content of {path}",
+                f"{path}: {clusters} after the end of the content",
+                f"freed {clusters} after the content of {path}",
             )
         if self._links:
+            links = f"the entry '..' of {_count(len(self._links), 'directory', 'directories')}"
             self._repairable(
                 "fat-parent-link",
-                f"the entry '..' of {_count(len(self._links), 'directory', 'directories')} "
-                "names the root by its cluster",
-                f"corrected the entry '..' of "
-                f"{_count(len(self._links), 'directory', 'directories')}",
+                f"{links} points to the root by its cluster number",
+                f"corrected {links}",
             )
         self._lost = 0 if self._is_unsound else self._count_lost()
         if self._lost:
             self._repairable(
                 "fat-lost-clusters",
-                f"{self._clusters(self._lost)} in use by no file (lost clusters)",
-                f"freed {self._clusters(self._lost)} of no file",
+                f"{self._clusters(self._lost)} marked as used without a file (lost clusters)",
+                f"freed {self._clusters(self._lost)} without a file",
             )
         if is_marked(self._window, self._layout, self._table):
             self._repairable(MARKED.code, str(MARKED), "removed the mark of an unclean unmount")
@@ -258,19 +253,21 @@ class Check:
             backup = window.read_at(layout.backup_offset, SECTOR_SIZE)
             if backup[_GEOMETRY] != window.read_at(0, SECTOR_SIZE)[_GEOMETRY]:
                 self._note("the boot sector and its backup differ")
-        if not table.is_signed(window, layout):
+        if layout.fsinfo_offset is None:
+            return
+        if not self._table.has_fsinfo:
             self._note("the FSInfo sector has no signature")
             return
-        stored, real = table.stored_count(window, layout), self._table.free_count()
+        stored, real = self._table.read_fsinfo(), self._table.free_count()
         if stored not in {None, real}:
             self._repairable(
                 "fat-free-count",
-                f"FSInfo counts {stored} free clusters, there are {real}",
+                f"FSInfo counts {stored} free clusters, but there are {real}",
                 "corrected the count of free clusters",
             )
 
     def _differing(self, copy: Extent) -> Iterator[tuple[int, bytes]]:
-        """Where a copy of the table is not what the one in use is: offset in it, right content."""
+        """Pieces of a copy of the table that differ from the one in use: offset, right content."""
         active = self._layout.active_table
         used = -(-self._layout.end_cluster * self._layout.fat_type // 8)
         for offset in range(0, used if copy != active else 0, _PIECE):
@@ -318,7 +315,7 @@ class Check:
                 f"{self._window.name}: the FAT volume at byte {self._window.extent.start}: "
                 f"a repair would change more than {format_size(_MAX_REPAIR)} of it",
                 code="volume-unsound",
-                hint="Take a fresh image.",
+                hint="Use a fresh image.",
             )
 
     def _read(self, visit: _Visit) -> _Content:
@@ -354,7 +351,7 @@ class Check:
             if length == needed:
                 kept = cluster
             cluster = table[cluster]
-        # What ends a chain with the mark of a free or bad cluster is itself called so.
+        # A last cluster that has the table entry of a free or bad one is counted as such.
         self._used += length - (length > 0 and cluster in self._no_use)
         return _Chain(first, length, kept, cluster)
 
@@ -378,45 +375,40 @@ class Check:
     def _check_slots(self, visit: _Visit, found: Scan, content: _Content) -> None:
         path = visit.path or "/"
         if found.stray:
-            self._unsound(f"{path}: {found.stray} slots are in use behind the end of the directory")
+            self._unsound(f"{path}: {found.stray} slots are in use after the end of the directory")
         if found.orphans:
             self._note(f"{path}: {found.orphans} slots of long names belong to no entry")
-        dots = [record for record in found.records if record.fields.short_name in {DOT, DOT_DOT}]
-        if visit.first == 0:
-            expected = []
-        else:
-            parents = {visit.parent, visit.parent or self._layout.root_cluster}
-            expected = [(0, DOT, {visit.first}), (1, DOT_DOT, parents)]
-        if len(dots) != len(expected) or not all(
-            _is_link(dot, *link) for dot, link in zip(dots, expected, strict=False)
-        ):
+        dots = [entry for entry in found.entries if entry.fields.short_name in {DOT, DOT_DOT}]
+        parents = {visit.parent, visit.parent or self._layout.root_cluster}
+        expected = [(0, DOT, {visit.first}), (1, DOT_DOT, parents)] if visit.first else []
+        if len(dots) != len(expected) or not all(map(_is_link, dots, expected)):
             self._unsound(f"{path}: its entries '.' and '..' are wrong or missing")
         elif dots and dots[1].fields.cluster != visit.parent:
             self._links.append(content.offset_of(1))
 
     def _check_names(self, visit: _Visit, found: Scan) -> None:
-        """No two entries may answer to one name, be it long or 8.3."""
+        """Find names, long or 8.3, that two entries have."""
         seen: dict[str, str] = {}
-        for record in found.records:
-            if record.fields.is_label or record.fields.short_name in {DOT, DOT_DOT}:
+        for entry in found.entries:
+            if not entry.fields.is_named:
                 continue
-            path = f"{visit.path}/{record.name}"
-            for name in {fold(record.name), fold(record.short_name)}:
+            path = f"{visit.path}/{entry.name}"
+            for name in {fold(entry.name), fold(entry.short_name)}:
                 if name in seen:
                     self._unsound(f"{path}: has the same name, long or 8.3, as {seen[name]}")
                 seen[name] = path
-            if not _is_valid_name(record):
-                self._note(f"{path}: its name holds characters that FAT does not allow")
+            if not _is_valid_name(entry):
+                self._note(f"{path}: its name contains characters that FAT does not allow")
 
     def _check_entries(self, visit: _Visit, found: Scan, content: _Content) -> list[_Visit]:
-        """Check the files; the directories to go on with."""
+        """Check the files, and return the directories that are still to be read."""
         below = []
-        for record in found.records:
-            fields, path = record.fields, f"{visit.path}/{record.name}"
-            if fields.is_label or fields.short_name in {DOT, DOT_DOT}:
+        for entry in found.entries:
+            fields, path = entry.fields, f"{visit.path}/{entry.name}"
+            if not fields.is_named:
                 continue
             if not fields.is_directory:
-                slot = content.offset_of(record.index + record.count - 1)
+                slot = content.offset_of(entry.index + entry.count - 1)
                 self._check_file(fields, path, slot)
             elif len(path) > MAX_PATH:
                 self._unsound(f"{path[:60]}...: a path of more than {MAX_PATH} characters")
@@ -435,18 +427,22 @@ class Check:
         if fields.cluster == 0 and needed == 0:
             return
         chain = self._claim(fields.cluster, needed)
-        if not chain.length or FREE < chain.stop < self._layout.end_cluster:
-            self._unsound(f"{path}: its cluster chain {self._end_of_chain(chain)}")
-        elif chain.length < needed and chain.stop >= self._table.least_last:
+        is_ended = chain.stop >= self._table.least_last
+        if 0 < chain.length < needed and is_ended:
             count = f"{chain.length} clusters, not {needed}"
             self._unsound(f"{path}: {fields.size} bytes, but {count}")
-        elif chain.length < needed or (chain.length == needed and chain.stop in self._no_use):
+        elif (
+            not chain.length
+            or FREE < chain.stop < self._layout.end_cluster
+            or chain.length < needed
+            or (chain.length == needed and chain.stop in self._no_use)
+        ):
             self._unsound(f"{path}: its cluster chain {self._end_of_chain(chain)}")
-        elif chain.length > needed or chain.stop < self._table.least_last:
-            # All of the content is there. Behind it balena-image-fs leaves a chain whose end
-            # leads nowhere, and a power cut one that the size does not know of yet.
-            behind = self._table[chain.kept] if chain.kept else fields.cluster
-            self._cuts.append(_Cut(chain.kept, behind, slot))
+        elif chain.length > needed or not is_ended:
+            # All of the content is there. After it, balena-image-fs leaves a chain whose end
+            # points nowhere, and a power cut leaves one that the size does not cover yet.
+            after = self._table[chain.kept] if chain.kept else fields.cluster
+            self._cuts.append(_Cut(chain.kept, after, slot))
             self._first_cut = self._first_cut or path
             self._cut_clusters += chain.length - needed
 
@@ -469,7 +465,7 @@ class Check:
 
 
 def is_marked(window: Window, layout: FatLayout, table: FatTable) -> bool:
-    """Whether the volume is marked as not unmounted, in the table or in the boot sector."""
+    """True if the volume is marked as not unmounted, in the table or in the boot sector."""
     clean = _CLEAN[layout.fat_type]
     state = window.read_at(layout.state_offset, 1)[0]
     return table[1] & clean != clean or bool(state & NOT_UNMOUNTED)
@@ -479,19 +475,19 @@ def _count(number: int, noun: str, nouns: str) -> str:
     return f"{number} {noun if number == 1 else nouns}"
 
 
-def _is_link(record: Record, index: int, name: bytes, clusters: set[int]) -> bool:
-    """Whether a record is the ``.`` or ``..`` that belongs in that slot."""
-    fields = record.fields
+def _is_link(entry: DirectoryEntry, link: tuple[int, bytes, set[int]]) -> bool:
+    """True if an entry is the ``.`` or ``..`` with that index, 8.3 name and cluster."""
+    fields, (index, name, clusters) = entry.fields, link
     return (
-        record.index == index
+        entry.index == index
         and fields.short_name == name
         and fields.is_directory
         and fields.cluster in clusters
     )
 
 
-def _is_valid_name(record: Record) -> bool:
-    short_name = record.fields.short_name.removeprefix(_E5_STAND_IN)
+def _is_valid_name(entry: DirectoryEntry) -> bool:
+    short_name = entry.fields.short_name.removeprefix(_E5_STAND_IN)
     if short_name.startswith(b" ") or _SHORT_FORBIDDEN.intersection(short_name):
         return False
-    return record.long_name is None or is_storable(record.long_name)
+    return entry.long_name is None or is_storable(entry.long_name)

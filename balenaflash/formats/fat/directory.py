@@ -1,8 +1,7 @@
 """One directory of a FAT volume: its slots, and the entries they make.
 
-A slot is 32 bytes. An entry is one slot with the 8.3 name and the numbers, after the slots of
-its long name if it has one. Slots are never moved: what an edit does not touch stays, byte for
-byte, where it was.
+A slot has 32 bytes. An entry is one slot with the 8.3 name and the numbers, preceded by the slots
+of its long name if it has one. Slots are never moved: an edit leaves all other slots as they are.
 """
 
 import struct
@@ -25,7 +24,7 @@ MAX_DIRECTORY = 65_536 * SLOT_SIZE
 """Bytes of one directory (fatgen103; linux/fat/fat.h, FAT_MAX_DIR_SIZE)."""
 
 MAX_DIRECTORIES = 32 * MIB
-"""Bytes of all directories of a volume: a bound on what a hostile one can make us read."""
+"""Bytes of all directories of a volume: a bound on what is read of a hostile one."""
 
 VOLUME_LABEL = 0x08
 DIRECTORY = 0x10
@@ -46,55 +45,60 @@ _USED = bytes(0 if byte in {_FREE, _END} else 1 for byte in range(256))
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """What the slot with the 8.3 name holds, field by field (fatgen103)."""
+    """The fields of the slot with the 8.3 name, in its order (fatgen103)."""
 
     short_name: bytes
     attributes: int
-    case_bits: int
-    created_tenths: int
-    created_time: int
-    created_date: int
-    accessed_date: int
-    modified_time: int
-    modified_date: int
-    cluster: int
+    case_bits: int = 0
+    created_tenths: int = 0
+    created_time: int = 0
+    created_date: int = 0
+    accessed_date: int = 0
+    modified_time: int = 0
+    modified_date: int = 0
+    cluster: int = 0
     """First cluster, 0 for none."""
 
-    size: int
-    """In bytes; 0 for a directory."""
+    size: int = 0
+    """Bytes of content; 0 for a directory."""
 
     @property
     def is_directory(self) -> bool:
-        """Whether it is a directory and no label."""
+        """True for a directory; a label may have the same bit."""
         return self.attributes & (DIRECTORY | VOLUME_LABEL) == DIRECTORY
 
     @property
     def is_label(self) -> bool:
-        """Whether it is the volume's label."""
+        """True for the label of the volume."""
         return bool(self.attributes & VOLUME_LABEL)
 
     @property
+    def is_named(self) -> bool:
+        """True for a file or directory that has a name of its own, unlike ``.`` and ``..``."""
+        return not self.is_label and self.short_name not in {DOT, DOT_DOT}
+
+    @property
     def modified(self) -> datetime | None:
-        """Time of the last change, if it is a time."""
+        """Time of the last change; ``None`` if the stored one is invalid."""
         return decode_time(self.modified_date, self.modified_time)
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """An entry and where it is."""
+class DirectoryEntry:
+    """An entry and its place in the directory."""
 
     index: int
     """Number of its first slot in the directory."""
 
     count: int
-    """How many slots it takes."""
+    """Number of its slots."""
 
     fields: Fields
     long_name: str | None
 
     @property
     def name(self) -> str:
-        """The long name if there is a usable one, else the 8.3 name."""
+        """The long name if there is one that is safe to show, else the 8.3 name."""
         if self.long_name is not None and is_safe(self.long_name):
             return self.long_name
         return decode_short(self.fields.short_name, self.fields.case_bits)
@@ -107,9 +111,9 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """All that a directory holds."""
+    """The content of a directory."""
 
-    records: tuple[Record, ...]
+    entries: tuple[DirectoryEntry, ...]
     orphans: int
     """Slots of long names that belong to no entry."""
 
@@ -119,7 +123,7 @@ class Scan:
 
 def scan(data: bytes | bytearray, *, wide: bool) -> Scan:
     """Read a directory; ``wide`` for FAT32, whose cluster numbers have an upper half."""
-    records: list[Record] = []
+    entries: list[DirectoryEntry] = []
     parts: list[bytes] = []
     orphans = stray = 0
     for index, slot in enumerate(_slots(data)):
@@ -137,16 +141,16 @@ def scan(data: bytes | bytearray, *, wide: bool) -> Scan:
             orphans += len(parts)
             parts = []
         if slot[0] != _FREE:
-            count = len(parts) + 1
-            records.append(Record(index + 1 - count, count, _parse(slot, wide=wide), long_name))
+            first, count = index - len(parts), len(parts) + 1
+            entries.append(DirectoryEntry(first, count, _parse(slot, wide=wide), long_name))
             parts = []
-    return Scan(tuple(records), orphans + len(parts), stray)
+    return Scan(tuple(entries), orphans + len(parts), stray)
 
 
 def find_label(data: bytes | bytearray) -> bytes | None:
     """The eleven bytes of the volume label in a root directory, by the rules of blkid.
 
-    It is a slot that is no directory and has no cluster (libblkid, vfat.c, ``search_fat_label``).
+    Its slot is not that of a directory and has no cluster (libblkid, vfat.c, ``search_fat_label``).
     """
     for slot in _slots(data):
         if slot[0] == _END:
@@ -167,28 +171,28 @@ class Directory:
 
         self.data = bytearray(data)
         self._wide = wide
-        self._records: dict[int, Record] = {}
-        self._by_name: dict[str, Record] = {}
-        self._by_short_name: dict[str, Record] = {}
-        for record in scan(data, wide=wide).records:
-            self._enter(record)
+        self._entries: dict[int, DirectoryEntry] = {}
+        self._by_name: dict[str, DirectoryEntry] = {}
+        self._by_short_name: dict[str, DirectoryEntry] = {}
+        for entry in scan(data, wide=wide).entries:
+            self._enter(entry)
 
-    def records(self) -> list[Record]:
+    def entries(self) -> list[DirectoryEntry]:
         """Files and directories in order of their slots, without ``.``, ``..`` and labels."""
-        ordered = (self._records[index] for index in sorted(self._records))
-        return [record for record in ordered if _is_named(record)]
+        ordered = (self._entries[index] for index in sorted(self._entries))
+        return [entry for entry in ordered if entry.fields.is_named]
 
     def label(self) -> bytes | None:
         """The eleven bytes of the volume label, of a root directory."""
         return find_label(self.data)
 
-    def find(self, name: str) -> Record | None:
-        """The entry of that name in any case, long or 8.3."""
+    def find(self, name: str) -> DirectoryEntry | None:
+        """The entry with that name in any case, long or 8.3."""
         folded = fold(name)
         return self._by_name.get(folded) or self._by_short_name.get(folded)
 
     def __contains__(self, folded: object) -> bool:
-        """Whether a long or 8.3 name folds to ``folded``."""
+        """True if a long or 8.3 name folds to ``folded``."""
         return folded in self._by_name or folded in self._by_short_name
 
     def room_for(self, count: int) -> int | None:
@@ -196,55 +200,51 @@ class Directory:
         marks = bytes(self.data[::SLOT_SIZE])
         in_use = marks.partition(b"\0")[0].translate(_USED).ljust(len(marks), b"\0")
         index = in_use.find(bytes(count))
-        while index > 0 and self._is_orphan(index - 1):
-            # Right behind it, a new 8.3 name could be taken for the one it has lost.
+        while index > 0 and _is_long_name(self.data[(index - 1) * SLOT_SIZE : index * SLOT_SIZE]):
+            # After an orphan of a long name, a new 8.3 name could be taken for the one it lost.
             index = in_use.find(bytes(count), index + 1)
         return None if index < 0 else index
 
     def grow(self, size: int) -> None:
-        """Append free slots until it has ``size`` bytes."""
+        """Append free slots, up to ``size`` bytes."""
         self.data.extend(bytes(size - len(self.data)))
 
     def insert(self, index: int, raw: bytes) -> None:
-        """Put the slots of an entry where ``room_for`` found room."""
+        """Insert the slots of an entry at the index that ``room_for`` found."""
         start = index * SLOT_SIZE
         self.data[start : start + len(raw)] = raw
-        for record in scan(raw, wide=self._wide).records:
-            self._enter(Record(index, record.count, record.fields, record.long_name))
+        for entry in scan(raw, wide=self._wide).entries:
+            self._enter(DirectoryEntry(index, entry.count, entry.fields, entry.long_name))
 
-    def parent_link(self) -> Record:
-        """The entry ``..`` of a sound directory that is not the root."""
-        return self._records[1]
+    def parent_link(self) -> DirectoryEntry:
+        """The entry ``..`` of a sound directory other than the root."""
+        return self._entries[1]
 
-    def replace(self, record: Record, slot: bytes) -> None:
-        """Put ``slot`` in the place of an entry's last one; its name must be the same."""
-        start = record.index * SLOT_SIZE
-        end = start + record.count * SLOT_SIZE
-        self._forget(record)
-        self.insert(record.index, bytes(self.data[start : end - SLOT_SIZE]) + slot)
+    def replace(self, entry: DirectoryEntry, slot: bytes) -> None:
+        """Replace the last slot of an entry by ``slot``; its name must be the same."""
+        start = entry.index * SLOT_SIZE
+        end = start + entry.count * SLOT_SIZE
+        self._forget(entry)
+        self.insert(entry.index, bytes(self.data[start : end - SLOT_SIZE]) + slot)
 
-    def remove(self, record: Record) -> None:
+    def remove(self, entry: DirectoryEntry) -> None:
         """Mark the slots of an entry free."""
-        self._forget(record)
-        for index in range(record.index, record.index + record.count):
+        self._forget(entry)
+        for index in range(entry.index, entry.index + entry.count):
             self.data[index * SLOT_SIZE] = _FREE
 
-    def _enter(self, record: Record) -> None:
-        self._records[record.index] = record
-        if _is_named(record):
-            # Of two entries with one name, readers take the first.
-            self._by_name.setdefault(fold(record.name), record)
-            self._by_short_name.setdefault(fold(record.short_name), record)
+    def _enter(self, entry: DirectoryEntry) -> None:
+        self._entries[entry.index] = entry
+        if entry.fields.is_named:
+            # If two entries have one name, readers use the first.
+            self._by_name.setdefault(fold(entry.name), entry)
+            self._by_short_name.setdefault(fold(entry.short_name), entry)
 
-    def _forget(self, record: Record) -> None:
-        del self._records[record.index]
-        if _is_named(record):
-            del self._by_name[fold(record.name)]
-            del self._by_short_name[fold(record.short_name)]
-
-    def _is_orphan(self, index: int) -> bool:
-        """Whether the slot before a free one holds part of a long name."""
-        return _is_long_name(bytes(self.data[index * SLOT_SIZE : (index + 1) * SLOT_SIZE]))
+    def _forget(self, entry: DirectoryEntry) -> None:
+        del self._entries[entry.index]
+        if entry.fields.is_named:
+            del self._by_name[fold(entry.name)]
+            del self._by_short_name[fold(entry.short_name)]
 
 
 def _slots(data: bytes | bytearray) -> Iterator[bytes]:
@@ -252,12 +252,8 @@ def _slots(data: bytes | bytearray) -> Iterator[bytes]:
     return (whole[start : start + SLOT_SIZE] for start in range(0, len(whole), SLOT_SIZE))
 
 
-def _is_long_name(slot: bytes) -> bool:
+def _is_long_name(slot: bytes | bytearray) -> bool:
     return slot[0] != _FREE and slot[11] & _ATTRIBUTES == _LONG_NAME
-
-
-def _is_named(record: Record) -> bool:
-    return not record.fields.is_label and record.fields.short_name not in {DOT, DOT_DOT}
 
 
 def _join_parts(parts: Sequence[bytes], stored: bytes) -> str | None:
@@ -272,21 +268,7 @@ def _join_parts(parts: Sequence[bytes], stored: bytes) -> str | None:
 
 
 def _parse(slot: bytes, *, wide: bool) -> Fields:
-    name, attributes, case_bits, tenths, ctime, cdate, adate, high, mtime, mdate, low, size = (
-        _SLOT.unpack(slot)
-    )
+    *fields, high, time, date, low, size = _SLOT.unpack(slot)
     # OS/2 kept other things where FAT32 has the upper half (linux/fat/fat.h, fat_get_start).
-    cluster = high << 16 | low if wide else low
-    return Fields(
-        short_name=name,
-        attributes=attributes,
-        case_bits=case_bits,
-        created_tenths=tenths,
-        created_time=ctime,
-        created_date=cdate,
-        accessed_date=adate,
-        modified_time=mtime,
-        modified_date=mdate,
-        cluster=cluster,
-        size=size,
-    )
+    fields += [time, date, high << 16 | low if wide else low, size]
+    return Fields(*fields)

@@ -1,8 +1,8 @@
-"""Names and times in a FAT volume: long names, 8.3 names, and what FAT cannot hold.
+"""Names and times in a FAT volume: long names, 8.3 names, and names that FAT cannot store.
 
-Written as Linux and mtools write them: a name that fits 8.3 in capitals, or with all of its base
-or extension in small letters, is stored as 8.3 alone, with two "NT" bits for the small letters;
-any other name gets a long name besides.
+Names are stored as Linux and mtools store them. A name that fits 8.3 in capitals, or with all of
+its base or extension in small letters, is stored as 8.3 alone; two "NT" bits mark the small
+letters. Any other name is also stored as a long name.
 """
 
 import os
@@ -13,10 +13,13 @@ from datetime import UTC, datetime
 
 from balenaflash.errors import EditError
 
-LOWER_BASE = (
-    0x08  # bit of DIR_NTRes: show the base in small letters (linux/msdos_fs.h, CASE_LOWER_BASE)
-)
-LOWER_EXTENSION = 0x10  # the same for the extension
+LOWER_BASE = 0x08
+"""Bit of DIR_NTRes: the base is shown in small letters (linux/msdos_fs.h, CASE_LOWER_BASE)."""
+
+LOWER_EXTENSION = 0x10
+"""The same for the extension."""
+
+CASE_BITS = LOWER_BASE | LOWER_EXTENSION
 
 MAX_NAME = 255  # UTF-16 units of a long name (fatgen103, "Long Directory Entries")
 MAX_PATH = 1024
@@ -26,14 +29,14 @@ UNITS_PER_SLOT = 13  # UTF-16 units in one long-name slot
 _SLOT_BYTES = 2 * UNITS_PER_SLOT
 
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f"*/:<>?\\|]')
-"""Characters no long name may hold (fatgen103), and DEL, which nobody can see."""
+"""Characters that are forbidden in a long name (fatgen103), and DEL, which is invisible."""
 
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f/]")
-"""Characters that would change a path, or a terminal, when a stored name is shown."""
+"""Characters in a stored name that would change a path, or the terminal that shows them."""
 
 _SHORT_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!#$%&'()-@^_`{}~")
 _CODE_PAGE = "cp437"  # of 8.3 names: Linux's default, CONFIG_FAT_DEFAULT_CODEPAGE
-_LABEL_CODE_PAGE = "cp850"  # of labels: that of the tools which write them, mkfs.vfat and mlabel
+_LABEL_CODE_PAGE = "cp850"  # of labels, as mkfs.vfat and mlabel write them
 _E5_STAND_IN = 0x05  # first byte of an 8.3 name that begins with 0xE5, the mark of a free slot
 _LAST_TAIL = 999_999
 _BASE_SIZE, _EXTENSION_SIZE = 8, 3
@@ -41,7 +44,7 @@ _BASE_SIZE, _EXTENSION_SIZE = 8, 3
 
 @dataclass(frozen=True, slots=True)
 class ShortName:
-    """How a name is stored in its 8.3 slot."""
+    """A name as its 8.3 slot stores it."""
 
     stored: bytes
     """The eleven bytes, padded with spaces."""
@@ -53,9 +56,9 @@ class ShortName:
 
 
 def fold(name: str) -> str:
-    """``name`` with case taken out: two names that fold alike are one name to FAT.
+    """``name`` without its case: two names that fold alike are the same name to FAT.
 
-    Character by character, as FAT drivers do, so that ``ß`` is not ``ss``.
+    Folded by character, as FAT drivers do, so that ``ß`` is not ``ss``.
     """
     return "".join(upper if len(upper := letter.upper()) == 1 else letter for letter in name)
 
@@ -64,14 +67,14 @@ def split_path(path: str) -> tuple[str, ...]:
     """The names in ``path``, which is absolute in the volume; empty for the root.
 
     Raises:
-        EditError: it holds ``.`` or ``..``, or is too long.
+        EditError: it contains ``.`` or ``..``, or is too long.
     """
     names = tuple(name for name in path.split("/") if name)
     if {".", ".."} & set(names):
         raise EditError(
             f"{path}: '.' and '..' are not allowed in a path of the boot partition",
             code="path-invalid",
-            hint="Write the path from the root of the partition, such as /EFI/BOOT/grub.cfg.",
+            hint="Give the path from the root of the partition, such as /EFI/BOOT/grub.cfg.",
         )
     if sum(map(len, names)) + len(names) > MAX_PATH:
         raise EditError(
@@ -81,28 +84,24 @@ def split_path(path: str) -> tuple[str, ...]:
 
 
 def check_name(name: str) -> None:
-    """Refuse what a FAT directory cannot hold as a name.
-
-    Raises:
-        EditError: and says why.
-    """
+    """Raise ``EditError`` for a name that a FAT volume cannot store."""
     reason = _fault_of(name)
     if reason is not None:
-        raise EditError(f"{name!r}: a FAT volume cannot hold a name {reason}", code="name-invalid")
+        raise EditError(f"{name!r}: a FAT volume cannot store a name {reason}", code="name-invalid")
 
 
 def is_storable(name: str) -> bool:
-    """Whether ``check_name`` lets it pass, but for marks at the end that other systems write."""
+    """True if all characters are valid; other systems also write dots and spaces at the end."""
     return not _FORBIDDEN.search(name)
 
 
 def is_safe(name: str) -> bool:
-    """Whether a stored name can be shown and made part of a path."""
+    """True if a stored name can be shown and made part of a path."""
     return name not in {"", ".", ".."} and not _UNSAFE.search(name)
 
 
 def decode_short(stored: bytes, case_bits: int) -> str:
-    """An 8.3 name as people see it; a byte that no name may hold becomes U+FFFD."""
+    """An 8.3 name as text; an invalid byte becomes U+FFFD."""
     if stored[0] == _E5_STAND_IN:
         stored = b"\xe5" + stored[1:]
     text = stored.decode(_CODE_PAGE)
@@ -128,7 +127,7 @@ def short_name(name: str, taken: Container[str]) -> ShortName:
     """The 8.3 name for ``name`` in a directory whose folded long and short names are ``taken``.
 
     Raises:
-        EditError: a million names that begin alike are there already.
+        EditError: the directory has a million names that begin alike.
     """
     base, dot, extension = name.lstrip(".").rpartition(".")
     if not dot:
@@ -145,13 +144,12 @@ def short_name(name: str, taken: Container[str]) -> ShortName:
     if fits and decode_short(stored := _pad(stored_base, stored_extension), 0) not in taken:
         case_bits = _case_bits(base, extension)
         return ShortName(stored, case_bits or 0, needs_long_name=case_bits is None)
-    return ShortName(
-        _with_tail(stored_base or "_", stored_extension, taken), 0, needs_long_name=True
-    )
+    stored = _with_tail(stored_base or "_", stored_extension, taken)
+    return ShortName(stored, 0, needs_long_name=True)
 
 
 def checksum(stored: bytes) -> int:
-    """What ties long-name slots to the 8.3 name after them (fatgen103, ``ChkSum``)."""
+    """Checksum of an 8.3 name in the slots of its long name (fatgen103, ``ChkSum``)."""
     total = 0
     for byte in stored:
         total = ((total & 1) << 7) + (total >> 1) + byte & 0xFF
@@ -176,9 +174,9 @@ def join_long(parts: Sequence[bytes]) -> str:
 
 def _fault_of(name: str) -> str | None:
     if name in {"", ".", ".."}:
-        return "that is empty or means a directory itself"
+        return "that is empty, '.' or '..'"
     if bad := _FORBIDDEN.search(name):
-        return f"with {bad.group()!r} in it"
+        return f"that contains {bad.group()!r}"
     if name[-1] in ". ":
         return "that ends in a dot or a space"
     try:
@@ -189,9 +187,9 @@ def _fault_of(name: str) -> str | None:
 
 
 def _to_short(part: str) -> tuple[str, bool]:
-    """``part`` in characters of 8.3 names, and whether that changed more than its case.
+    """``part`` in characters of 8.3 names, and true if only its case was changed.
 
-    Outside ASCII every letter counts as changed: which code page a reader takes is unknown.
+    A letter outside ASCII is always changed: the code page of a reader is unknown.
     """
     kept = [letter for letter in part if letter not in " ."]
     short = [
@@ -205,7 +203,7 @@ def _to_short(part: str) -> tuple[str, bool]:
 
 
 def _case_bits(base: str, extension: str) -> int | None:
-    """The NT bits that bring ``base.extension`` back; ``None`` if one part has mixed case."""
+    """The NT bits that restore ``base.extension``; ``None`` if one part has mixed case."""
     bits = 0
     for part, bit in ((base, LOWER_BASE), (extension, LOWER_EXTENSION)):
         if part == part.upper():
@@ -217,14 +215,14 @@ def _case_bits(base: str, extension: str) -> int | None:
 
 
 def _with_tail(base: str, extension: str, taken: Container[str]) -> bytes:
-    """With ``~1``, or the first number after it that no name in the directory has."""
+    """The 8.3 name with ``~1``, or the first number after it that is free in the directory."""
     for number in range(1, _LAST_TAIL + 1):
         tail = f"~{number}"
         stored = _pad(base[: _BASE_SIZE - len(tail)] + tail, extension[:_EXTENSION_SIZE])
         if decode_short(stored, 0) not in taken:
             return stored
     raise EditError(
-        f"{base}: {_LAST_TAIL} names in the directory begin like this", code="directory-full"
+        f"{base}: {_LAST_TAIL} names in the directory begin alike", code="directory-full"
     )
 
 
@@ -237,7 +235,7 @@ _LAST = datetime(2107, 12, 31, 23, 59, 58)  # noqa: DTZ001 -- FAT knows no time 
 
 
 def encode_time(moment: datetime) -> tuple[int, int]:
-    """Date and time words of ``moment``, or of the nearest moment FAT can express.
+    """Date and time words of ``moment``, or of the nearest moment that FAT can store.
 
     Microsoft FAT specification (fatgen103), "Date and Time Formats".
     """
@@ -247,7 +245,7 @@ def encode_time(moment: datetime) -> tuple[int, int]:
 
 
 def decode_time(date: int, time: int) -> datetime | None:
-    """The moment that two words express; ``None`` for a zero date and for an impossible one."""
+    """The moment in two words; ``None`` for a date of zero and for an invalid one."""
     try:
         return datetime(  # noqa: DTZ001 -- FAT knows no time zone
             1980 + (date >> 9),

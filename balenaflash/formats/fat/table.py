@@ -1,11 +1,8 @@
 """The file allocation table, and FAT32's FSInfo sector with its count of free clusters.
 
-The table of a large volume with small clusters has 64 MiB. So it is read page by page, and a
-page that was changed is written to the window, into every copy of the table, when it makes room
-for another one or when ``flush`` asks for it.
-
-Microsoft FAT specification (fatgen103), "FAT32 FSInfo Sector Structure and Backup Boot Sector".
-Only the first copy is kept up to date, as it asks.
+The table of a large volume with small clusters has 64 MiB. So it is read page by page. A changed
+page is written to every copy of the table in the window, when it makes room for another page or
+on ``flush``.
 """
 
 import struct
@@ -13,7 +10,6 @@ import sys
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from balenaflash.errors import EditError, ImageError
 from balenaflash.formats.fat.layout import FIRST_CLUSTER, FatLayout, FatType
@@ -27,25 +23,24 @@ _NUMBER = {FatType.FAT12: 0xFFF, FatType.FAT16: 0xFFFF, FatType.FAT32: 0x0FFF_FF
 _RESERVED = 0xF000_0000
 
 _PAGE = 8192
-"""Entries of a page. FAT12 has fewer in all, so that its bytes of two entries are never cut."""
+"""Entries of a page. All of FAT12 fit into one, so that three bytes of two are never cut."""
 
 _MAX_PAGES = 128
-"""Pages held: 4 MiB of FAT32."""
+"""Pages kept: 4 MiB of FAT32."""
 
-
-@dataclass(frozen=True, slots=True)
-class FreeRun:
-    """Neighbouring clusters that are free."""
-
-    first: int
-    count: int
+# fatgen103, "FAT32 FSInfo Sector Structure and Backup Boot Sector". Only the first copy of the
+# sector is kept up to date, as it asks.
+_FSINFO_SIGNATURES = ((0, b"RRaA"), (484, b"rrAa"), (508, b"\0\0\x55\xaa"))
+_FSINFO_NUMBERS_AT = 488
+_FSINFO_NUMBERS = struct.Struct("<LL")  # free clusters, and the first cluster to look at
+_UNKNOWN = 0xFFFF_FFFF
 
 
 class FatTable:
     """The entries of the table, to read and to change.
 
-    ``table[n]`` is the entry of cluster ``n``. There are ``layout.end_cluster`` of them, however
-    many more the last sector of the table has room for.
+    ``table[n]`` is the entry of cluster ``n``. There are ``layout.end_cluster`` entries, even if
+    the last sector of the table has room for more.
     """
 
     def __init__(self, window: Window, layout: FatLayout) -> None:
@@ -55,7 +50,7 @@ class FatTable:
         self._changed: set[int] = set()
         self._free: int | None = None
         self.last = _NUMBER[layout.fat_type]
-        """The entry this editor ends a chain with."""
+        """The entry that this program writes at the end of a chain."""
 
         self.least_last = self.last - 7
         """The smallest entry that ends a chain."""
@@ -76,13 +71,13 @@ class FatTable:
         self._changed.add(number)
 
     def flush(self) -> None:
-        """Write what was changed to every copy of the table."""
+        """Write the changed pages to every copy of the table."""
         for number in sorted(self._changed):
             self._store(number)
         self._changed.clear()
 
     def forget(self) -> None:
-        """Drop what was not flushed, and read again what is in the window."""
+        """Drop all pages, changed ones too; they are read again from the window."""
         self._pages.clear()
         self._changed.clear()
         self._free = None
@@ -96,7 +91,7 @@ class FatTable:
     def pages(
         self, first: int = FIRST_CLUSTER, end: int | None = None
     ) -> Iterator[tuple[int, "array[int]"]]:
-        """The entries ``[first, end)`` in pieces: number of the first cluster, and a copy."""
+        """The entries ``[first, end)`` in pieces: number of the first cluster, copied entries."""
         end = self.layout.end_cluster if end is None else end
         while first < end:
             number, index = divmod(first, _PAGE)
@@ -104,27 +99,27 @@ class FatTable:
             yield first, piece
             first += len(piece)
 
-    def free_runs(self, first: int = FIRST_CLUSTER, end: int | None = None) -> Iterator[FreeRun]:
+    def free_runs(self, first: int = FIRST_CLUSTER, end: int | None = None) -> Iterator[range]:
         """The runs of free clusters in ``[first, end)``, in order."""
-        run = FreeRun(first, 0)
+        run = range(first, first)
         for base, page in self.pages(first, end):
             in_use, at = bytes(map(bool, page)), 0
             while at < len(page) and (start := in_use.find(b"\0", at)) >= 0:
                 used = in_use.find(b"\1", start)
                 at = len(page) if used < 0 else used
-                if base + start != run.first + run.count:
-                    if run.count:
+                if base + start != run.stop:
+                    if run:
                         yield run
-                    run = FreeRun(base + start, 0)
-                run = FreeRun(run.first, run.count + at - start)
-        if run.count:
+                    run = range(base + start, base + start)
+                run = range(run.start, base + at)
+        if run:
             yield run
 
     def follow(self, first: int, owner: str) -> Iterator[int]:
         """The chain that begins with cluster ``first``, which belongs to ``owner``.
 
         Raises:
-            ImageError: it leaves the volume, meets a free or bad cluster, or loops.
+            ImageError: it leaves the volume, contains a free or bad cluster, or loops.
         """
         cluster, length = first, 0
         while cluster < self.least_last or not length:
@@ -138,14 +133,14 @@ class FatTable:
             cluster = self[cluster]
 
     def resize(self, first: int, count: int, owner: str) -> int:
-        """Make the chain from ``first``, 0 for none yet, ``count`` clusters long; its first one.
+        """Make the chain from ``first`` ``count`` clusters long, and return its first cluster.
 
-        The clusters it has are kept, so that few sectors change when a file is rewritten;
-        what is added lies in one piece, right behind, where there is room.
+        0 stands for no chain. Present clusters are kept, so that few sectors change when a file
+        is rewritten. New ones follow them in one piece where there is room.
 
         Raises:
             EditError: fewer clusters are free than are missing; nothing was changed.
-            ImageError: the chain is broken, as ``follow``.
+            ImageError: the chain is broken, as in ``follow``.
         """
         length = kept = end = 0
         for cluster in self.follow(first, owner) if first else ():
@@ -153,7 +148,7 @@ class FatTable:
             if length == count:
                 kept = cluster
         if length >= count:
-            self._free_behind(kept, first)
+            self._free_after(kept, first)
             return first if kept else 0
         added = self._find_free(count - length, end, owner)
         for cluster, following in zip(added, [*added[1:], self.last], strict=True):
@@ -162,11 +157,11 @@ class FatTable:
             self[end] = added[0]
         return first or added[0]
 
-    def _free_behind(self, kept: int, first: int) -> None:
-        """Free what of a sound chain comes after ``kept``; all from ``first`` on if that is 0."""
+    def _free_after(self, kept: int, first: int) -> None:
+        """Free the clusters of a sound chain after ``kept``; all from ``first`` on if it is 0."""
         cluster = self[kept] if kept else first
         if kept and cluster < self.least_last:
-            # An end mark of another value is kept: nothing needs to be written for it.
+            # An end mark of another value stays, which saves a write.
             self[kept] = self.last
         while FREE < cluster < self.least_last:
             following = self[cluster]
@@ -181,27 +176,11 @@ class FatTable:
         return "loops" if length >= self.layout.cluster_count else None
 
     def _find_free(self, count: int, end: int, owner: str) -> Sequence[int]:
-        """``count`` free clusters, behind the cluster ``end`` if that is not 0 and there is room.
+        """``count`` free clusters.
 
-        Else in the first run that is long enough, else wherever any are.
+        They follow the cluster ``end`` if that is not 0 and there is room. Otherwise they lie in
+        the first run that is long enough, otherwise in several runs.
         """
-        self._require_free(count, owner)
-        if end:
-            behind = next(self.free_runs(end + 1, min(end + 1 + count, len(self))), None)
-            if behind == FreeRun(end + 1, count):
-                return range(end + 1, end + 1 + count)
-        scattered: list[int] = []
-        for run in self.free_runs():
-            if run.count >= count:
-                return range(run.first, run.first + count)
-            needed = min(run.count, count - len(scattered))
-            scattered.extend(range(run.first, run.first + needed))
-        return scattered
-
-    def __len__(self) -> int:
-        return self.layout.end_cluster
-
-    def _require_free(self, count: int, owner: str) -> None:
         free = self.free_count()
         if count > free:
             needed, left = (format_size(n * self.layout.cluster_size) for n in (count, free))
@@ -210,6 +189,44 @@ class FatTable:
                 code="no-space",
                 hint="Remove files that are not needed first.",
             )
+        wanted = range(end + 1, end + 1 + count)
+        if end and next(self.free_runs(wanted.start, min(wanted.stop, len(self))), None) == wanted:
+            return wanted
+        scattered: list[int] = []
+        for run in self.free_runs():
+            if len(run) >= count:
+                return run[:count]
+            scattered.extend(run[: count - len(scattered)])
+        return scattered
+
+    @property
+    def has_fsinfo(self) -> bool:
+        """True if there is an FSInfo sector with the signatures without which drivers ignore it."""
+        offset = self.layout.fsinfo_offset
+        if offset is None:
+            return False
+        sector = self._window.read_at(offset, SECTOR_SIZE)
+        return all(sector[at : at + len(mark)] == mark for at, mark in _FSINFO_SIGNATURES)
+
+    def read_fsinfo(self) -> int | None:
+        """Number of free clusters in the FSInfo sector, if it is known there."""
+        if self.layout.fsinfo_offset is None:
+            return None
+        at = self.layout.fsinfo_offset + _FSINFO_NUMBERS_AT
+        stored: int = _FSINFO_NUMBERS.unpack(self._window.read_at(at, _FSINFO_NUMBERS.size))[0]
+        return None if stored == _UNKNOWN else stored
+
+    def write_fsinfo(self) -> None:
+        """Update the numbers in the FSInfo sector, unless drivers ignore it."""
+        offset = self.layout.fsinfo_offset
+        if offset is not None and self.has_fsinfo:
+            free = self.free_count()
+            first_free = next(self.free_runs()).start if free else _UNKNOWN
+            numbers = _FSINFO_NUMBERS.pack(free, first_free)
+            self._window.write_at(offset + _FSINFO_NUMBERS_AT, numbers)
+
+    def __len__(self) -> int:
+        return self.layout.end_cluster
 
     def _load(self, number: int) -> "array[int]":
         page = self._pages.get(number)
@@ -226,7 +243,7 @@ class FatTable:
         return page
 
     def _count(self, number: int) -> int:
-        """Entries of a page, fewer in the last one."""
+        """Number of entries of a page; the last page has fewer."""
         return min(_PAGE, len(self) - number * _PAGE)
 
     def _stored(self, number: int) -> bytes:
@@ -244,7 +261,7 @@ class FatTable:
         return entries
 
     def _store(self, number: int) -> None:
-        """Write a page to every copy; reserved bits as the one in use has them."""
+        """Write a page to every copy, with the reserved bits of the copy in use."""
         page, stored = self._pages[number], self._stored(number)
         if self.layout.fat_type is FatType.FAT12:
             data = _encode12(page, stored)
@@ -259,7 +276,7 @@ class FatTable:
 
 
 def _has_reserved_bits(stored: bytes) -> bool:
-    """Whether any of FAT32's upper four bits is set, which is the case in no volume seen yet."""
+    """True if any of FAT32's upper four bits is set; no volume is known that has one."""
     return max(stored[3::4]) > _NUMBER[FatType.FAT32] >> 24
 
 
@@ -298,39 +315,3 @@ def _encode12(entries: "array[int]", stored: bytes) -> bytes:
             encoded[at] = entry & 0xFF
             encoded[at + 1] = encoded[at + 1] & 0xF0 | entry >> 8
     return bytes(encoded)
-
-
-_SIGNATURES = ((0, b"RRaA"), (484, b"rrAa"), (508, b"\0\0\x55\xaa"))
-_NUMBERS_AT = 488
-_NUMBERS = struct.Struct("<LL")  # free clusters, and where to begin looking
-_UNKNOWN = 0xFFFF_FFFF
-
-
-def is_signed(window: Window, layout: FatLayout) -> bool:
-    """Whether the sector is one that drivers believe; true of a volume that has none."""
-    return layout.fsinfo_offset is None or _is_signed(
-        window.read_at(layout.fsinfo_offset, SECTOR_SIZE)
-    )
-
-
-def stored_count(window: Window, layout: FatLayout) -> int | None:
-    """How many clusters the sector says are free; ``None`` if it says nothing."""
-    if layout.fsinfo_offset is None:
-        return None
-    sector = window.read_at(layout.fsinfo_offset, SECTOR_SIZE)
-    stored: int = _NUMBERS.unpack_from(sector, _NUMBERS_AT)[0]
-    return None if stored == _UNKNOWN else stored
-
-
-def refresh(window: Window, layout: FatLayout, table: FatTable) -> None:
-    """Bring the numbers up to date; a sector that drivers would ignore is left alone."""
-    offset = layout.fsinfo_offset
-    if offset is None or not _is_signed(window.read_at(offset, SECTOR_SIZE)):
-        return
-    free = table.free_count()
-    first_free = next(table.free_runs()).first if free else _UNKNOWN
-    window.write_at(offset + _NUMBERS_AT, _NUMBERS.pack(free, first_free))
-
-
-def _is_signed(sector: bytes) -> bool:
-    return all(sector[at : at + len(magic)] == magic for at, magic in _SIGNATURES)

@@ -1,14 +1,14 @@
-"""Files and directories of a FAT volume: found, read and changed."""
+"""A FAT volume of an image: its files and directories, read, and edited in memory."""
 
 import shlex
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Protocol
+from typing import Self
 
 from balenaflash.errors import CodedText, EditError, ExistsError, ImageError
-from balenaflash.formats.fat.check import Check, Fault, Gravity
+from balenaflash.formats.fat.check import Fault, Gravity
 from balenaflash.formats.fat.directory import (
     ARCHIVE,
     DIRECTORY,
@@ -17,11 +17,12 @@ from balenaflash.formats.fat.directory import (
     MAX_DIRECTORIES,
     MAX_DIRECTORY,
     Directory,
+    DirectoryEntry,
     Fields,
-    Record,
 )
-from balenaflash.formats.fat.layout import SLOT_SIZE, FatLayout, FatType
+from balenaflash.formats.fat.layout import SLOT_SIZE, FatType, read_layout
 from balenaflash.formats.fat.names import (
+    CASE_BITS,
     MAX_PATH,
     check_name,
     decode_label,
@@ -30,7 +31,14 @@ from balenaflash.formats.fat.names import (
     split_path,
     time_of_edit,
 )
+from balenaflash.formats.fat.pyfatfs import Core
+from balenaflash.formats.fat.window import Window
+from balenaflash.source.base import Source
+from balenaflash.source.layers import Patch
+from balenaflash.source.undo import EditMark
 from balenaflash.units import Extent
+
+_MAX_FILE = 0xFFFF_FFFF  # bytes: the width of DIR_FileSize (fatgen103)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +46,14 @@ class FatEntry:
     """A file or a directory in a FAT volume."""
 
     path: str
-    """Absolute in the volume, such as ``/EFI/BOOT/grub.cfg``; names in the case stored."""
+    """Absolute path in the volume, such as ``/EFI/BOOT/grub.cfg``; names in the case stored."""
 
     is_directory: bool
     size: int
     """Bytes of content, 0 for a directory."""
 
     modified: datetime | None
-    """When the content last changed, in the local time of whoever changed it."""
+    """Time of the last change of the content, in the local time of the system that made it."""
 
     @property
     def name(self) -> str:
@@ -53,179 +61,349 @@ class FatEntry:
         return self.path.rpartition("/")[2]
 
 
-class Storage(Protocol):
-    """What lies beneath the tree: clusters. It keeps pyfatfs out of this module."""
+class FatVolume:
+    """The FAT volume in one partition of an image; edits stay in memory until ``changes``.
 
-    @property
-    def name(self) -> str:
-        """What to call the volume in messages."""
+    Reading raises ``ImageError`` where the volume is broken, else ``EditError``.
 
-    @property
-    def image_name(self) -> str:
-        """What to call the image it is in."""
+    An edit that raises has changed nothing. On a volume whose structure is broken, every edit
+    raises ``EditError`` with the code ``volume-unsound``: it could overwrite another file. Faults
+    that can be repaired without a loss are repaired before the first edit. If ``may_repair`` is
+    false, the edit is refused with the code ``volume-needs-repair``.
+    """
 
-    @property
-    def layout(self) -> FatLayout:
-        """Where things lie in the volume."""
-
-    def extents(self, first: int, owner: str, size: int | None = None) -> list[Extent]:
-        """Where the chain from cluster ``first`` lies, in order; errors as ``FatTable.follow``.
-
-        With ``size`` it is followed only as far as so many bytes need, as Linux reads a file.
-        """
-
-    def read(self, extents: Sequence[Extent]) -> bytes:
-        """The content of ``extents``, one after the other."""
-
-    def write(self, extents: Sequence[Extent], data: bytes) -> None:
-        """Fill ``extents`` with ``data``, and with zeros behind it."""
-
-    def resize(self, first: int, size: int, owner: str) -> int:
-        """Give a chain room for ``size`` bytes; its first cluster, which is 0 for none.
-
-        ``first`` is 0 for a chain that is yet to be. Errors as ``FatTable.resize``.
-        """
-
-    def encode(self, fields: Fields, long_name: str | None) -> bytes:
-        """The slots of an entry."""
-
-    def check(self) -> Check:
-        """What is wrong with the volume as it is now; errors as ``Check``."""
-
-    def transaction(self) -> AbstractContextManager[None]:
-        """Undo every change of the block if the block is left by an exception."""
-
-
-class FatTree:
-    """Reading: errors are ``ImageError`` where the volume is broken, else ``EditError``."""
-
-    def __init__(self, storage: Storage) -> None:
-        self._storage = storage
+    def __init__(self, core: Core) -> None:
+        self._core = core
         self._directories: dict[int, Directory] = {}
+        self._known: frozenset[str] | None = None
+        """Messages of the faults that an edit cannot make worse; ``None`` before the check."""
+
+        self.partition_name: str | None = None
+        """Name of its partition in the table; ``None`` where the table has no names."""
+
+        self.may_repair = True
+        self.repairs: tuple[Fault, ...] = ()
+        """The faults that were repaired before the first edit."""
+
+        self.fixed_time: datetime | None = None
+        """The time of everything that is made or changed, so that the same edits always make the
+        same bytes; ``None`` for the real times."""
+
+    @classmethod
+    def open(cls, source: Source, extent: Extent) -> Self:
+        """The volume in the bytes ``extent`` of ``source``, which must stay open.
+
+        Only the boot sector and the first file allocation table are read now.
+
+        Raises:
+            ImageError: there is no valid FAT volume (``fat-invalid``), or the image ends
+                before the partition does (``image-truncated``).
+        """
+        if source.size is not None and extent.end > source.size:
+            raise ImageError(
+                f"{source.name}: ends at byte {source.size}, inside the partition",
+                code="image-truncated",
+                hint="The file is probably an incomplete download or copy.",
+            )
+        window = Window(source, extent)
+        return cls(Core(window, read_layout(window)))
+
+    @property
+    def fat_bits(self) -> int:
+        """Bits of an entry in the file allocation table: 12, 16 or 32."""
+        return self._core.layout.fat_type
 
     @property
     def label(self) -> str | None:
-        """The volume's label, that of the root directory."""
+        """The volume label in the root directory."""
         stored = self._directory(0, "/").label()
         return None if stored is None else decode_label(stored)
+
+    @property
+    def cluster_size(self) -> int:
+        """Size of a cluster in bytes."""
+        return self._core.layout.cluster_size
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of all clusters, without tables and a fixed root directory."""
+        return self._core.layout.cluster_count * self.cluster_size
+
+    @property
+    def free_bytes(self) -> int:
+        """Size of all free clusters."""
+        return self._core.table.free_count() * self.cluster_size
 
     def find(self, path: str) -> FatEntry | None:
         """The file or directory at ``path``, each name in any case, long or 8.3.
 
         Raises:
-            EditError: the path holds ``.`` or ``..``.
+            EditError: the path contains ``.`` or ``..``.
             ImageError: a directory on the way is broken.
         """
         found, directory = "", self._directory(0, "/")
         names = split_path(path)
         for position, name in enumerate(names, start=1):
-            record = directory.find(name)
-            if record is None:
+            entry = directory.find(name)
+            if entry is None:
                 return None
-            found += f"/{record.name}"
+            found += f"/{entry.name}"
             if position == len(names):
-                return _entry(found, record.fields)
-            if not record.fields.is_directory:
+                return _describe(found, entry.fields)
+            if not entry.fields.is_directory:
                 return None
-            directory = self._directory(record.fields.cluster, found)
+            directory = self._directory(entry.fields.cluster, found)
         return FatEntry("/", is_directory=True, size=0, modified=None)
 
     def entries(self, path: str = "/") -> tuple[FatEntry, ...]:
-        """What the directory at ``path`` holds, in the order it is stored.
+        """Files and directories in the directory at ``path``, in the order stored.
 
         Raises:
-            EditError: there is nothing (``no-such-file``), or a file (``not-a-directory``).
+            EditError: nothing is there (``no-such-file``), or a file (``not-a-directory``).
             ImageError: a directory is broken.
         """
-        directory, stored_path = self._open_directory(path)
-        return tuple(
-            _entry(f"{stored_path}/{record.name}", record.fields) for record in directory.records()
-        )
+        return tuple(_describe(*child) for child in self._children(*self._open_directory(path)))
 
     def walk(self, path: str = "/") -> Iterator[FatEntry]:
-        """All that lies below ``path``, a directory before what it holds; errors as ``entries``."""
+        """All entries below ``path``, a directory before its content; errors as ``entries``."""
         directory, stored_path = self._open_directory(path)
-        seen = {directory.first}
-        left = MAX_DIRECTORIES
-        waiting = [iter(self._children(directory, stored_path))]
+        seen, left = {directory.first}, MAX_DIRECTORIES
+        waiting = self._children(directory, stored_path)[::-1]
         while waiting:
-            child = next(waiting[-1], None)
-            if child is None:
-                waiting.pop()
+            child_path, fields = waiting.pop()
+            yield _describe(child_path, fields)
+            if not fields.is_directory:
                 continue
-            child_path, fields = child
-            yield _entry(child_path, fields)
-            if fields.is_directory:
-                below = self._descend(fields.cluster, child_path, seen)
-                left -= len(below.data)
-                if left < 0:
-                    raise self._broken(f"directories of more than {MAX_DIRECTORIES} bytes")
-                waiting.append(iter(self._children(below, child_path)))
+            first = fields.cluster
+            if first in seen or len(child_path) > MAX_PATH:
+                raise self._broken(f"{child_path[:60]} is a directory inside itself, or too deep")
+            if first == 0:
+                raise self._broken(f"{child_path} is a directory without a cluster")
+            seen.add(first)
+            below = self._directory(first, child_path)
+            left -= len(below.data)
+            if left < 0:
+                raise self._broken(f"the directories have more than {MAX_DIRECTORIES} bytes")
+            waiting += self._children(below, child_path)[::-1]
 
     def read_file(self, path: str) -> bytes:
         """The content of the file at ``path``.
 
         Raises:
-            EditError: there is nothing (``no-such-file``), or a directory (``is-a-directory``).
+            EditError: nothing is there (``no-such-file``), or a directory (``is-a-directory``).
             ImageError: a directory or the file's cluster chain is broken.
         """
-        parent, name = self._locate(path)
-        record = self._require(parent, name, path)
-        if record.fields.is_directory:
-            raise EditError(f"{path}: is a directory, not a file", code="is-a-directory")
-        size = record.fields.size
+        _, entry = self._require(path)
+        _refuse_directory(entry, path)
+        size = entry.fields.size
         if size == 0:
             return b""
-        owner = f"{self._storage.name}: {path}"
-        extents = self._storage.extents(record.fields.cluster, owner, size)
+        owner = f"{self._core.name}: {path}"
+        extents = self._core.extents(entry.fields.cluster, owner, size)
         if sum(extent.size for extent in extents) < size:
             raise self._broken(f"{path} has fewer clusters than its {size} bytes need")
-        return self._storage.read(extents)[:size]
+        return self._core.read(extents)[:size]
 
     def extents(self, path: str) -> tuple[Extent, ...]:
-        """Where the clusters of the file or directory at ``path`` lie, in the order of its content.
+        """The clusters of the file or directory at ``path``, in the order of its content.
 
-        In bytes from the start of the volume; what is behind the end of a file in its last
-        cluster is included. An empty file has none.
+        Offsets count from the start of the volume. The last cluster is included whole, also
+        after the end of the file. An empty file has no extents.
 
         Raises:
-            EditError: there is nothing (``no-such-file``).
+            EditError: nothing is there (``no-such-file``).
             ImageError: a directory or the cluster chain is broken.
         """
         if not split_path(path):
             return tuple(self._directory_extents(0, "/"))
-        record = self._require(*self._locate(path), path)
-        if record.fields.cluster == 0:
+        _, entry = self._require(path)
+        if entry.fields.cluster == 0:
             return ()
-        owner = f"{self._storage.name}: {path}"
-        return tuple(self._storage.extents(record.fields.cluster, owner))
+        return tuple(self._core.extents(entry.fields.cluster, f"{self._core.name}: {path}"))
+
+    def write_file(self, path: str, data: bytes, *, modified: datetime | None = None) -> None:
+        """Create the file at ``path``, or replace its content.
+
+        An existing file keeps its name as stored, its attributes and its time of creation.
+        ``modified`` is local time; the default is ``SOURCE_DATE_EPOCH``, else now.
+
+        Raises:
+            EditError: the parent is missing, ``path`` is a directory, the name is invalid on FAT,
+                or there is no room.
+        """
+        with self._edit():
+            if len(data) > _MAX_FILE:
+                raise EditError(
+                    f"{path}: {len(data)} bytes; a FAT volume holds files of up to {_MAX_FILE}",
+                    code="file-too-large",
+                )
+            parent, name = self._locate(path)
+            entry = parent.find(name)
+            fields = _new_fields(ARCHIVE, self.fixed_time or modified)
+            if entry is None:
+                check_name(name)
+                self._add(parent, name, self._store(fields, data, path), path)
+                return
+            _refuse_directory(entry, path)
+            fields = replace(
+                entry.fields,
+                attributes=entry.fields.attributes | ARCHIVE,
+                accessed_date=fields.accessed_date,
+                modified_time=fields.modified_time,
+                modified_date=fields.modified_date,
+            )
+            self._change(parent, entry, self._store(fields, data, path), path)
+
+    def remove_file(self, path: str) -> None:
+        """Remove the file at ``path``, read-only or not.
+
+        Raises:
+            EditError: nothing is there, or a directory.
+        """
+        with self._edit():
+            parent, entry = self._require(path)
+            _refuse_directory(entry, path)
+            self._remove(parent, entry, path)
+
+    def make_directory(self, path: str) -> None:
+        """Create an empty directory; its parent must exist.
+
+        Raises:
+            EditError: ``path`` exists, the parent is missing, the name is invalid on FAT, or
+                there is no room.
+        """
+        with self._edit():
+            parent, name = self._locate(path)
+            if parent.find(name) is not None:
+                raise ExistsError(f"{path}: already exists")
+            check_name(name)
+            fields = _new_fields(DIRECTORY, self.fixed_time)
+            fields = replace(fields, cluster=self._core.resize(0, 1, path))
+            dots = (
+                replace(fields, short_name=DOT),
+                replace(fields, short_name=DOT_DOT, cluster=parent.first),
+            )
+            content = b"".join(self._core.encode(dot, None) for dot in dots)
+            self._core.write(self._core.extents(fields.cluster, path), content)
+            self._add(parent, name, fields, path)
+
+    def remove_directory(self, path: str) -> None:
+        """Remove an empty directory.
+
+        Raises:
+            EditError: nothing is there, a file, or a directory that is not empty.
+        """
+        with self._edit():
+            parent, entry = self._require(path)
+            directory, _ = self._open_directory(path)
+            if directory.entries():
+                raise EditError(f"{path}: the directory is not empty", code="directory-not-empty")
+            self._remove(parent, entry, path)
+            del self._directories[directory.first]
+
+    def rename(self, old: str, new: str) -> None:
+        """Rename or move a file or directory; its content and times stay.
+
+        ``new`` is the whole new path, never a directory to move into.
+
+        Raises:
+            EditError: ``old`` is missing, ``new`` exists or lies inside ``old``, its parent
+                is missing, its name is invalid on FAT, or there is no room for it.
+        """
+        with self._edit():
+            source, entry = self._require(old)
+            target, new_name = self._locate(new)
+            there = target.find(new_name)
+            if there is not None and (target is not source or there != entry):
+                raise ExistsError(f"{new}: already exists")
+            check_name(new_name)
+            if entry.fields.is_directory:
+                self._require_room_below(entry, old, new)
+                self._link_to_parent(entry, target, old)
+            # The old entry is removed first: its slots may be the only free ones.
+            source.remove(entry)
+            self._save(source, old)
+            self._add(target, new_name, entry.fields, new)
+
+    def faults(self) -> tuple[Fault, ...]:
+        """Faults in the present structure of the volume; empty for a sound one.
+
+        The faults that forbid an edit come first.
+        """
+        return self._core.check().faults
+
+    def problems(self) -> tuple[str, ...]:
+        """``faults`` in words."""
+        return tuple(CodedText(fault.message, code=fault.code) for fault in self.faults())
+
+    def repair(self) -> None:
+        """Repair the faults that can be repaired without a loss, as the first edit would.
+
+        Raises:
+            EditError: the volume is unsound, or must not be repaired.
+        """
+        if self._known is not None:
+            return
+        check = self._core.check()
+        for fault in check.select(Gravity.UNSOUND):
+            raise self._refusal(fault, "is damaged and is not edited", "volume-unsound", "")
+        found = check.select(Gravity.REPAIRABLE)
+        if found and not self.may_repair:
+            raise self._refusal(found[0], "needs a repair", "volume-needs-repair", "--repair ")
+        if found:
+            self._directories.clear()
+            with self._core.transaction():
+                check.mend()
+            self.repairs = found
+        self._known = frozenset(fault.message for fault in check.select(Gravity.HARMLESS))
+
+    def changes(self) -> tuple[Patch, ...]:
+        """The sectors of the image that the edits have changed, in order; empty without an edit.
+
+        Offsets count from the start of the image.
+
+        Raises:
+            EditError: the structure would not be sound after it (``volume-unsound``).
+        """
+        self._core.flush()
+        runs = tuple(self._core.window.changed_runs())
+        if runs:
+            self._require_no_new_faults()
+        start = self._core.window.extent.start
+        return tuple(Patch(start + offset, data) for offset, data in runs)
+
+    @property
+    def edit_mark(self) -> EditMark:
+        """The byte of the image that marks a running edit, before and after the changes so far."""
+        window, offset = self._core.window, self._core.layout.state_offset
+        before = window.read_original(offset, 1)[0]
+        after = window.read_at(offset, 1)[0]
+        return EditMark(window.extent.start + offset, before, after)
 
     def _locate(self, path: str) -> tuple[Directory, str]:
-        """The directory that holds or would hold ``path``, and the last name of ``path``."""
+        """The parent directory of ``path``, which may not exist itself, and its last name."""
         *parents, name = split_path(path) or ("",)
         if not name:
-            raise EditError("/: is the root directory itself", code="is-a-directory")
+            raise EditError("/: is the root directory", code="is-a-directory")
         return self._open_directory("/".join(parents))[0], name
+
+    def _require(self, path: str) -> tuple[Directory, DirectoryEntry]:
+        """The parent directory of ``path``, and its entry there."""
+        parent, name = self._locate(path)
+        return parent, _find(parent, name, path)
 
     def _open_directory(self, path: str) -> tuple[Directory, str]:
         """The directory at ``path``, and its path as stored, empty for the root."""
         directory, stored_path = self._directory(0, "/"), ""
         for name in split_path(path):
-            record = self._require(directory, name, path)
-            if not record.fields.is_directory:
+            entry = _find(directory, name, path)
+            stored_path += f"/{entry.name}"
+            if not entry.fields.is_directory:
                 raise EditError(
-                    f"{stored_path}/{record.name}: is a file, not a directory",
-                    code="not-a-directory",
+                    f"{stored_path}: is a file, not a directory", code="not-a-directory"
                 )
-            stored_path += f"/{record.name}"
-            directory = self._directory(record.fields.cluster, stored_path)
+            directory = self._directory(entry.fields.cluster, stored_path)
         return directory, stored_path
-
-    def _require(self, directory: Directory, name: str, path: str) -> Record:
-        record = directory.find(name)
-        if record is None:
-            raise EditError(f"{path}: no such file in the boot partition", code="no-such-file")
-        return record
 
     def _directory(self, first: int, path: str) -> Directory:
         """The directory whose chain begins at ``first``, 0 for the root; read once."""
@@ -235,327 +413,153 @@ class FatTree:
         extents = self._directory_extents(first, path)
         if sum(extent.size for extent in extents) > MAX_DIRECTORY:
             raise self._broken(f"{path} is a directory of more than {MAX_DIRECTORY} bytes")
-        wide = self._storage.layout.fat_type is FatType.FAT32
-        directory = Directory(first, self._storage.read(extents), wide=wide)
+        wide = self._core.layout.fat_type is FatType.FAT32
+        directory = Directory(first, self._core.read(extents), wide=wide)
         self._directories[first] = directory
         return directory
 
     def _directory_extents(self, first: int, path: str) -> list[Extent]:
-        layout = self._storage.layout
+        layout = self._core.layout
         if first == 0 and layout.root is not None:
             return [layout.root]
-        return self._storage.extents(
-            first or layout.root_cluster, f"{self._storage.name}: directory {path}"
-        )
-
-    def _descend(self, first: int, path: str, seen: set[int]) -> Directory:
-        if first in seen or len(path) > MAX_PATH:
-            raise self._broken(f"{path[:60]} is a directory inside itself, or too deep")
-        seen.add(first)
-        if first == 0:
-            raise self._broken(f"{path} is a directory without a cluster")
-        return self._directory(first, path)
+        owner = f"{self._core.name}: directory {path}"
+        return self._core.extents(first or layout.root_cluster, owner)
 
     def _broken(self, fault: str) -> ImageError:
-        return ImageError(f"{self._storage.name}: {fault}", code="fat-invalid")
+        return ImageError(f"{self._core.name}: {fault}", code="fat-invalid")
 
     @staticmethod
     def _children(directory: Directory, path: str) -> list[tuple[str, Fields]]:
-        return [(f"{path}/{record.name}", record.fields) for record in directory.records()]
-
-
-def _entry(path: str, fields: Fields) -> FatEntry:
-    size = 0 if fields.is_directory else fields.size
-    return FatEntry(path, fields.is_directory, size, fields.modified)
-
-
-_MAX_FILE = 0xFFFF_FFFF  # bytes: the width of DIR_FileSize (fatgen103)
-_CASE_BITS = 0x18  # of DIR_NTRes; the other bits are not ours
-
-
-class FatEditor(FatTree):
-    """Editing: an operation that raises has changed nothing.
-
-    On a volume whose structure was broken before, every operation raises ``EditError`` with the
-    code ``volume-unsound``: what it writes could land in another file. What can be repaired
-    without a loss is repaired before the first operation, or with ``may_repair`` unset refused
-    with the code ``volume-needs-repair``.
-    """
-
-    def __init__(self, storage: Storage) -> None:
-        super().__init__(storage)
-        self._known: frozenset[str] | None = None
-        """Messages of the faults that an edit cannot make worse; ``None`` before the check."""
-
-        self.may_repair = True
-        self.repairs: tuple[Fault, ...] = ()
-        """What was wrong before the first operation, and was repaired."""
-
-        self.fixed_time: datetime | None = None
-        """Given to all that is made or changed, so that the same edits make the same bytes at any
-        time; ``None`` for each thing's own time."""
-
-    def write_file(self, path: str, data: bytes, *, modified: datetime | None = None) -> None:
-        """Create the file at ``path``, or replace its content.
-
-        An existing file keeps its name as stored, its attributes and its time of creation.
-        ``modified`` is local time; without it, ``SOURCE_DATE_EPOCH`` or now is taken.
-
-        Raises:
-            EditError: the parent is missing, ``path`` is a directory, the name cannot be
-                held, or there is no room.
-        """
-        with self._edit():
-            if len(data) > _MAX_FILE:
-                raise EditError(
-                    f"{path}: {len(data)} bytes; a FAT volume holds files of up to {_MAX_FILE}",
-                    code="file-too-large",
-                )
-            parent, name = self._locate(path)
-            record = parent.find(name)
-            fields = _new_fields(ARCHIVE, self.fixed_time or modified)
-            if record is None:
-                check_name(name)
-                self._add(parent, name, self._store(fields, data, path), path)
-                return
-            _refuse_directory(record, path)
-            fields = replace(
-                record.fields,
-                attributes=record.fields.attributes | ARCHIVE,
-                accessed_date=fields.accessed_date,
-                modified_time=fields.modified_time,
-                modified_date=fields.modified_date,
-            )
-            self._change(parent, record, self._store(fields, data, path), path)
-
-    def remove_file(self, path: str) -> None:
-        """Remove the file at ``path``, read-only or not.
-
-        Raises:
-            EditError: there is nothing, or a directory.
-        """
-        with self._edit():
-            parent, name = self._locate(path)
-            record = self._require(parent, name, path)
-            _refuse_directory(record, path)
-            self._remove(parent, record, path)
-
-    def make_directory(self, path: str) -> None:
-        """Create an empty directory; its parent must be there.
-
-        Raises:
-            EditError: ``path`` exists, the parent is missing, the name cannot be held, or
-                there is no room.
-        """
-        with self._edit():
-            parent, name = self._locate(path)
-            if parent.find(name) is not None:
-                raise ExistsError(f"{path}: is there already")
-            check_name(name)
-            fields = _new_fields(DIRECTORY, self.fixed_time)
-            fields = replace(fields, cluster=self._storage.resize(0, 1, path))
-            dots = (
-                replace(fields, short_name=DOT),
-                replace(fields, short_name=DOT_DOT, cluster=parent.first),
-            )
-            content = b"".join(self._storage.encode(dot, None) for dot in dots)
-            self._storage.write(self._storage.extents(fields.cluster, path), content)
-            self._add(parent, name, fields, path)
-
-    def remove_directory(self, path: str) -> None:
-        """Remove an empty directory.
-
-        Raises:
-            EditError: there is nothing, a file, or a directory that is not empty.
-        """
-        with self._edit():
-            parent, name = self._locate(path)
-            record = self._require(parent, name, path)
-            directory, _ = self._open_directory(path)
-            if directory.records():
-                raise EditError(f"{path}: the directory is not empty", code="directory-not-empty")
-            self._remove(parent, record, path)
-            del self._directories[directory.first]
-
-    def rename(self, old: str, new: str) -> None:
-        """Give a file or directory another name or place; its content and times stay.
-
-        ``new`` is the whole new path, never a directory to move into.
-
-        Raises:
-            EditError: ``old`` is missing, ``new`` exists or lies inside ``old``, its parent
-                is missing, its name cannot be held, or there is no room for it.
-        """
-        with self._edit():
-            source, old_name = self._locate(old)
-            record = self._require(source, old_name, old)
-            target, new_name = self._locate(new)
-            there = target.find(new_name)
-            if there is not None and (target is not source or there != record):
-                raise ExistsError(f"{new}: is there already")
-            check_name(new_name)
-            if record.fields.is_directory:
-                self._require_room_below(record, old, new)
-                self._link_to_parent(record, target, old)
-            # First out, then in: a full directory has room for a name that is no longer.
-            source.remove(record)
-            self._save(source, old)
-            self._add(target, new_name, record.fields, new)
-
-    def faults(self) -> tuple[Fault, ...]:
-        """What is wrong with the structure of the volume as it is now; empty for a sound one.
-
-        What forbids an edit comes first.
-        """
-        return self._storage.check().faults
-
-    def problems(self) -> tuple[str, ...]:
-        """``faults`` in words."""
-        return tuple(CodedText(fault.message, code=fault.code) for fault in self.faults())
-
-    def repair(self) -> None:
-        """Repair what can be repaired without a loss, as the first operation would.
-
-        Raises:
-            EditError: the volume is unsound, or must not be repaired.
-        """
-        if self._known is not None:
-            return
-        check = self._storage.check()
-        for fault in check.select(Gravity.UNSOUND):
-            raise self._refusal(fault, "is damaged and is not edited", "volume-unsound", "")
-        found = check.select(Gravity.REPAIRABLE)
-        if found and not self.may_repair:
-            raise self._refusal(found[0], "needs a repair", "volume-needs-repair", "--repair ")
-        if found:
-            self._directories.clear()
-            with self._storage.transaction():
-                check.mend()
-            self.repairs = found
-        self._known = frozenset(fault.message for fault in check.select(Gravity.HARMLESS))
+        return [(f"{path}/{entry.name}", entry.fields) for entry in directory.entries()]
 
     def _refusal(self, fault: Fault, state: str, code: str, option: str) -> EditError:
-        name = shlex.quote(self._storage.image_name)
+        name = shlex.quote(self._core.window.name)
         return EditError(
-            f"{self._storage.name}: the volume {state}: {fault.message}",
+            f"{self._core.name}: the volume {state}: {fault.message}",
             code=code,
-            hint=f"For all that is wrong{', and its repair' if option else ''}: "
+            hint=f"To list all faults{' and repair them' if option else ''}: "
             f"balenaflash boot check {option}{name}",
         )
 
     def _require_no_new_faults(self) -> None:
         """Raise ``EditError`` if the edits have broken something; the last line of defence."""
         known = self._known or frozenset()
-        new = [fault for fault in self.faults() if fault.message not in known]
-        if new:
-            raise EditError(
-                f"{self._storage.name}: the edit would leave the volume broken: {new[0].message}",
-                code="volume-unsound",
-                hint="Nothing was written. This is a fault of the editor; please report it.",
-            )
+        for fault in self.faults():
+            if fault.message not in known:
+                raise EditError(
+                    f"{self._core.name}: the edit would break the volume: {fault.message}",
+                    code="volume-unsound",
+                    hint="Nothing was written. This is a bug in balenaflash; please report it.",
+                )
 
     @contextmanager
     def _edit(self) -> Iterator[None]:
-        """Let the block change the volume or, if it raises, have changed nothing."""
+        """Repair the volume, then undo every change of the block if it raises."""
         self.repair()
-        done = False
         try:
-            with self._storage.transaction():
+            with self._core.transaction():
                 yield
-            done = True
-        finally:
-            if not done:
-                self._directories.clear()
+        except BaseException:
+            self._directories.clear()
+            raise
 
     def _store(self, fields: Fields, data: bytes, path: str) -> Fields:
         """Make ``data`` the content of a file; its fields with the new cluster and size."""
-        first = self._storage.resize(fields.cluster, len(data), path)
+        first = self._core.resize(fields.cluster, len(data), path)
         if first:
-            self._storage.write(self._storage.extents(first, path), data)
+            self._core.write(self._core.extents(first, path), data)
         return replace(fields, cluster=first, size=len(data))
 
     def _add(self, parent: Directory, name: str, fields: Fields, path: str) -> None:
-        """Enter what ``fields`` describe under a valid name, in a larger directory if need be."""
+        """Add an entry with a valid name to ``parent``, which grows if it is full."""
         short = short_name(name, parent)
-        case_bits = fields.case_bits & ~_CASE_BITS | short.case_bits
+        case_bits = fields.case_bits & ~CASE_BITS | short.case_bits
         fields = replace(fields, short_name=short.stored, case_bits=case_bits)
-        raw = self._storage.encode(fields, name if short.needs_long_name else None)
+        raw = self._core.encode(fields, name if short.needs_long_name else None)
         while (index := parent.room_for(len(raw) // SLOT_SIZE)) is None:
             self._grow(parent, path)
         parent.insert(index, raw)
         self._save(parent, path)
 
-    def _change(self, parent: Directory, record: Record, fields: Fields, path: str) -> None:
-        parent.replace(record, self._storage.encode(fields, None))
+    def _change(self, parent: Directory, entry: DirectoryEntry, fields: Fields, path: str) -> None:
+        parent.replace(entry, self._core.encode(fields, None))
         self._save(parent, path)
 
-    def _remove(self, parent: Directory, record: Record, path: str) -> None:
-        parent.remove(record)
+    def _remove(self, parent: Directory, entry: DirectoryEntry, path: str) -> None:
+        parent.remove(entry)
         self._save(parent, path)
-        self._storage.resize(record.fields.cluster, 0, path)
+        self._core.resize(entry.fields.cluster, 0, path)
 
     def _grow(self, directory: Directory, path: str) -> None:
         """Make a directory one cluster larger."""
-        layout = self._storage.layout
+        layout = self._core.layout
         size = len(directory.data) + layout.cluster_size
         if directory.first == 0 and layout.root is not None:
             raise EditError(
                 f"{path}: the root directory is full: it has {layout.root.size // SLOT_SIZE} slots",
                 code="directory-full",
-                hint="Long names take several slots each; a directory below it can grow.",
+                hint="A long name takes several slots. A directory below the root can grow.",
             )
         if size > MAX_DIRECTORY:
             raise EditError(
                 f"{path}: the directory is full: a FAT directory has up to {MAX_DIRECTORY} bytes",
                 code="directory-full",
             )
-        self._storage.resize(directory.first or layout.root_cluster, size, path)
+        self._core.resize(directory.first or layout.root_cluster, size, path)
         directory.grow(size)
 
     def _save(self, directory: Directory, path: str) -> None:
         extents = self._directory_extents(directory.first, path)
-        self._storage.write(extents, bytes(directory.data))
+        self._core.write(extents, bytes(directory.data))
 
-    def _require_room_below(self, record: Record, old: str, new: str) -> None:
+    def _require_room_below(self, entry: DirectoryEntry, old: str, new: str) -> None:
         """Refuse to move a directory into itself, or so deep that paths become too long."""
         *parents, _ = split_path(new)
         for depth in range(1, len(parents) + 1):
             directory, _ = self._open_directory("/".join(parents[:depth]))
-            if directory.first == record.fields.cluster:
+            if directory.first == entry.fields.cluster:
                 raise EditError(f"{new}: lies inside {old}", code="path-invalid")
-        longest = max((len(entry.path) for entry in self.walk(old)), default=len(old))
+        longest = max((len(below.path) for below in self.walk(old)), default=len(old))
         if longest - len(old) + len(new) > MAX_PATH:
             raise EditError(
                 f"{new}: paths below it would have more than {MAX_PATH} characters",
                 code="path-invalid",
             )
 
-    def _link_to_parent(self, record: Record, parent: Directory, path: str) -> None:
-        """Let ``..`` of a directory name ``parent``."""
-        directory = self._directory(record.fields.cluster, path)
+    def _link_to_parent(self, entry: DirectoryEntry, parent: Directory, path: str) -> None:
+        """Point ``..`` of a directory to ``parent``."""
+        directory = self._directory(entry.fields.cluster, path)
         link = directory.parent_link()
         if link.fields.cluster != parent.first:
             self._change(directory, link, replace(link.fields, cluster=parent.first), path)
 
 
+def _describe(path: str, fields: Fields) -> FatEntry:
+    size = 0 if fields.is_directory else fields.size
+    return FatEntry(path, fields.is_directory, size, fields.modified)
+
+
+def _find(directory: Directory, name: str, path: str) -> DirectoryEntry:
+    entry = directory.find(name)
+    if entry is None:
+        raise EditError(f"{path}: no such file in the boot partition", code="no-such-file")
+    return entry
+
+
 def _new_fields(attributes: int, modified: datetime | None) -> Fields:
-    """Fields of an entry made now, or at ``modified``, that has neither a name nor content yet."""
+    """Fields of a nameless, empty entry that is made at ``modified``, else now."""
     date, time = encode_time(modified if modified is not None else time_of_edit())
     return Fields(
-        short_name=b"",
-        attributes=attributes,
-        case_bits=0,
-        created_tenths=0,
+        b"",
+        attributes,
         created_time=time,
         created_date=date,
         accessed_date=date,
         modified_time=time,
         modified_date=date,
-        cluster=0,
-        size=0,
     )
 
 
-def _refuse_directory(record: Record, path: str) -> None:
-    if record.fields.is_directory:
+def _refuse_directory(entry: DirectoryEntry, path: str) -> None:
+    if entry.fields.is_directory:
         raise EditError(f"{path}: is a directory, not a file", code="is-a-directory")

@@ -1,4 +1,4 @@
-"""A part of an image that can be edited in memory while the image itself stays as it is."""
+"""A view of a part of an image that is edited in memory; the image itself is not changed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,15 +6,15 @@ from contextlib import contextmanager
 from balenaflash.source.base import Source
 from balenaflash.units import SECTOR_SIZE, Extent
 
-_PAGE = 4096  # bytes held for a changed byte; a multiple of the sector
+_PAGE = 4096  # bytes kept for a changed byte; a multiple of the sector
 
 
 class Window:
-    """A copy-on-write view of ``extent``: reads come from the image, writes stay here.
+    """A copy-on-write view of ``extent``: reads come from the image, writes stay in memory.
 
-    Offsets count from the start of the extent. ``seek``, ``tell``, ``read`` and ``write`` make it
-    the binary file that pyfatfs expects; ``read_at`` and ``write_at`` keep no position.
-    Only pages whose content differs from the image's are held.
+    Offsets count from the start of the extent. ``readable`` to ``write`` make it the binary file
+    that pyfatfs expects; ``read_at`` and ``write_at`` do not use its position.
+    Only pages whose content differs from the image's are kept.
     """
 
     def __init__(self, source: Source, extent: Extent) -> None:
@@ -26,7 +26,7 @@ class Window:
 
     @property
     def name(self) -> str:
-        """What to call the image in messages."""
+        """Name of the image in messages."""
         return self._source.name
 
     @property
@@ -36,7 +36,7 @@ class Window:
 
     @property
     def changed_size(self) -> int:
-        """Bytes held because something in them was changed, whole pages."""
+        """Bytes of all pages that are kept because of a change."""
         return len(self._pages) * _PAGE
 
     def read_at(self, offset: int, length: int) -> bytes:
@@ -44,7 +44,7 @@ class Window:
 
         Raises:
             ImageError: the image cannot be read there.
-            ValueError: the range leaves the window.
+            ValueError: the range is not inside the window.
         """
         self._require_inside(offset, length)
         buffer = memoryview(bytearray(length))
@@ -61,7 +61,7 @@ class Window:
         return bytes(buffer)
 
     def read_original(self, offset: int, length: int) -> bytes:
-        """The bytes ``[offset, offset + length)`` as the image has them; errors as `read_at`."""
+        """The bytes ``[offset, offset + length)`` of the image; errors as ``read_at``."""
         self._require_inside(offset, length)
         return self._source.read(self.extent.start + offset, length)
 
@@ -70,27 +70,35 @@ class Window:
 
         Raises:
             ImageError: the rest of a page cannot be read; some of ``data`` may be in place.
-            ValueError: the range leaves the window; nothing was written.
+            ValueError: the range is not inside the window; nothing was written.
         """
         self._require_inside(offset, len(data))
         for page, position, piece in _pages_of(offset, len(data)):
             old = self._page(page)
             start = offset + position - page * _PAGE
             new = b"".join((old[:start], data[position : position + piece], old[start + piece :]))
-            if new != old:
-                self._hold(page, new)
+            if new == old:
+                continue
+            if self._before is not None:
+                self._before.setdefault(page, self._pages.get(page))
+            self._pages[page] = new
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Undo every write of the block if the block is left by an exception."""
-        self._before = {}
+        before: dict[int, bytes | None] = {}
+        self._before = before
         try:
             yield
-            self._before = None
+        except BaseException:
+            for page, content in before.items():
+                if content is None:
+                    del self._pages[page]
+                else:
+                    self._pages[page] = content
+            raise
         finally:
-            if self._before is not None:
-                self._roll_back(self._before)
-                self._before = None
+            self._before = None
 
     def changed_runs(self) -> Iterator[tuple[int, bytes]]:
         """Offset and content of each run of sectors that differ from the image's, in order."""
@@ -108,34 +116,28 @@ class Window:
             yield start, b"".join(pieces)
 
     def readable(self) -> bool:
-        """Always true; asked by pyfatfs."""
         return True
 
     def writable(self) -> bool:
-        """Always true; asked by pyfatfs."""
         return True
 
     def seekable(self) -> bool:
-        """Always true; asked by pyfatfs."""
         return True
 
     def seek(self, offset: int) -> int:
-        """Go to ``offset``."""
         self._position = offset
         return offset
 
     def tell(self) -> int:
-        """Where the next ``read`` or ``write`` begins."""
         return self._position
 
     def read(self, length: int) -> bytes:
-        """The next ``length`` bytes; unlike a file's, all of them or an exception."""
+        """The next ``length`` bytes; unlike a file, all of them or an exception."""
         data = self.read_at(self._position, length)
         self._position += length
         return data
 
     def write(self, data: bytes) -> int:
-        """Replace the next bytes."""
         self.write_at(self._position, data)
         self._position += len(data)
         return len(data)
@@ -147,20 +149,8 @@ class Window:
         offset = page * _PAGE
         return self._source.read(self.extent.start + offset, min(_PAGE, self.size - offset))
 
-    def _hold(self, page: int, content: bytes) -> None:
-        if self._before is not None and page not in self._before:
-            self._before[page] = self._pages.get(page)
-        self._pages[page] = content
-
-    def _roll_back(self, before: dict[int, bytes | None]) -> None:
-        for page, content in before.items():
-            if content is None:
-                del self._pages[page]
-            else:
-                self._pages[page] = content
-
     def _changed_pieces(self) -> Iterator[tuple[int, bytes]]:
-        """Changed sectors, or a whole page of them: a page is not copied."""
+        """Changed sectors; a page in which all sectors have changed is one piece, not copied."""
         for page in sorted(self._pages):
             new, offset = self._pages[page], page * _PAGE
             old = self._source.read(self.extent.start + offset, len(new))
@@ -180,13 +170,13 @@ class Window:
             self._source.readinto(self.extent.start + offset, buffer)
 
     def _require_inside(self, offset: int, length: int) -> None:
-        # A caller's bug, never the image's fault: stock pyfatfs writes past the partition.
+        # A bug of the caller, never of the image: stock pyfatfs writes past the partition.
         if offset < 0 or offset + length > self.size:
             raise ValueError(f"[{offset}, {offset + length}) is not within {self.size} bytes")
 
 
 def _pages_of(offset: int, length: int) -> Iterator[tuple[int, int, int]]:
-    """Each page that the range touches: its number, where its piece begins, the piece's length."""
+    """Number of each page in the range, and start in the range and length of its piece."""
     position = 0
     while position < length:
         page, start = divmod(offset + position, _PAGE)

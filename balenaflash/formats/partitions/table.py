@@ -91,7 +91,7 @@ def _missing(source: Source) -> ImageError:
 def _probe_whole(source: Source) -> filesystems.Filesystem | None:
     """A filesystem that starts where the image does; only its first MiB is looked at."""
     size = _PROBED if source.size is None else min(source.size, _PROBED)
-    return filesystems.probe(source, Extent(0, size))
+    return filesystems.recognise_filesystem(source, Extent(0, size))
 
 
 def _refuse_overlaps(source: Source, reading: TableReading) -> None:
