@@ -21,7 +21,7 @@ from balenaflash.commands.write import DiskDestination, leave
 from balenaflash.errors import VerificationError, WriteError
 from balenaflash.flashing.plan import WritePlan
 from balenaflash.formats.partitions.model import PartitionTable, TableKind
-from balenaflash.targets.leaving import eject, settle
+from balenaflash.targets.leaving import switch_off, wait_for_partitions
 from balenaflash.targets.safety import assess
 from balenaflash.units import MIB
 
@@ -54,7 +54,7 @@ def add_stick(tree: DeviceTree) -> Path:
 def test_partitions_are_told_as_the_kernel_has_them(tree: DeviceTree) -> None:
     add_stick(tree)
     disk = tree.disks()["sdd"]
-    settled = settle(disk, [(2, 100_000 * 512), (1, 8192 * 512)], tree.kernel)
+    settled = wait_for_partitions(disk, [(2, 100_000 * 512), (1, 8192 * 512)], tree.kernel)
     assert settled.is_current
     assert [(each.node.name, each.number, each.start) for each in settled.partitions] == [
         ("sdd1", 1, 8192 * 512),
@@ -69,7 +69,9 @@ def test_partitions_of_before_are_not_taken_for_the_new_ones(
     tree: DeviceTree, expected: list[tuple[int, int]]
 ) -> None:
     add_stick(tree)
-    assert not settle(tree.disks()["sdd"], expected, tree.kernel, patience=0).is_current
+    assert not wait_for_partitions(
+        tree.disks()["sdd"], expected, tree.kernel, patience=0
+    ).is_current
 
 
 def test_udevd_is_given_time_to_have_the_table_read(tree: DeviceTree) -> None:
@@ -79,7 +81,7 @@ def test_udevd_is_given_time_to_have_the_table_read(tree: DeviceTree) -> None:
     (tree.kernel.run / "udev/control").touch()
     timer = threading.Timer(0.3, (directory / "sdd1/start").write_text, ("2048\n",))
     timer.start()
-    assert settle(disk, [(1, 2048 * 512), (2, 100_000 * 512)], tree.kernel).is_current
+    assert wait_for_partitions(disk, [(1, 2048 * 512), (2, 100_000 * 512)], tree.kernel).is_current
     timer.join()
 
 
@@ -149,7 +151,7 @@ def unplugged_when_told(directory: Path) -> Iterator[list[str]]:
 def test_a_usb_disk_is_switched_off_by_the_kernel(tree: DeviceTree) -> None:
     directory = add_stick(tree)
     with unplugged_when_told(directory) as seen:
-        assert eject(tree.disks()["sdd"], tree.kernel) is None
+        assert switch_off(tree.disks()["sdd"], tree.kernel) is None
     assert seen == ["1", "1"]
 
 
@@ -157,7 +159,7 @@ def test_a_usb_disk_is_switched_off_by_the_kernel(tree: DeviceTree) -> None:
 def test_a_disk_that_does_not_go_is_told(tree: DeviceTree) -> None:
     directory = add_stick(tree)
     (usb_device(directory) / "remove").touch()
-    assert "is still there" in (eject(tree.disks()["sdd"], tree.kernel, patience=0) or "")
+    assert "is still there" in (switch_off(tree.disks()["sdd"], tree.kernel, patience=0) or "")
 
 
 def test_a_reader_with_another_card_stays_on(tree: DeviceTree) -> None:
@@ -165,16 +167,16 @@ def test_a_reader_with_another_card_stays_on(tree: DeviceTree) -> None:
     (usb_device(directory) / "remove").touch()
     other = devicetree.USB_STICK.replace("7:0:0:0/block/sdd", "7:0:0:1/block/sdi")
     second = tree.add_disk(other, "8:128")
-    assert "shares its reader with sdi" in (eject(tree.disks()["sdd"], tree.kernel) or "")
+    assert "shares its reader with sdi" in (switch_off(tree.disks()["sdd"], tree.kernel) or "")
     assert (usb_device(directory) / "remove").read_text() == ""
     (second / "size").write_text("0\n")  # a slot without a card
-    assert "shares" not in (eject(tree.disks()["sdd"], tree.kernel, patience=0) or "")
+    assert "shares" not in (switch_off(tree.disks()["sdd"], tree.kernel, patience=0) or "")
 
 
 @pytest.mark.parametrize("path", [devicetree.SD_READER, devicetree.SATA])
 def test_what_is_not_on_usb_has_nothing_to_switch_off(tree: DeviceTree, path: str) -> None:
     directory = tree.add_disk(path, "8:0")
-    assert "nothing to switch off" in (eject(tree.disks()[directory.name], tree.kernel) or "")
+    assert "nothing to switch off" in (switch_off(tree.disks()[directory.name], tree.kernel) or "")
 
 
 @pytest.mark.parametrize("has_udisks", [True, False])
@@ -192,7 +194,7 @@ def test_an_ordinary_user_asks_udisks(
         script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setattr(os, "geteuid", lambda: 65534)
-    said = eject(disk, tree.kernel) or ""
+    said = switch_off(disk, tree.kernel) or ""
     asked = f"Error: power-off --no-user-interaction --block-device {disk.node}"
     assert (asked in said) is has_udisks
-    assert ("udisks2, which would do it, is not installed" in said) is not has_udisks
+    assert ("udisks2, which could do it, is not installed" in said) is not has_udisks

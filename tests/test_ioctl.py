@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from loopdev import AttachLoop
 
+from balenaflash.rereading import read_device_size
 from balenaflash.targets import disk
 
 MIB = 1 << 20
@@ -39,9 +40,8 @@ def test_what_is_read_is_what_blockdev_says(
     backing.write_bytes(bytes(3 * MIB))
     node = attach_loop(backing, read_only=read_only, sector_size=sector_size)
     with opened(node) as descriptor:
-        assert disk.read_size(descriptor) == blockdev("--getsize64", node) == 3 * MIB
+        assert read_device_size(descriptor) == blockdev("--getsize64", node) == 3 * MIB
         assert disk.read_logical_sector_size(descriptor) == blockdev("--getss", node)
-        assert disk.read_physical_sector_size(descriptor) == blockdev("--getpbsz", node)
         assert disk.read_is_read_only(descriptor) == bool(blockdev("--getro", node)) == read_only
 
 
@@ -60,22 +60,9 @@ def test_the_disk_sequence_number_is_that_of_sysfs_and_new_for_each_disk(
     assert seen == {None} or len(seen) == 2
 
 
-def test_cached_pages_are_dropped(tmp_path: Path, attach_loop: AttachLoop) -> None:
-    backing = tmp_path / "disk.img"
-    backing.write_bytes(bytes(MIB))
-    node = attach_loop(backing)
-    with opened(node) as descriptor:
-        assert os.pread(descriptor, 4096, 0) == bytes(4096)
-        with backing.open("r+b") as file:
-            file.write(b"\xff" * 4096)
-        assert os.pread(descriptor, 4096, 0) == bytes(4096)  # remembered
-        disk.drop_cached_pages(descriptor)
-        assert os.pread(descriptor, 4096, 0) == b"\xff" * 4096
-
-
 def test_a_file_answers_none_of_them(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with opened(tmp_path / "file") as descriptor:
-        for read in (disk.read_size, disk.read_is_read_only, disk.reread_partition_table):
+        for read in (read_device_size, disk.read_is_read_only, disk.reread_partition_table):
             with pytest.raises(OSError, match="Inappropriate ioctl"):
                 read(descriptor)

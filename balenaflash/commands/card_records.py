@@ -24,7 +24,7 @@ from balenaflash.source.commit import (
     undo_failed,
 )
 from balenaflash.source.undo import MarkedStore, RecordFile, Store, StoreFailedError, open_record
-from balenaflash.targets.sysfs import RUNNING_KERNEL, SIZE_UNIT, DeviceNumber, read_int, read_serial
+from balenaflash.targets.sysfs import RUNNING_KERNEL, DeviceNumber, read_serial, read_size
 
 if TYPE_CHECKING:
     from balenaflash.targets.disks import Disk
@@ -97,7 +97,7 @@ def warn_of_cut_off(node: Path) -> tuple[str, ...]:
     directory = RUNNING_KERNEL.find_directory(DeviceNumber.from_raw(node.stat().st_rdev))
     if directory is None:
         return ()  # it was unplugged just now
-    size = (read_int(directory, "size") or 0) * SIZE_UNIT
+    size = read_size(directory) or 0
     if not _find_records(_identity(read_serial(directory), size)):
         return ()
     sentence = (

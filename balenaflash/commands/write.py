@@ -264,7 +264,7 @@ def leave(
     """Wait for the kernel and udev, and switch off a disk if asked to and if all went well."""
     if isinstance(outcome, BalenaflashError) or not isinstance(destination, DiskDestination):
         return None
-    return end(destination.assessment.disk, plan.partition_starts, ejects=eject)
+    return end(destination.assessment.disk, plan.partition_starts, eject=eject)
 
 
 def plan_image(source: Source, *, write_all: bool = False) -> WritePlan:

@@ -1,11 +1,9 @@
 """An image as bytes at offsets, whatever it is stored in."""
 
 import errno
-import fcntl
 import os
 import shlex
 import stat
-import struct
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,11 +12,8 @@ from pathlib import Path
 from typing import Protocol
 
 from balenaflash.errors import ImageError
-from balenaflash.rereading import Rereads
+from balenaflash.rereading import Rereads, read_device_size
 from balenaflash.source.container.decoder import Container
-
-# Size in bytes of a block device: _IOR(0x12, 114, size_t), linux/fs.h and asm-generic/ioctl.h.
-_BLKGETSIZE64 = 2 << 30 | struct.calcsize("@N") << 16 | 0x12 << 8 | 114
 
 
 class Source(Protocol):
@@ -241,7 +236,6 @@ def _measure(path: Path, descriptor: int) -> tuple[Container, int]:
     if stat.S_ISREG(status.st_mode):
         return Container.RAW, status.st_size
     if stat.S_ISBLK(status.st_mode):
-        answer = fcntl.ioctl(descriptor, _BLKGETSIZE64, bytes(8))
-        return Container.BLOCK_DEVICE, int(struct.unpack("=Q", answer)[0])
+        return Container.BLOCK_DEVICE, read_device_size(descriptor)
     kind = "a directory" if stat.S_ISDIR(status.st_mode) else "neither a file nor a block device"
     raise ImageError(f"{path}: is {kind}, not an image", code="image-not-a-file")

@@ -1,7 +1,7 @@
-"""The only place that opens a disk to write it, with the ioctls of block devices.
+"""The only module that opens a disk for writing, with the ioctls of block devices.
 
-Each takes an open descriptor of a block device and lets the kernel's ``OSError`` through;
-only the caller knows what the device is called. Requests are those of linux/fs.h.
+The functions for ioctls take an open descriptor of a block device and let the kernel's ``OSError``
+through: only the caller knows the name of the device. Requests are those of linux/fs.h.
 """
 
 import errno
@@ -14,36 +14,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from balenaflash.errors import TargetRefusedError, WriteError, refusal
+from balenaflash.rereading import read_device_size
 from balenaflash.targets.disks import Disk
 from balenaflash.targets.medium import Begun, DescriptorMedium, describe_failure
 from balenaflash.targets.sysfs import RUNNING_KERNEL, DeviceNumber, Kernel, read_int, read_serial
-from balenaflash.targets.unmount import find_disk_holders, find_disk_writers, list_holders
+from balenaflash.targets.unmount import describe_holders, find_disk_holders, find_disk_writers
 
-_SIZE_OF_SIZE_T = struct.calcsize("@N")
-_DIRECTION_READ = 2 << 30  # asm-generic/ioctl.h: x86, Arm, RISC-V, s390
+_BLKROGET = 0x125E
+_BLKRRPART = 0x125F
+_BLKSSZGET = 0x1268
+_BLKZEROOUT = 0x127F
+_BLKGETDISKSEQ = 0x80081280  # with the direction of asm-generic/ioctl.h: x86, Arm, RISC-V, s390
 
+_GONE = frozenset({errno.ENODEV, errno.ENXIO, errno.ENOMEDIUM, errno.EIO})
+"""Answers of drivers after their device was unplugged."""
 
-def _io(number: int) -> int:
-    return 0x12 << 8 | number
+_LOCK_INTERVAL = 0.05  # seconds
 
-
-def _ior(number: int, size: int) -> int:
-    return _DIRECTION_READ | size << 16 | _io(number)
-
-
-_BLKROGET = _io(94)
-_BLKRRPART = _io(95)
-_BLKFLSBUF = _io(97)
-_BLKSSZGET = _io(104)
-_BLKPBSZGET = _io(123)
-_BLKZEROOUT = _io(127)
-_BLKGETSIZE64 = _ior(114, _SIZE_OF_SIZE_T)  # declared with size_t, answers 64 bits on all machines
-_BLKGETDISKSEQ = _ior(128, 8)
-
-
-def read_size(descriptor: int) -> int:
-    """The size in bytes; 0 after the medium has gone."""
-    return _read(descriptor, _BLKGETSIZE64, "=Q")
+_UNFINISHED = {
+    Begun.NOTHING: "its content is unchanged",
+    Begun.FIRST_WRITE: "none of the image was written, but its first MiB may have changed",
+    Begun.START_ZEROED: "its first MiB is zeroed, and it will not boot",
+    Begun.PART: "it holds part of the image and will not boot",
+}
 
 
 def read_logical_sector_size(descriptor: int) -> int:
@@ -51,47 +44,20 @@ def read_logical_sector_size(descriptor: int) -> int:
     return _read(descriptor, _BLKSSZGET, "=i")
 
 
-def read_physical_sector_size(descriptor: int) -> int:
-    """The unit in bytes that the medium writes without reading first."""
-    return _read(descriptor, _BLKPBSZGET, "=I")
-
-
 def read_is_read_only(descriptor: int) -> bool:
-    """Whether the kernel refuses to write; opening for writing may work all the same."""
+    """True if the kernel refuses to write; opening for writing may succeed nevertheless."""
     return _read(descriptor, _BLKROGET, "=i") != 0
 
 
 def read_disk_sequence(descriptor: int) -> int | None:
-    """The number of this disk since boot, never given twice; ``None`` before kernel 5.15."""
+    """The number of this disk since boot, never assigned twice; ``None`` before kernel 5.15."""
     try:
         return _read(descriptor, _BLKGETDISKSEQ, "=Q")
     except OSError as error:
-        # Drivers before 6.x answer requests they do not know in either way.
+        # Drivers before 6.x answer unknown requests with either.
         if error.errno in {errno.ENOTTY, errno.EINVAL}:
             return None
         raise
-
-
-def drop_cached_pages(descriptor: int) -> None:
-    """Write out and forget what the kernel caches of the device; needs CAP_SYS_ADMIN."""
-    fcntl.ioctl(descriptor, _BLKFLSBUF)
-
-
-def zero_out(descriptor: int, offset: int, length: int) -> None:
-    """Let the kernel make a range read as zeros, which ends when it does.
-
-    Both numbers are in bytes, multiples of the logical sector size. Where the device cannot do so
-    by itself, the kernel writes zeros.
-    """
-    fcntl.ioctl(descriptor, _BLKZEROOUT, struct.pack("=QQ", offset, length))
-
-
-def reread_partition_table(descriptor: int) -> None:
-    """Let the kernel look at the partition table again; needs CAP_SYS_ADMIN.
-
-    ``EINVAL``: the disk can have no partitions. ``EBUSY``: one of them is open.
-    """
-    fcntl.ioctl(descriptor, _BLKRRPART)
 
 
 def _read(descriptor: int, request: int, answer_format: str) -> int:
@@ -100,14 +66,18 @@ def _read(descriptor: int, request: int, answer_format: str) -> int:
     return int(value)
 
 
-_LOCK_INTERVAL = 0.05  # seconds
-
-_UNFINISHED = {
-    Begun.NOTHING: "what it held before is unchanged",
-    Begun.FIRST_WRITE: "none of the image was written, but its first MiB may have changed",
-    Begun.START_ZEROED: "its first MiB is zeroed, and it will not boot",
-    Begun.PART: "it holds part of the image and will not boot",
-}
+def reread_partition_table(descriptor: int) -> None:
+    """Make the kernel read the partition table again, if this user may and the disk can."""
+    # EINVAL: it has no partitions (a loop device without -P), or the kernel has no partition
+    # parsers. EBUSY: a partition is open. EACCES, EPERM: not root. If the disk failed or is gone,
+    # writing or reading has already reported that. In each case the kernel reads the table when
+    # the disk is plugged in again.
+    harmless = {errno.EINVAL, errno.EBUSY, errno.EACCES, errno.EPERM}
+    try:
+        fcntl.ioctl(descriptor, _BLKRRPART)
+    except OSError as error:
+        if error.errno not in harmless | _GONE:
+            raise
 
 
 class DiskMedium(DescriptorMedium):
@@ -121,42 +91,35 @@ class DiskMedium(DescriptorMedium):
 
     @property
     def alignment(self) -> int:
-        """The logical sector size: direct I/O knows no smaller unit."""
         return self._disk.logical_sector_size
 
     @property
     def was_emptied(self) -> bool:
-        """False: opening it changes nothing."""
         return False
 
     def describe_unfinished(self, begun: Begun) -> str:
-        """It stays as it is."""
         return _UNFINISHED[begun]
 
     def write(self, offset: int, buffer: memoryview) -> None:
-        """Write all of ``buffer``, whole sectors, at ``offset``."""
         self._require_aligned(offset, len(buffer))
         super().write(offset, buffer)
 
     def zero(self, offset: int, length: int) -> None:
-        """Let the disk zero the range, if it can."""
         self._require_aligned(offset, length)
         if not self._zeroes:
             super().zero(offset, length)
             return
         try:
-            zero_out(self._descriptor, offset, length)
+            fcntl.ioctl(self._descriptor, _BLKZEROOUT, struct.pack("=QQ", offset, length))
         except OSError as error:
             raise self._write_error(f"zeroing at byte {offset}", error) from error
         with self._counting:
             self._written += length
 
     def begin_read_back(self) -> None:
-        """Flush; reads bypass the page cache in any case."""
         self.flush()
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
-        """Fill ``buffer``, whole sectors, from ``offset`` on."""
         self._require_aligned(offset, len(buffer))
         super().readinto(offset, buffer)
 
@@ -167,37 +130,28 @@ class DiskMedium(DescriptorMedium):
 
     def _is_gone(self) -> bool:
         try:
-            return read_size(self._descriptor) == 0
+            return read_device_size(self._descriptor) == 0
         except OSError as error:
-            # Each is what some driver answers after its device was unplugged.
-            if error.errno in {errno.ENODEV, errno.ENXIO, errno.ENOMEDIUM, errno.EIO}:
+            if error.errno in _GONE:
                 return True
             raise
 
     def _write_error(self, action: str, error: OSError) -> WriteError:
         reason = describe_failure(error, is_gone=self._is_gone())
-        return WriteError(
-            f"{self.name}: {action} failed: {reason}",
-            written=self._written,
-            code="write-failed",
-            hint="Try another port or reader, then another card or disk.",
-        )
+        return self._error(f"{action} failed: {reason}", "write-failed")
 
     def _read_error(self, offset: int, error: OSError | None) -> WriteError:
         is_gone = self._is_gone()
-        if error is not None:
-            reason = describe_failure(error, is_gone=is_gone)
-        elif is_gone:
-            # A disk unplugged while it is open reads like an empty file, without an error.
-            reason = describe_failure(OSError(errno.ENODEV, ""))
-        else:
+        if error is None and not is_gone:
             reason = "it ends there"
-        return WriteError(
-            f"{self.name}: reading at byte {offset} failed: {reason}",
-            written=self._written,
-            code="read-back-failed",
-            hint="Try another port or reader, then another card or disk.",
-        )
+        else:
+            # A disk unplugged while it is open reads like an empty file, without an error.
+            reason = describe_failure(error or OSError(errno.ENODEV, ""), is_gone=is_gone)
+        return self._error(f"reading at byte {offset} failed: {reason}", "read-back-failed")
+
+    def _error(self, fact: str, code: str) -> WriteError:
+        hint = "Try another port or reader, then another card or disk."
+        return WriteError(f"{self.name}: {fact}", written=self._written, code=code, hint=hint)
 
 
 @contextmanager
@@ -208,27 +162,31 @@ def open_disk(
     lock_timeout: float = 5.0,
     kernel: Kernel = RUNNING_KERNEL,
 ) -> Iterator[DiskMedium]:
-    """The disk that was listed as ``disk``, open until the block ends, or a refusal.
+    """The disk that was listed as ``disk``, open until the block ends.
 
-    For writing it is opened once, exclusively (the kernel then refuses mounts and other
-    exclusive users), and locked from before the first write until after the last read
-    (udevd and what listens to it then keep away, systemd.io/BLOCK_DEVICE_LOCKING). Somebody
-    else's lock is waited for, ``lock_timeout`` seconds at most: udevd holds it while it
-    looks at a disk just plugged in. What was opened is proved to be what was listed before
-    anything is handed out. So is another process that has it open for writing, as a virtual
-    machine has its disk: it is waited for as long.
+    For writing it is opened once and exclusively: the kernel then refuses mounts and other
+    exclusive users. It is locked from before the first write until after the last read, so that
+    udevd and its listeners keep away (systemd.io/BLOCK_DEVICE_LOCKING). A lock of another process
+    is waited for, at most ``lock_timeout`` seconds: udevd holds it while it examines a disk just
+    plugged in. So is another process that has the disk open for writing, as a virtual machine has
+    its disk. Before anything is read or written, the open disk is proved to be the listed one.
 
-    For reading, a mounted or otherwise used disk is allowed; what it holds may then change
-    while it is read. Several readers may share a disk, none shares it with a writer.
+    For reading, a mounted or otherwise used disk is allowed; its content may then change
+    meanwhile. Several readers may share a disk, but not with a writer.
 
-    At the end of writing the kernel is asked to look at the new partition table, unless
-    udevd does so by itself: it would then announce every partition twice.
+    After writing, the kernel is asked to read the new partition table, unless udevd does so by
+    itself: it would announce every partition twice.
 
     Raises:
         TargetRefusedError: ``target-missing``, ``target-no-permission``, ``target-busy``,
             ``target-read-only``, ``target-changed``. Not a byte was written.
     """
-    descriptor = _open(disk, kernel, for_writing=for_writing)
+    # O_EXCL without O_CREAT means "exclusively" for a block device, open(2).
+    mode = os.O_RDWR | os.O_EXCL if for_writing else os.O_RDONLY
+    try:
+        descriptor = os.open(disk.node, mode | os.O_DIRECT | os.O_CLOEXEC)
+    except OSError as error:
+        raise _opening_refused(disk, error, kernel) from error
     try:
         _lock(disk, descriptor, kernel, for_writing=for_writing, timeout=lock_timeout)
         _prove(disk, descriptor, kernel, for_writing=for_writing)
@@ -236,18 +194,9 @@ def open_disk(
             yield DiskMedium(disk, descriptor)
         finally:
             if for_writing and not kernel.has_udevd:
-                _reread_partition_table(descriptor)
+                reread_partition_table(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _open(disk: Disk, kernel: Kernel, *, for_writing: bool) -> int:
-    # O_EXCL without O_CREAT means "exclusively" for a block device, open(2).
-    mode = os.O_RDWR | os.O_EXCL if for_writing else os.O_RDONLY
-    try:
-        return os.open(disk.node, mode | os.O_DIRECT | os.O_CLOEXEC)
-    except OSError as error:
-        raise _opening_refused(disk, error, kernel) from error
 
 
 def _opening_refused(disk: Disk, error: OSError, kernel: Kernel) -> TargetRefusedError:
@@ -258,10 +207,11 @@ def _opening_refused(disk: Disk, error: OSError, kernel: Kernel) -> TargetRefuse
             return refusal(
                 "target-no-permission",
                 f"{disk.node}: {error.strerror}",
-                "Run it as root (sudo balenaflash ...) or join the group of the node; see ls -l.",
+                "Run it as root (sudo balenaflash ...) or join the group of the node: "
+                f"ls -l {disk.node}",
             )
         case errno.EROFS:
-            return refusal("target-read-only", f"{disk.node}: is read-only")
+            return _read_only(disk)
         case _:
             return refusal(
                 "target-missing",
@@ -270,13 +220,17 @@ def _opening_refused(disk: Disk, error: OSError, kernel: Kernel) -> TargetRefuse
             )
 
 
+def _read_only(disk: Disk) -> TargetRefusedError:
+    return refusal("target-read-only", f"{disk.node}: is read-only")
+
+
 def _busy(disk: Disk, kernel: Kernel, fact: str) -> TargetRefusedError:
-    # Who has it open exclusively the kernel does not tell; who has it open at all it does.
-    holders = list_holders(find_disk_holders(disk.sys_path, kernel))
+    # The kernel does not report which process has it open exclusively, but which have it open.
+    holders = describe_holders(find_disk_holders(disk.sys_path, kernel))
     return refusal(
         "target-busy",
         f"{disk.node}: {fact}{f': {holders}' if holders else ''}",
-        f"End it, or see who it is: sudo lsof {disk.node}; lsblk {disk.node}",
+        f"End that program; to find it: sudo lsof {disk.node}; lsblk {disk.node}",
     )
 
 
@@ -292,8 +246,7 @@ def _lock(
             if time.monotonic() > deadline:
                 raise _busy(disk, kernel, "another program has locked it") from error
         else:
-            writers = find_disk_writers(disk.sys_path, kernel) if for_writing else ()
-            if not writers:
+            if not for_writing or not find_disk_writers(disk.sys_path, kernel):
                 return
             if time.monotonic() > deadline:
                 raise _busy(disk, kernel, "another program has it open for writing")
@@ -302,55 +255,38 @@ def _lock(
 
 def _prove(disk: Disk, descriptor: int, kernel: Kernel, *, for_writing: bool) -> None:
     try:
-        changed = _find_change(disk, descriptor, kernel)
+        change = _find_change(disk, descriptor, kernel)
         # A disk that is read-only to the kernel may be opened for writing all the same.
-        unwritable = for_writing and changed is None and read_is_read_only(descriptor)
+        unwritable = for_writing and change is None and read_is_read_only(descriptor)
     except OSError as error:
         raise _opening_refused(disk, error, kernel) from error
-    if changed is not None:
+    if change is not None:
         raise refusal(
             "target-changed",
-            f"{disk.node}: is not the disk that was listed: {changed}",
-            "Look again: balenaflash devices",
+            f"{disk.node}: is not the disk that was listed: {change}",
+            "List the disks again: balenaflash devices",
         )
     if unwritable:
-        raise refusal("target-read-only", f"{disk.node}: is read-only")
+        raise _read_only(disk)
 
 
 def _find_change(disk: Disk, descriptor: int, kernel: Kernel) -> str | None:
     status = os.fstat(descriptor)
     if not stat.S_ISBLK(status.st_mode):
-        return "it is no block device"
+        return "it is not a block device"
     number = DeviceNumber.from_raw(status.st_rdev)
     if number != disk.device_number:
         return f"it is device {number}, not {disk.device_number}"
     if kernel.find_directory(number) != disk.sys_path:
         return "it is plugged in elsewhere"
-    return _find_difference(
-        # The order of what is most telling to people. What is unknown is not compared.
-        ("size in bytes", read_size(descriptor), disk.size),
+    facts: tuple[tuple[str, int | str | None, int | str | None], ...] = (
+        # The facts that users know best come first.
+        ("size in bytes", read_device_size(descriptor), disk.size),
         ("sector size", read_logical_sector_size(descriptor), disk.logical_sector_size),
         ("serial number", read_serial(disk.sys_path), disk.serial),
         ("disk sequence number", read_disk_sequence(descriptor), disk.disk_sequence),
     )
-
-
-def _find_difference(*facts: tuple[str, int | str | None, int | str | None]) -> str | None:
     for name, found, listed in facts:
-        if found is not None and listed is not None and found != listed:
+        if None not in {found, listed} and found != listed:
             return f"its {name} is {found}, not {listed}"
     return None
-
-
-def _reread_partition_table(descriptor: int) -> None:
-    try:
-        reread_partition_table(descriptor)
-    except OSError as error:
-        # EINVAL: it has no partitions (a loop device without -P), or the kernel has no
-        # partition parsers. EBUSY: a partition is open. EACCES, EPERM: not root. Otherwise
-        # the disk failed or is gone, which writing or reading has told already. In each case
-        # the kernel reads the table when the disk is plugged in next.
-        harmless = {errno.EINVAL, errno.EBUSY, errno.EACCES, errno.EPERM}
-        gone = {errno.ENODEV, errno.ENXIO, errno.ENOMEDIUM, errno.EIO}
-        if error.errno not in harmless | gone:
-            raise

@@ -1,8 +1,8 @@
-"""The disks of this machine: found through udev, judged by sysfs.
+"""The disks of this machine, listed by udev and described by sysfs.
 
-udev's database names vendors, models, labels and links; it is for display. Whatever
-decides (bus, size, sectors, what is a partition of what) is read from sysfs, which
-says the same with and without a running udevd.
+The vendors, models, labels and links in udev's database are only shown. Facts that decide (bus,
+size, sectors, the disk of a partition) are read from sysfs, which is the same without a running
+udevd.
 """
 
 import re
@@ -30,6 +30,7 @@ from balenaflash.targets.sysfs import (
 from balenaflash.targets.udev import PyudevDatabase, UdevDatabase, UdevRecord
 from balenaflash.units import SECTOR_SIZE
 
+_LIST_HINT = "Run: balenaflash devices"
 _SCSI_TYPE_OPTICAL = 5  # TYPE_ROM, include/scsi/scsi_proto.h of the kernel
 _MEMORY_DISK = re.compile(r"z?ram\d+")
 
@@ -41,134 +42,118 @@ class DiskPartition:
     node: Path
     number: int
     size: int
-    """In bytes."""
+    """Size in bytes."""
     label: str | None
     filesystem: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """A whole block device as it was when it was listed. ``None`` is unknown."""
+    """A whole block device as it was when it was listed. ``None`` means unknown."""
 
     node: Path
     sys_path: Path
-    """Its directory under ``/sys/devices``, which tells where it is plugged in."""
+    """Its directory under ``/sys/devices``, which depends on where it is plugged in."""
     device_number: DeviceNumber
     size: int
-    """In bytes; 0 of a reader without a card and of a loop device without a file."""
+    """Size in bytes; 0 for a reader without a card and a loop device without a file."""
     logical_sector_size: int
     physical_sector_size: int
     bus: Bus
     vendor: str | None
     model: str | None
     serial: str | None
-    """As the kernel reads it; of a USB disk that of the enclosure."""
+    """The serial number that the kernel reads; for a USB disk that of the enclosure."""
     wwn: str | None
     removable: bool
-    """The medium leaves the drive; says nothing of drives that are unplugged as a whole."""
+    """True if the medium can leave the drive; it may be False for a drive that is unplugged."""
     read_only: bool
     rotational: bool | None
     disk_sequence: int | None
-    """Never given twice until the next boot, also not for another card in the same
+    """A number never assigned twice until the next boot, not even to another card in the same
     reader; kernel 5.15 and newer."""
     links: tuple[Path, ...]
     """The ``/dev/disk/by-*`` names; empty without udevd."""
     usb_port: str | None
-    """Such as ``1-2.3``: bus 1, port 2, there a hub, its port 3."""
+    """USB port, such as ``1-2.3``: port 3 of the hub in port 2 of bus 1."""
     usb_speed: int | None
-    """Bits a second that the USB port was set to; no data goes faster."""
+    """Speed of the USB port in bits a second; no data is faster."""
     mmc_cid: str | None
-    """What an MMC or SD card says it is, in 32 hexadecimal digits: maker, product, serial."""
+    """Identification of an MMC or SD card, 32 hexadecimal digits: maker, product, serial."""
     backing_file: Path | None
-    """The file or block device that a loop device stands on."""
+    """The file or block device of a loop device."""
     label: str | None
     filesystem: str | None
-    """Of a filesystem that fills the disk, without a partition table."""
+    """Type of a filesystem that fills the disk, without a partition table; likewise ``label``."""
     partitions: tuple[DiskPartition, ...]
 
     @property
     def is_external(self) -> bool:
-        """Whether people plug it in and out: on USB, an SD card, or a removable medium."""
+        """True if users plug it in and out: it is on USB, an SD card, or a removable medium."""
         return self.removable or self.usb_port is not None or self.bus in {Bus.USB, Bus.SD}
 
     @property
     def is_virtual(self) -> bool:
-        """Whether there is no hardware of its own: a loop device, device-mapper, md and such."""
+        """True if it has no hardware: a loop device, device-mapper, md and the like."""
         return self.bus in {Bus.LOOP, Bus.VIRTUAL}
 
 
 def list_disks(
     kernel: Kernel = RUNNING_KERNEL, database: UdevDatabase | None = None
 ) -> tuple[Disk, ...]:
-    """All whole block devices somebody could mean by "disk", real ones first.
+    """The disks of the machine, real ones before virtual ones.
 
-    Left out are optical drives, memory disks (ram, zram), boot areas of an eMMC, and
-    virtual devices of size 0, which are loop devices without a file. A card reader
-    without a card stays, with size 0.
+    Optical drives, memory disks (ram, zram), boot areas of an eMMC, and virtual devices of size 0
+    (loop devices without a file) are not listed. A card reader without a card has size 0.
 
     Raises:
         ToolMissingError: libudev is not installed.
     """
     database = database or PyudevDatabase()
-    disks = []
-    for directory in database.list_disks():
-        disk = _describe(directory, kernel, database)
-        if disk is not None and _is_worth_listing(disk):
-            disks.append(disk)
+    found = [_describe(directory, kernel, database) for directory in database.list_disks()]
+    disks = [disk for disk in found if disk is not None and _is_worth_listing(disk)]
     return tuple(sorted(disks, key=lambda disk: (disk.is_virtual, disk.device_number)))
 
 
 def find_disk(
     target: str | Path, kernel: Kernel = RUNNING_KERNEL, database: UdevDatabase | None = None
 ) -> Disk:
-    """The whole block device that ``target``, its node or a link to it, names.
+    """The whole block device whose node ``target`` is, or leads to.
 
     Raises:
-        TargetRefusedError: there is nothing, it is no block device, a partition, or an
-            optical drive.
+        TargetRefusedError: it is missing, is not a block device, or is a partition or an optical
+            drive.
         ToolMissingError: libudev is not installed.
     """
-    number = _find_number(Path(target))
-    directory = kernel.find_directory(number)
-    disk = None
-    if directory is not None:
-        _refuse_unfit(Path(target), directory, kernel)
-        disk = _describe(directory, kernel, database or PyudevDatabase())
-        if disk is not None and not kernel.is_node_of(disk.node, number):
-            # As a container has it: docker run --device /dev/sdb:/dev/target.
-            disk = replace(disk, node=Path(target).absolute())
-    if disk is None:
-        raise refusal(
-            "target-missing",
-            f"{target}: names block device {number}, which is not there (any more)",
-            "Run: balenaflash devices",
-        )
-    return disk
-
-
-def _find_number(target: Path) -> DeviceNumber:
+    target = Path(target)
     try:
         status = target.stat()
     except OSError as error:
-        raise refusal(
-            "target-missing", f"{target}: {error.strerror}", "Run: balenaflash devices"
-        ) from error
+        raise refusal("target-missing", f"{target}: {error.strerror}", _LIST_HINT) from error
     if not stat.S_ISBLK(status.st_mode):
-        raise refusal(
-            "target-not-block-device",
-            f"{target}: is not a block device",
-            "Run: balenaflash devices",
-        )
-    return DeviceNumber.from_raw(status.st_rdev)
+        raise refusal("target-not-block-device", f"{target}: is not a block device", _LIST_HINT)
+    number = DeviceNumber.from_raw(status.st_rdev)
+    directory = kernel.find_directory(number)
+    disk = None
+    if directory is not None:
+        _refuse_other_kinds(target, directory, kernel)
+        disk = _describe(directory, kernel, database or PyudevDatabase())
+    if disk is None:
+        message = f"{target}: refers to block device {number}, which is not present"
+        raise refusal("target-missing", message, _LIST_HINT)
+    if not kernel.is_node_of(disk.node, number):
+        # As in a container: docker run --device /dev/sdb:/dev/target.
+        return replace(disk, node=target.absolute())
+    return disk
 
 
-def _refuse_unfit(target: Path, directory: Path, kernel: Kernel) -> None:
+def _refuse_other_kinds(target: Path, directory: Path, kernel: Kernel) -> None:
     if sysfs.is_partition(directory):
-        disk = _node(sysfs.find_whole_disk(directory), kernel)
+        disk = kernel.usual_node(sysfs.find_whole_disk(directory))
         raise refusal(
             "target-is-partition",
             f"{target}: is a partition of {disk}",
-            f"An image goes to the whole disk: {disk}",
+            f"Name the whole disk: {disk}",
         )
     if _is_optical(directory):
         raise refusal("target-optical", f"{target}: is an optical drive, not a disk")
@@ -176,19 +161,19 @@ def _refuse_unfit(target: Path, directory: Path, kernel: Kernel) -> None:
 
 def _describe(directory: Path, kernel: Kernel, database: UdevDatabase) -> Disk | None:
     number = sysfs.read_number(directory)
-    size = sysfs.read_int(directory, "size")
+    size = sysfs.read_size(directory)
     if number is None or size is None:
-        return None  # hidden (a path of NVMe multipath), or unplugged since it was found
+        return None  # hidden (a path of NVMe multipath), or unplugged since it was listed
     record = database.read(directory)
     usb_device = find_usb_device(directory)
     backing_file = sysfs.read_backing_file(directory)
     logical = sysfs.read_int(directory, "queue/logical_block_size") or SECTOR_SIZE
     rotational = sysfs.read_int(directory, "queue/rotational")
     return Disk(
-        node=kernel.find_node(_node(directory, kernel), number),
+        node=kernel.find_node(kernel.usual_node(directory), number),
         sys_path=directory,
         device_number=number,
-        size=size * sysfs.SIZE_UNIT,
+        size=size,
         logical_sector_size=logical,
         physical_sector_size=sysfs.read_int(directory, "queue/physical_block_size") or logical,
         bus=find_bus(directory),
@@ -217,17 +202,12 @@ def _describe(directory: Path, kernel: Kernel, database: UdevDatabase) -> Disk |
 def _describe_partition(directory: Path, kernel: Kernel, database: UdevDatabase) -> DiskPartition:
     record = database.read(directory)
     return DiskPartition(
-        node=_node(directory, kernel),
+        node=kernel.usual_node(directory),
         number=sysfs.read_int(directory, "partition") or 0,
-        size=(sysfs.read_int(directory, "size") or 0) * sysfs.SIZE_UNIT,
+        size=sysfs.read_size(directory) or 0,
         label=record.read_text("ID_FS_LABEL_ENC", "ID_PART_ENTRY_NAME"),
         filesystem=record.read_text("ID_FS_TYPE"),
     )
-
-
-def _node(directory: Path, kernel: Kernel) -> Path:
-    # The kernel writes "!" in sysfs for a "/" in a node's name, as in cciss/c0d0.
-    return kernel.dev / directory.name.replace("!", "/")
 
 
 def _find_vendor(directory: Path, record: UdevRecord) -> str | None:
@@ -247,12 +227,10 @@ def _is_optical(directory: Path) -> bool:
     return sysfs.read_int(directory, "device/type") == _SCSI_TYPE_OPTICAL
 
 
-_BITS_PER_BYTE = 8
-
-
 def least_seconds(disk: Disk, size: int) -> float | None:
-    """Seconds below which ``size`` bytes cannot be moved to or from the disk, if known.
+    """Least time in seconds to transfer ``size`` bytes by the USB port; ``None`` if unknown.
 
-    How much longer it takes depends on the disk, and nobody knows before.
+    The disk itself may be much slower.
     """
-    return None if disk.usb_speed is None else size * _BITS_PER_BYTE / disk.usb_speed
+    bits = 8 * size
+    return None if disk.usb_speed is None else bits / disk.usb_speed

@@ -1,10 +1,10 @@
 """Block devices in sysfs: numbers, relations, bus and identity.
 
-Every directory given or returned is resolved, that is under ``/sys/devices``.
-The layout is that of Documentation/ABI/stable/sysfs-block of the kernel.
+Every directory, as an argument or a result, is resolved: it is under ``/sys/devices``. The layout
+is that of Documentation/ABI/stable/sysfs-block of the kernel.
 
-The attribute ``removable`` does not: it is 0 for USB disks and for SD cards in
-readers that are not USB, and 1 for optical drives.
+The attribute ``removable`` does not show what users plug in: it is 0 for USB disks and for SD cards
+in readers that are not USB, and 1 for optical drives.
 """
 
 import os
@@ -20,7 +20,7 @@ _SHARED_MEMORY = "shm"  # below /dev, a place for files of all users, shm_overvi
 
 
 class DeviceNumber(NamedTuple):
-    """The number that names a device to the kernel, whatever its node is called."""
+    """The number of a device in the kernel, independent of the name of its node."""
 
     major: int
     minor: int
@@ -42,10 +42,9 @@ class DeviceNumber(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """The directories through which a kernel shows its devices.
+    """The directories in which a kernel shows its devices.
 
-    The defaults are those of the running system. A recorded tree of another
-    machine is given as other directories.
+    The defaults are those of the running system; tests use recorded trees of other machines.
     """
 
     sys: Path = Path("/sys")
@@ -55,23 +54,23 @@ class Kernel:
 
     @property
     def has_udevd(self) -> bool:
-        """Whether udevd runs: its control socket exists (libudev asks the same way)."""
+        """True if udevd runs: its control socket exists (libudev checks the same)."""
         return (self.run / "udev/control").exists()
 
     def find_directory(self, number: DeviceNumber) -> Path | None:
-        """The directory of a block device under ``sys/devices``; ``None`` if there is none."""
+        """The directory of a block device; ``None`` if there is no such device."""
         directory = self.sys / "dev/block" / str(number)
         return directory.resolve() if directory.exists() else None
 
     def find_number(self, node: str) -> DeviceNumber | None:
-        """The number of the block device that ``node`` names; ``None`` if it names none.
+        """The number of the block device that ``node`` names; ``None`` if it is not one.
 
-        ``node`` is what the kernel reports: the source of a mount, a swap area, the file of a
-        loop device. Such a file may be on a network that does not answer, and who looks at it
-        can then not be killed. So only a path below ``/dev`` is looked at.
+        ``node`` is a path that the kernel reports: the source of a mount, a swap area, the file of
+        a loop device. Such a file may be on a network that does not answer, and a process that
+        examines it can then not be killed. So only paths below ``/dev`` are examined.
 
-        A node that was removed, or that another mount namespace sees, is looked up by
-        its name: devtmpfs calls it as sysfs does, with ``!`` for ``/``.
+        A node that was removed, or belongs to another mount namespace, is found by its name:
+        devtmpfs uses the name of sysfs, with ``/`` in place of ``!``.
         """
         path = self.locate_node(node)
         if path is None:
@@ -89,27 +88,35 @@ class Kernel:
             return None  # not a block device, or one that is gone
         return DeviceNumber.parse(text)
 
+    def usual_node(self, directory: Path) -> Path:
+        """The node that udev and devtmpfs make for the block device in ``directory``."""
+        # sysfs has "!" for a "/" in the name, as in cciss/c0d0.
+        return self.dev / directory.name.replace("!", "/")
+
     def find_node(self, usual: Path, number: DeviceNumber) -> Path:
         """The node of the block device ``number``: ``usual``, or one that a container renamed.
 
-        It is ``usual`` also where there is no node of that number.
+        Without a node of that number it is ``usual``.
         """
         status = _stat(usual)
-        if status is not None and (not stat.S_ISBLK(status.st_mode) or _is_of(status, number)):
+        is_other_kind = status is not None and not stat.S_ISBLK(status.st_mode)
+        if is_other_kind or self.is_node_of(usual, number):
             return usual
         with os.scandir(self.dev) as entries:
-            # No link: whatever it leads to has a node of its own, or is not below /dev.
+            # A link leads to something that has a node of its own, or is not below /dev.
             found = [entry for entry in entries if not entry.is_symlink() and not entry.is_dir()]
         paths = (Path(entry.path) for entry in sorted(found, key=lambda entry: entry.name))
         return next((path for path in paths if self.is_node_of(path, number)), usual)
 
     def is_node_of(self, path: Path, number: DeviceNumber) -> bool:
-        """Whether ``path`` is, or leads to, a node of the block device ``number``."""
+        """True if ``path`` is, or leads to, a node of the block device ``number``."""
         status = _stat(path)
-        return status is not None and stat.S_ISBLK(status.st_mode) and _is_of(status, number)
+        if status is None or not stat.S_ISBLK(status.st_mode):
+            return False
+        return DeviceNumber.from_raw(status.st_rdev) == number
 
     def locate_node(self, node: str) -> Path | None:
-        """Where ``node`` is if it is a node below ``/dev``; ``None`` if it is elsewhere."""
+        """The place of ``node`` if it is below ``/dev``; ``None`` if it is elsewhere."""
         path = Path(os.path.normpath(node))
         for dev in (Path("/dev"), self.dev):
             if path.is_relative_to(dev):
@@ -118,38 +125,33 @@ class Kernel:
         return None
 
 
-def _is_of(status: os.stat_result, number: DeviceNumber) -> bool:
-    return DeviceNumber.from_raw(status.st_rdev) == number
-
-
 def _stat(path: Path) -> os.stat_result | None:
     try:
         return path.stat()
     except OSError:
-        return None  # absent here, or where this user may not look
+        return None  # missing, or this user may not see it
 
 
 RUNNING_KERNEL = Kernel()
 """The kernel this program runs under."""
 
 
-SIZE_UNIT = 512
-"""Bytes that the attribute ``size`` counts in, whatever the sector size of the disk."""
+_SIZE_UNIT = 512  # bytes, for any sector size of the disk
 
 
 def read_attribute(directory: Path, name: str) -> str | None:
-    """The text of an attribute without its line end; ``None`` if there is none or it is empty."""
+    """The text of an attribute without its line end; ``None`` if it is missing or empty."""
     try:
         content = (directory / name).read_bytes()
     except OSError:
-        # Absent, of a device that is gone, or refused by its driver, which is free to
-        # choose the error: the attribute is unknown in each case.
+        # The attribute is missing, the device is gone, or its driver refuses, which may choose
+        # any error.
         return None
     return os.fsdecode(content).strip("\0\n ") or None
 
 
 def read_int(directory: Path, name: str) -> int | None:
-    """The decimal number in an attribute; ``None`` if there is none."""
+    """The decimal number in an attribute; ``None`` if it is missing or not a number."""
     text = read_attribute(directory, name)
     try:
         return None if text is None else int(text)
@@ -157,25 +159,31 @@ def read_int(directory: Path, name: str) -> int | None:
         return None
 
 
+def read_size(directory: Path, name: str = "size") -> int | None:
+    """The size, or another attribute that counts in 512 bytes, in bytes; ``None`` if missing."""
+    number = read_int(directory, name)
+    return None if number is None else number * _SIZE_UNIT
+
+
 def read_number(directory: Path) -> DeviceNumber | None:
-    """The device number; ``None`` of a hidden device (a path of NVMe multipath) or a gone one."""
+    """The device number; ``None`` if the device is gone or hidden (a path of NVMe multipath)."""
     text = read_attribute(directory, "dev")
     return None if text is None else DeviceNumber.parse(text)
 
 
 def read_subsystem(directory: Path) -> str | None:
-    """The name of the subsystem a device belongs to, such as ``block`` or ``usb``."""
+    """The name of the subsystem of a device, such as ``block`` or ``usb``."""
     link = directory / "subsystem"
     return link.readlink().name if link.is_symlink() else None
 
 
 def is_partition(directory: Path) -> bool:
-    """Whether the block device is a partition of the one its directory lies in."""
+    """True if the block device is a partition of the one whose directory contains its own."""
     return (directory / "partition").exists()
 
 
 def find_whole_disk(directory: Path) -> Path:
-    """The disk that a partition is part of; the disk itself if it is none."""
+    """The disk that contains a partition; a disk itself is returned as it is."""
     return directory.parent if is_partition(directory) else directory
 
 
@@ -199,13 +207,13 @@ def list_parts(disk: Path) -> list[Path]:
     return [disk, *list_partitions(disk), *boot_areas]
 
 
-def list_holders(directory: Path) -> list[Path]:
-    """The devices that stand on this one: device-mapper, md, bcache; not loop devices."""
+def list_upper_devices(directory: Path) -> list[Path]:
+    """The devices that use this one: device-mapper, md, bcache; not loop devices."""
     return _list_links(directory / "holders")
 
 
-def list_slaves(directory: Path) -> list[Path]:
-    """The devices that this one stands on; a loop device names its file elsewhere."""
+def list_lower_devices(directory: Path) -> list[Path]:
+    """The devices that this one uses; the file of a loop device is not among them."""
     return _list_links(directory / "slaves")
 
 
@@ -221,26 +229,26 @@ def _list_children(directory: Path) -> list[Path]:
 
 
 def read_backing_file(directory: Path) -> str | None:
-    """What a loop device stands on, a file or a block device; ``None`` of anything else."""
+    """The path of the file or block device of a loop device; ``None`` for other devices."""
     return read_attribute(directory, "loop/backing_file")
 
 
 class Bus(StrEnum):
-    """What a disk is plugged into."""
+    """The kind of connection of a disk."""
 
     USB = "usb"
     MMC = "mmc"
-    """Soldered: an eMMC."""
+    """An eMMC, which is soldered."""
     SD = "sd"
     """A card in a reader that is not USB, or in a USB reader that speaks MMC."""
     NVME = "nvme"
     ATA = "ata"
     SCSI = "scsi"
-    """SCSI, SAS, iSCSI, Fibre Channel: SCSI on none of the other buses."""
+    """SCSI, SAS, iSCSI, Fibre Channel: SCSI, but not on another bus of this list."""
     VIRTIO = "virtio"
     LOOP = "loop"
     VIRTUAL = "virtual"
-    """Without hardware of its own: device-mapper, md, zram, ram, nbd, scsi_debug."""
+    """A device without hardware: device-mapper, md, zram, ram, nbd, scsi_debug."""
     UNKNOWN = "unknown"
 
 
@@ -256,7 +264,7 @@ _SD_TYPES = {"SD", "SDcombo"}  # drivers/mmc/core/bus.c, type_show; an eMMC is "
 
 
 def find_bus(directory: Path) -> Bus:
-    """The bus of the disk with this directory: the nearest ancestor that decides."""
+    """The bus of a disk, by its nearest ancestor that has a known subsystem."""
     is_scsi = False
     for ancestor in directory.parents:
         subsystem = read_subsystem(ancestor)
@@ -275,20 +283,20 @@ def find_bus(directory: Path) -> Bus:
 
 
 def find_usb_device(directory: Path) -> Path | None:
-    """The USB device that a disk is in, nearest first; ``None`` if there is none.
+    """The nearest USB device that contains a disk; ``None`` if it is not on USB.
 
-    Its name is the port: ``1-2.3`` is port 3 of the hub in port 2 of bus 1. An
-    interface of a device has a colon in its name.
+    Its name is the port: ``1-2.3`` is port 3 of the hub in port 2 of bus 1.
     """
     for ancestor in directory.parents:
+        # An interface of a device has a colon in its name.
         if read_subsystem(ancestor) == "usb" and ":" not in ancestor.name:
             return ancestor
     return None
 
 
 def read_usb_speed(usb_device: Path) -> int | None:
-    """Bits a second; ``None`` where the kernel does not tell."""
-    # In Mbit/s, 1.5 of low speed: Documentation/ABI/stable/sysfs-bus-usb.
+    """The speed in bits a second; ``None`` if unknown."""
+    # Mbit/s, for low speed 1.5: Documentation/ABI/stable/sysfs-bus-usb.
     try:
         megabits = float(read_attribute(usb_device, "speed") or "")
     except ValueError:
@@ -302,46 +310,46 @@ _MEANINGLESS_VENDOR = re.compile(r"ATA|0x[0-9a-f]+")  # libata's name for every 
 
 
 def clean_text(text: str) -> str | None:
-    """``text`` fit to print on a terminal; ``None`` if nothing is left.
+    """``text`` with ``?`` for unprintable characters; ``None`` if it is empty.
 
-    USB devices are free to send escape sequences as their serial number.
+    A USB device may have terminal escape sequences in its serial number.
     """
     printable = "".join(character if character.isprintable() else "?" for character in text)
     return printable.strip() or None
 
 
 def clean_udev_text(text: str) -> str | None:
-    """A property of udev with its escapes undone, fit to print; ``None`` if nothing is left."""
+    """A property of udev, its escapes decoded, as `clean_text` returns it."""
     content = _UDEV_ESCAPE.sub(lambda escape: bytes.fromhex(escape[1].decode()), os.fsencode(text))
     return clean_text(content.decode("utf-8", "replace"))
 
 
 def clean_vendor(text: str) -> str | None:
-    """A vendor's name fit to print; ``None`` if it names no vendor."""
+    """The name of a vendor, as `clean_text` returns it; ``None`` if it does not name one."""
     return None if _MEANINGLESS_VENDOR.fullmatch(text.strip()) else clean_text(text)
 
 
 def read_vendor(directory: Path) -> str | None:
-    """Who made the disk, in the 8 characters of a SCSI inquiry."""
+    """The vendor of the disk: the 8 characters of a SCSI inquiry."""
     return clean_vendor(read_attribute(directory, "device/vendor") or "")
 
 
 def read_model(directory: Path) -> str | None:
-    """The name of the product; of an ATA disk the first 16 characters."""
-    # "name" is that of an MMC or SD card. SCSI, ATA and NVMe have "model".
+    """The name of the product; for an ATA disk its first 16 characters."""
+    # MMC and SD cards have "name"; SCSI, ATA and NVMe have "model".
     text = read_attribute(directory, "device/model") or read_attribute(directory, "device/name")
     return clean_text(text or "")
 
 
 def read_serial(directory: Path) -> str | None:
-    """The serial number; of a disk on USB that of the USB device.
+    """The serial number; for a disk on USB that of the USB device.
 
-    It does not depend on udevd, so two readings of one disk are equal.
+    It does not depend on udevd, so it is always the same for the same disk.
     """
     usb_device = find_usb_device(directory)
     if usb_device is not None and (serial := read_attribute(usb_device, "serial")):
         return clean_text(serial)
-    # Of virtio-blk; of NVMe, MMC and SD; of SCSI and ATA.
+    # virtio-blk; NVMe, MMC and SD; SCSI and ATA.
     text = (
         read_attribute(directory, "serial")
         or read_attribute(directory, "device/serial")
@@ -354,17 +362,17 @@ def _read_unit_serial(directory: Path) -> str | None:
     try:
         page = (directory / "device/vpd_pg80").read_bytes()
     except OSError:
-        return None  # as read_attribute: a device may refuse this page with any error
+        return None  # as in read_attribute
     return page[_VPD_HEADER_SIZE:].decode("ascii", "replace").strip("\0 ")
 
 
 def read_cid(directory: Path) -> str | None:
-    """The card identification of an MMC or SD card; not known of one in a reader on USB."""
+    """The card identification of an MMC or SD card; ``None`` if it is in a reader on USB."""
     return clean_text(read_attribute(directory, "device/cid") or "")
 
 
 def read_wwn(directory: Path) -> str | None:
-    """The worldwide name, in udev's form: ``0x5000...`` for NAA, else as the kernel has it."""
+    """The worldwide name as udev writes it: ``0x5000...`` for NAA, otherwise as in the kernel."""
     text = read_attribute(directory, "wwid") or read_attribute(directory, "device/wwid") or ""
     if text.startswith("naa."):
         return clean_text("0x" + text.removeprefix("naa."))

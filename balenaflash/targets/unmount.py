@@ -45,7 +45,7 @@ class Holder:
         return f"{self.name} {self.deed}"
 
 
-def list_holders(holders: Iterable[Holder]) -> str:
+def describe_holders(holders: Iterable[Holder]) -> str:
     """The first few in words; an empty text if there are none."""
     texts = list(dict.fromkeys(map(str, holders)))
     more = [f"{len(texts) - _SHOWN} more"] if len(texts) > _SHOWN else []
@@ -295,7 +295,7 @@ def _find_obstacle(mount: Mount, kernel: Kernel) -> str:
     ]
     if inner:
         return f"something else is mounted in it, at {', '.join(inner)}"
-    return list_holders(find_mount_holders(point, kernel))
+    return describe_holders(find_mount_holders(point, kernel))
 
 
 def _stays_mounted(disk: Disk, mount: Mount, obstacle: str) -> TargetRefusedError:
@@ -338,7 +338,7 @@ def _require_unmounted(path: Path, directory: Path, kernel: Kernel) -> None:
 
 
 def _require_closed(path: Path, writers: Iterable[Holder]) -> None:
-    names = list_holders(writers)
+    names = describe_holders(writers)
     if names:
         raise ImageError(
             f"{path}: is open for writing: {names}",
@@ -394,7 +394,7 @@ def _find_mounts_below(disk: Path, kernel: Kernel, seen: set[Path]) -> Iterator[
         for devices, mount in mounts:
             if number in devices:
                 yield part.name, mount.mount_point
-        for holder in sysfs.list_holders(part):
+        for holder in sysfs.list_upper_devices(part):
             yield from _find_mounts_below(holder, kernel, seen)
         for loop in _find_loops(f"/dev/{part.name}", kernel):
             yield from _find_mounts_below(loop, kernel, seen)

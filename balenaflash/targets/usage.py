@@ -225,7 +225,7 @@ class DiskFinder:
         self._seen.add(directory)
         disk = sysfs.find_whole_disk(directory)
         self._found.update(_read_numbers(_list_whole(disk)))
-        for slave in sysfs.list_slaves(directory):
+        for slave in sysfs.list_lower_devices(directory):
             self._add_directory(slave)
         if disk != directory:
             self._add_directory(disk)
@@ -466,7 +466,7 @@ class Usage:
 
     def _find_holders(self, part: Path) -> Iterator[tuple[Path, Use]]:
         number = sysfs.read_number(part)
-        for holder in sysfs.list_holders(part):
+        for holder in sysfs.list_upper_devices(part):
             kind, detail = _classify(holder)
             yield holder, Use(kind, part.name, detail)
         for below, loop in self._loops:
