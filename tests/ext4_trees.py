@@ -21,11 +21,7 @@ class Record:
     """What the kernel shows of one name."""
 
     kind: str
-    mode: int
     inode: int
-    modified: int
-    """In microseconds, rounded down."""
-
     content: str
     """Size and digest of a file, target of a link."""
 
@@ -167,7 +163,7 @@ def _record_one(path: Path) -> Record:
         kind = "directory"
     elif stat.S_ISLNK(status.st_mode):
         kind, content = "symlink", str(path.readlink())
-    return Record(kind, status.st_mode, status.st_ino, status.st_mtime_ns // 1000, content)
+    return Record(kind, status.st_ino, content)
 
 
 def digest(data: bytes) -> str:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from imagecopies import MakeImage
 
-from balenaflash.formats.free_space import Allocation, FreeCursor, open_free_space
+from balenaflash.formats.contents import Allocation, FreeCursor, open_free_space
 from balenaflash.formats.partitions.table import read_table
 from balenaflash.source.base import open_source
 from balenaflash.units import KIB, MIB, Extent

@@ -19,7 +19,7 @@ from test_allocation import free_by_others
 
 from balenaflash.commands.bmap import CreatedBmap, compare_with_bmap, create_bmap, left_out_in_use
 from balenaflash.errors import ImageError
-from balenaflash.formats.contents import Kind
+from balenaflash.formats.contents import Content
 from balenaflash.formats.partitions.table import PartitionTable, read_table
 from balenaflash.progress import NO_PROGRESS, Phase
 from balenaflash.source.base import open_source
@@ -179,7 +179,7 @@ def test_the_checksums_are_those_of_the_ranges(image: MakeImage) -> None:
         digest = hashlib.sha256(content[extent.start : extent.end]).hexdigest()
         assert mapped.checksum == digest
     listed = sum(bmap.extent_of(mapped).size for mapped in bmap.ranges)
-    assert listed == result.bytes_of[Kind.DATA] + result.bytes_of[Kind.ZERO]
+    assert listed == result.bytes_of[Content.DATA] + result.bytes_of[Content.ZERO]
     assert sum(result.bytes_of.values()) == len(content)
     assert parse(serialise(bmap), "written") == bmap
 
@@ -235,7 +235,7 @@ def test_a_stream_is_read_once_and_its_map_leaves_out_nothing_that_is_in_use(
     blocks, needed = listed_blocks(result.bmap), listed_blocks(exact)
     assert blocks >= needed
     assert len(blocks) - len(needed) < 2 * MIB // BLOCK
-    assert result.bytes_of[Kind.FREE] > 32 * MIB
+    assert result.bytes_of[Content.FREE] > 32 * MIB
     assert progress.phases == [(Phase.BUILD, size if tells_size else None, size)]
     with open_source(built.path) as plain:
         assert compare_with_bmap(plain, result.bmap, NO_PROGRESS).differing == ()

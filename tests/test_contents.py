@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from balenaflash.formats.contents import BLOCK_SIZE, Kind, Run, classify
+from balenaflash.formats.contents import BLOCK_SIZE, Content, Run, classify
 from balenaflash.units import MIB, Extent
 
 
@@ -43,13 +43,13 @@ def blocks_of(buffer: bytes, offset: int) -> list[Extent]:
     ]
 
 
-def expected_kind(buffer: bytes, offset: int, free: list[Extent], block: Extent) -> Kind:
+def expected_content(buffer: bytes, offset: int, free: list[Extent], block: Extent) -> Content:
     """Byte by byte, as the definition says it."""
     is_whole = block.size == BLOCK_SIZE and block.start % BLOCK_SIZE == 0
     if is_whole and any(each.encloses(block) for each in free):
-        return Kind.FREE
+        return Content.FREE
     content = buffer[block.start - offset : block.end - offset]
-    return Kind.DATA if any(content) else Kind.ZERO
+    return Content.DATA if any(content) else Content.ZERO
 
 
 @settings(max_examples=300)
@@ -63,10 +63,10 @@ def test_each_block_is_what_the_definition_says(case: tuple[bytes, int, list[Ext
         assert run.extent.size > 0
         position = run.extent.end
     assert position == offset + len(buffer)
-    assert all(one.kind is not other.kind for one, other in pairwise(runs))
+    assert all(one.content is not other.content for one, other in pairwise(runs))
     for block in blocks_of(buffer, offset):
         (holder,) = (run for run in runs if run.extent.encloses(block))
-        assert holder.kind is expected_kind(buffer, offset, free, block)
+        assert holder.content is expected_content(buffer, offset, free, block)
 
 
 @settings(max_examples=150)
@@ -79,9 +79,9 @@ def test_no_byte_that_matters_is_outside_data_and_no_zero_is_anything_else(
     restored = bytearray(b"\xff" * len(buffer))
     for run in runs:
         start, end = run.extent.start - offset, run.extent.end - offset
-        if run.kind is Kind.DATA:
+        if run.content is Content.DATA:
             restored[start:end] = buffer[start:end]
-        elif run.kind is Kind.ZERO:
+        elif run.content is Content.ZERO:
             restored[start:end] = bytes(end - start)
     for block in blocks_of(buffer, offset):
         start, end = block.start - offset, block.end - offset
@@ -115,9 +115,9 @@ def test_the_bytes_of_a_run_are_of_the_kind_of_the_run(
 def merged(runs: tuple[Run, ...]) -> tuple[Run, ...]:
     result: list[Run] = []
     for run in runs:
-        if result and result[-1].kind is run.kind:
+        if result and result[-1].content is run.content:
             last = result.pop()
-            result.append(Run(Extent(last.extent.start, run.extent.end), run.kind))
+            result.append(Run(Extent(last.extent.start, run.extent.end), run.content))
         else:
             result.append(run)
     return tuple(result)
@@ -125,10 +125,13 @@ def merged(runs: tuple[Run, ...]) -> tuple[Run, ...]:
 
 @pytest.mark.parametrize("buffer", [bytearray(MIB), memoryview(bytes(MIB))])
 def test_any_buffer_will_do(buffer: bytearray | memoryview) -> None:
-    assert classify(memoryview(buffer), 0, []) == (Run(Extent(0, MIB), Kind.ZERO),)
+    assert classify(memoryview(buffer), 0, []) == (Run(Extent(0, MIB), Content.ZERO),)
 
 
 def test_one_byte_at_either_end_of_a_block_makes_it_data() -> None:
     content = bytearray(3 * BLOCK_SIZE)
     content[0] = content[2 * BLOCK_SIZE - 1] = 1
-    assert [run.kind for run in classify(memoryview(content), 0, [])] == [Kind.DATA, Kind.ZERO]
+    assert [run.content for run in classify(memoryview(content), 0, [])] == [
+        Content.DATA,
+        Content.ZERO,
+    ]

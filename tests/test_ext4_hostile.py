@@ -300,9 +300,9 @@ def test_an_extent_tree_that_contains_itself_is_refused() -> None:
     ("field", "value", "said"),
     [
         (6, 0xFFFF, "a depth of 65535"),
-        (6, 4, "a node that is none"),
-        (2, 0xFFFF, "a node that is none"),
-        (0, 0, "a node that is none"),
+        (6, 4, "an invalid node"),
+        (2, 0xFFFF, "an invalid node"),
+        (0, 0, "an invalid node"),
     ],
 )
 def test_a_false_header_of_an_extent_tree_is_refused(field: int, value: int, said: str) -> None:

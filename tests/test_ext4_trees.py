@@ -28,8 +28,7 @@ def record_entry(volume: Ext4Volume, entry: Ext4Entry) -> Record:
             content = volume.read_link(entry)
         case _:
             pass
-    modified = entry.modified.timestamp()
-    return Record(str(entry.kind), entry.mode, entry.inode, round(modified * 1_000_000), content)
+    return Record(str(entry.kind), entry.inode, content)
 
 
 def found_by_name(volume: Ext4Volume, names: list[str]) -> dict[str, int]:

@@ -14,7 +14,7 @@ from balenaflash.commands.bmap import BmapCheck
 from balenaflash.commands.bmap import check as check_map
 from balenaflash.commands.bmap import create as create_map
 from balenaflash.errors import ImageError, Problem
-from balenaflash.formats.contents import Kind
+from balenaflash.formats.contents import Content
 from balenaflash.source.location import ImageLocation
 from balenaflash.units import Extent, format_size
 
@@ -71,11 +71,11 @@ def create(session: Session, image: ImageLocation, *, out: Path | None, overwrit
         "block_size": bmap.block_size,
         "mapped_blocks": bmap.mapped_blocks,
         "ranges": len(bmap.ranges),
-        "data_bytes": sizes[Kind.DATA],
-        "zero_bytes": sizes[Kind.ZERO],
-        "free_bytes": sizes[Kind.FREE],
+        "data_bytes": sizes[Content.DATA],
+        "zero_bytes": sizes[Content.ZERO],
+        "free_bytes": sizes[Content.FREE],
     }
-    data, zero, free = (format_size(sizes[kind]) for kind in (Kind.DATA, Kind.ZERO, Kind.FREE))
+    data, zero, free = (format_size(sizes[content]) for content in Content)
     line = f"{created.path}: made; {data} of data and {zero} of zeros listed, {free} free left out"
     return Answer(result, [line], created.warnings)
 

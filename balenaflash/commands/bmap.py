@@ -21,8 +21,7 @@ from balenaflash.balena.image import find_boot_partition
 from balenaflash.commands.image_file import output_mode, require_unused
 from balenaflash.durable import is_same_file
 from balenaflash.errors import ImageError, refusal
-from balenaflash.formats.contents import BLOCK_SIZE, Kind, classify
-from balenaflash.formats.free_space import Allocation, FreeCursor
+from balenaflash.formats.contents import BLOCK_SIZE, Allocation, Content, FreeCursor, classify
 from balenaflash.formats.partitions.table import PartitionTable, read_table
 from balenaflash.progress import Phase, Progress, phase
 from balenaflash.source.base import Source
@@ -101,7 +100,7 @@ class CreatedBmap:
 
     bmap: Bmap
 
-    bytes_of: dict[Kind, int]
+    bytes_of: dict[Content, int]
     """Bytes of each kind; together the size of the image."""
 
     faults: dict[int, str]
@@ -141,7 +140,7 @@ class _Scan:
     source: Source
     cursor: FreeCursor
     ranges: list[MappedRange] = field(default_factory=list)
-    bytes_of: dict[Kind, int] = field(default_factory=lambda: dict.fromkeys(Kind, 0))
+    bytes_of: dict[Content, int] = field(default_factory=lambda: dict.fromkeys(Content, 0))
 
     def read(self, extent: Extent, progress: Progress) -> None:
         """Take in the bytes of ``extent``, which begin where those before ended."""
@@ -157,15 +156,15 @@ class _Scan:
     ) -> None:
         runs = classify(buffer, start, free)
         for run in runs:
-            self.bytes_of[run.kind] += run.extent.size
-        zeros = [run.extent for run in runs if run.kind is Kind.ZERO]
+            self.bytes_of[run.content] += run.extent.size
+        zeros = [run.extent for run in runs if run.content is Content.ZERO]
 
         def digest(piece: Extent) -> str:
             if any(zero.encloses(piece) for zero in zeros if zero.size >= _RANGE_SIZE):
                 return _digest_of_zeros(piece.size)
             return _digest(buffer[piece.start - start : piece.end - start])
 
-        used = merge(run.extent for run in runs if run.kind is not Kind.FREE)
+        used = merge(run.extent for run in runs if run.content is not Content.FREE)
         pieces = [piece for extent in used for piece in extent.cut(_RANGE_SIZE)]
         for piece, checksum in zip(pieces, pool.map(digest, pieces), strict=True):
             last = (piece.end - 1) // BLOCK_SIZE
@@ -287,7 +286,7 @@ class BmapCreation:
 
     path: Path
     bmap: Bmap
-    bytes_of: dict[Kind, int]
+    bytes_of: dict[Content, int]
     """Bytes of the image by kind; what is free is not in the map."""
 
     warnings: tuple[str, ...]

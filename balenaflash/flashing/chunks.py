@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import xxhash
 
 from balenaflash.errors import ImageError
-from balenaflash.formats.contents import Kind, Run
+from balenaflash.formats.contents import Content, Run
 from balenaflash.units import KIB, MIB, Extent, merge
 
 CHUNK_SIZE = 4 * MIB
@@ -105,9 +105,9 @@ def merge_runs(runs: Iterable[Run]) -> tuple[Piece, ...]:
     """
     pieces: list[Piece] = []
     for run in runs:
-        if run.kind is Kind.FREE:
+        if run.content is Content.FREE:
             continue
-        is_zero = run.kind is Kind.ZERO and run.extent.size >= _SMALLEST_ZEROS
+        is_zero = run.content is Content.ZERO and run.extent.size >= _SMALLEST_ZEROS
         extent = run.extent
         if pieces and pieces[-1].is_zero == is_zero and _is_near(pieces[-1].extent, extent):
             extent = Extent(pieces.pop().extent.start, extent.end)

@@ -19,8 +19,7 @@ from typing import Protocol, Self
 from balenaflash.errors import ImageError
 from balenaflash.flashing.chunks import CHUNK_SIZE, Chunk, ChunkRecord, make_record
 from balenaflash.flashing.plan import WritePlan
-from balenaflash.formats.contents import BLOCK_SIZE, classify
-from balenaflash.formats.free_space import FreeCursor
+from balenaflash.formats.contents import BLOCK_SIZE, FreeCursor, classify
 from balenaflash.progress import Stop
 from balenaflash.source.base import Source
 from balenaflash.units import Extent, align_up

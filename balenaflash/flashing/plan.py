@@ -7,8 +7,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from balenaflash.flashing.chunks import CHUNK_SIZE
-from balenaflash.formats.contents import BLOCK_SIZE, Kind, Run, classify
-from balenaflash.formats.free_space import Allocation, FreeCursor
+from balenaflash.formats.contents import BLOCK_SIZE, Allocation, Content, FreeCursor, Run, classify
 from balenaflash.formats.partitions.table import (
     Partition,
     PartitionKind,
@@ -160,12 +159,12 @@ def find_partition(partitions: Iterable[Partition], offset: int) -> Partition | 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Bytes of each kind, as `balenaflash.formats.contents.Kind` has them."""
+    """Number of bytes of each content."""
 
     partition: int | None
     """Number of the partition; ``None`` for what lies outside of all."""
 
-    bytes: Mapping[Kind, int]
+    bytes: Mapping[Content, int]
 
 
 def tally(source: Source, plan: WritePlan, progress: Progress) -> tuple[Tally, ...]:
@@ -174,7 +173,7 @@ def tally(source: Source, plan: WritePlan, progress: Progress) -> tuple[Tally, .
     Raises:
         ImageError: it cannot be read.
     """
-    counts = defaultdict[int | None, Counter[Kind]](Counter)
+    counts = defaultdict[int | None, Counter[Content]](Counter)
     cursor = plan.free_space(source)
     buffer = memoryview(mmap.mmap(-1, CHUNK_SIZE))
     with phase(progress, Phase.READ, plan.least_size):
@@ -191,14 +190,14 @@ def tally(source: Source, plan: WritePlan, progress: Progress) -> tuple[Tally, .
 
 
 def _count(
-    counts: Mapping[int | None, Counter[Kind]], partitions: Iterable[Partition], run: Run
+    counts: Mapping[int | None, Counter[Content]], partitions: Iterable[Partition], run: Run
 ) -> None:
     """Count ``run`` to the partitions that it lies in."""
     outside = run.extent.size
     for partition in partitions:
         common = partition.extent.intersection(run.extent)
         if common is not None:
-            counts[partition.number][run.kind] += common.size
+            counts[partition.number][run.content] += common.size
             outside -= common.size
     if outside:
-        counts[None][run.kind] += outside
+        counts[None][run.content] += outside

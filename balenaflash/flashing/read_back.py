@@ -13,7 +13,7 @@ from balenaflash.flashing.feed import ChunkQueue, Feeds
 from balenaflash.flashing.plan import WritePlan, describe_place
 from balenaflash.flashing.writer import read_spans
 from balenaflash.formats.contents import BLOCK_SIZE
-from balenaflash.formats.owners import describe_owners
+from balenaflash.formats.owners import describe_owner
 from balenaflash.progress import Phase, Progress, Stop, phase
 from balenaflash.source.base import Source
 from balenaflash.targets.medium import Medium
@@ -115,7 +115,7 @@ def differs(
     first = differences[0]
     place = describe_place(plan, first.first_byte)
     if source is not None:
-        (owner,) = describe_owners(source, plan.partitions, [first.first_byte])
+        owner = describe_owner(source, plan.partitions, first.first_byte)
         place = place if owner is None else f"{place}: {owner}"
     more = f"; {count} ranges differ in all" if count > 1 else ""
     if pattern is None and all(each.reads_zeros for each in differences):

@@ -1,42 +1,45 @@
-"""Blocks in use of an ext4 filesystem, by its bitmaps and by its inodes.
+"""Free blocks of an ext4 filesystem, by its bitmaps and by its inodes.
 
 Without ``metadata_csum`` nothing proves a block bitmap: one that is old, or has two wrong bits,
-has the right number of free blocks all the same. So every inode is asked.
+may have the right number of free blocks all the same. So every inode is read.
 
 Kernel documentation, filesystems/ext4/bitmaps.rst and blockgroup.rst.
 """
 
 from bisect import bisect_right
 from collections.abc import Iterator
+from functools import cached_property
+from operator import attrgetter
 
 from balenaflash.errors import ImageError
-from balenaflash.formats.ext4.content import ExtentTree, IndirectMap, has_blocks
+from balenaflash.formats.ext4.content import BlockWalk, has_blocks
 from balenaflash.formats.ext4.groups import BlockReader, Group, GroupTable
-from balenaflash.formats.ext4.inode import EXTENTS, InodeTable
-from balenaflash.formats.ext4.superblock import BITMAPS_KNOWN, Superblock, crc32c
-from balenaflash.units import Extent
+from balenaflash.formats.ext4.inode import InodeTable
+from balenaflash.formats.ext4.superblock import Superblock, crc32c, number
+from balenaflash.units import Extent, merge
 
 _MAX_BLOCKS = 1 << 28
-"""Blocks of a filesystem that is looked through: 32 MiB of bits."""
+"""Largest number of blocks of a filesystem whose inodes are read: 32 MiB of bits."""
 
 _MAX_SLOTS = 4_000_000
 _MAX_INODES = 300_000
-_MAX_PIECES = 3_000_000
-"""Places for inodes, inodes, and pieces of their files: some seconds of work each."""
+_MAX_RUNS = 3_000_000
+"""Largest numbers of places for inodes, of inodes in use, and of runs of their blocks: some
+seconds of work each."""
 
-_LINKS = slice(0x1A, 0x1C)  # i_links_count
-_ATTRIBUTES_LOW, _ATTRIBUTES_HIGH = slice(0x68, 0x6C), slice(0x76, 0x78)  # i_file_acl
+_READ_AHEAD = 256
+"""Largest number of bitmaps in memory."""
 
 
-class OwnedBlocks:
-    """A bit for each block of the filesystem, from the first block of group 0 on."""
+class BlockSet:
+    """Blocks of a filesystem, one bit each, from the first block of group 0 on."""
 
     def __init__(self, superblock: Superblock) -> None:
         self._first = superblock.first_block
         self._bits = bytearray(superblock.block_count // 8 + 1)
 
     def add(self, first: int, count: int) -> None:
-        """Set the bits of ``count`` blocks from ``first`` on."""
+        """Add ``count`` blocks from ``first`` on."""
         start = first - self._first
         end = start + count
         while start < end and (start % 8 or end - start < 8):  # noqa: PLR2004 -- bits of a byte
@@ -54,53 +57,43 @@ class OwnedBlocks:
         return int.from_bytes(raw, "little") & ((1 << len(blocks)) - 1)
 
 
-def find_owned_blocks(
+def _find_owned_blocks(
     blocks: BlockReader, superblock: Superblock, groups: GroupTable
-) -> OwnedBlocks | None:
-    """What the inodes in use own; ``None`` where that cannot be known, or would take too long.
+) -> BlockSet | None:
+    """The blocks of all inodes in use; ``None`` where finding them would take too long.
 
-    The content of files, the blocks that list it, and extended attributes are among it.
+    Content of files, blocks that list it, and extended attributes are among them.
     """
-    if superblock.block_count > _MAX_BLOCKS or superblock.inode_count > _MAX_SLOTS:
+    is_large = superblock.block_count > _MAX_BLOCKS or superblock.inode_count > _MAX_SLOTS
+    # A stream would have to be read to its end first.
+    if is_large or superblock.blocks_per_group % 8 or not blocks.source.seekable:
         return None
-    if superblock.blocks_per_group % 8 or not blocks.source.seekable:
-        return None  # of a stream, all of it would have to be read before
-    try:
-        return _find(blocks, superblock, groups)
-    except ImageError as error:
-        if error.code != "ext4-invalid":
-            raise
-        return None
-
-
-def _find(blocks: BlockReader, superblock: Superblock, groups: GroupTable) -> OwnedBlocks | None:
-    owned = OwnedBlocks(superblock)
+    owned = BlockSet(superblock)
     inodes = InodeTable(blocks, superblock, groups)
-    count = pieces = 0
-    for number, raw in _used_inodes(blocks, superblock, groups):
-        count += 1
-        inode = inodes.read_reserved(number)
-        attributes = _number(raw[_ATTRIBUTES_LOW]) | _number(raw[_ATTRIBUTES_HIGH]) << 32
+    inode_count = run_count = 0
+    for inode_number in _used_inodes(blocks, superblock, groups):
+        inode = inodes.read_any(inode_number)
+        inode_count += 1
+        # i_file_acl: the block of extended attributes, in two parts.
+        attributes = number(inode.raw, 0x68, 4) | number(inode.raw, 0x76, 2) << 32
         if attributes:
             blocks.require(attributes, 1)
             owned.add(attributes, 1)
-        if not has_blocks(inode, is_reserved=number < superblock.first_inode):
+        if not has_blocks(inode, is_reserved=inode_number < superblock.first_inode):
             continue
-        tree = (ExtentTree if inode.flags & EXTENTS else IndirectMap)(blocks, inode)
-        for _, first, length in tree.walk():
-            pieces += 1
-            owned.add(first, length)
-        for block in tree.visited:
+        walk = BlockWalk(blocks, inode)
+        for run in walk.runs():
+            run_count += 1
+            owned.add(run.physical, run.length)
+        for block in walk.visited:
             owned.add(block, 1)
-        if count > _MAX_INODES or pieces > _MAX_PIECES:
+        if inode_count > _MAX_INODES or run_count > _MAX_RUNS:
             return None
     return owned
 
 
-def _used_inodes(
-    blocks: BlockReader, superblock: Superblock, groups: GroupTable
-) -> Iterator[tuple[int, bytes]]:
-    """Number and bytes of each inode that has a name, is marked as in use, or is reserved."""
+def _used_inodes(blocks: BlockReader, superblock: Superblock, groups: GroupTable) -> Iterator[int]:
+    """Number of each inode that has a name, is marked as in use, or is reserved."""
     size = superblock.inode_size
     zeros = bytes(superblock.block_size)
     for group_number in range(superblock.group_count):
@@ -113,98 +106,83 @@ def _used_inodes(
                 continue
             first = block * superblock.block_size // size
             for index in range(first, min(first + len(table) // size, superblock.inodes_per_group)):
-                raw = table[(index - first) * size : (index - first + 1) * size]
                 is_marked = marks[index // 8] >> index % 8 & 1
-                if is_marked or any(raw[_LINKS]) or base + index + 1 < superblock.first_inode:
-                    yield base + index + 1, raw
-
-
-def _number(data: bytes) -> int:
-    return int.from_bytes(data, "little")
-
-
-_READ_AHEAD = 256
-"""Bitmaps in memory at most."""
+                link_count = number(table, (index - first) * size + 0x1A, 2)
+                if is_marked or link_count or base + index + 1 < superblock.first_inode:
+                    yield base + index + 1
 
 
 class BlockBitmaps:
-    """What the block bitmaps say, each read when it is asked for.
+    """The block bitmaps of a filesystem, each read on demand.
 
-    A block is called free only when all agrees: a filesystem that was unmounted without errors,
-    whose features are known to leave one bit to one block, all group descriptors sound, and of
-    the group the checksum of the bitmap and the number of free blocks. Where nothing has such a
-    checksum, no inode may own a block that is called free.
+    A block counts as free only if everything agrees: the filesystem was unmounted without errors,
+    its features are known to leave one bit to one block, all group descriptors are sound, and in
+    its group the checksum of the bitmap and the number of free blocks are right. Without such
+    checksums, no inode may own a block of the group that its bitmap calls free.
     """
 
     def __init__(self, blocks: BlockReader, superblock: Superblock, groups: GroupTable) -> None:
         self._blocks = blocks
         self._superblock = superblock
         self._groups = groups
-        self._fixed: tuple[range, ...] | None = None
+        self._fixed: tuple[Extent, ...] = ()
+        """Metadata whose place follows from the layout, in order and merged. A group without a
+        bitmap may hold the bitmaps and inode tables of any other (``flex_bg``)."""
+
+        self._owned: BlockSet | None = None
         self._read_ahead: dict[int, bytes] = {}
-        self._has_checksums = superblock.checksum_seed is not None
-        self._owned: OwnedBlocks | None = None
 
     def free_extents(self, within: Extent) -> Iterator[Extent]:
-        """The bytes of the image inside ``within`` that nothing uses; in order, merged.
+        """The free bytes of the image inside ``within``; in order, merged.
 
         Raises:
             ImageError: the image cannot be read.
         """
-        if not self._is_trustworthy():
-            return
-        pending: Extent | None = None
-        for blocks in self._free_runs(within):
-            start, end = self._blocks.offset(blocks.start), self._blocks.offset(blocks.stop)
-            run = Extent(max(start, within.start), min(end, within.end))
-            if run.size <= 0:
-                continue
-            if pending is not None and pending.end == run.start:
-                run = Extent(pending.start, run.end)
-            elif pending is not None:
-                yield pending
-            pending = run
-        if pending is not None:
-            yield pending
+        if self._is_provable:
+            yield from merge(self._free_pieces(within))
 
-    def _is_trustworthy(self) -> bool:
-        superblock = self._superblock
-        return (
-            not superblock.needs_recovery
-            and superblock.is_clean
-            and not superblock.has_errors
-            and not superblock.read_only_compatible & ~BITMAPS_KNOWN
-            and self._fixed_blocks() is not None
-            and (self._has_checksums or self._find_owned() is not None)
-        )
+    @cached_property
+    def _is_provable(self) -> bool:
+        """True if the bitmaps are reliable; the blocks to compare them with are found first."""
+        if not self._superblock.has_reliable_bitmaps:
+            return False
+        try:
+            fixed = sorted(self._blocks.extent(*run) for run in self._groups.fixed_blocks())
+            self._fixed = tuple(merge(fixed))
+            if self._superblock.checksum_seed is None:
+                self._owned = _find_owned_blocks(self._blocks, self._superblock, self._groups)
+                return self._owned is not None
+        except ImageError as error:
+            if error.code != "ext4-invalid":
+                raise
+            return False
+        return True
 
-    def _find_owned(self) -> OwnedBlocks | None:
-        if self._owned is None:
-            self._owned = find_owned_blocks(self._blocks, self._superblock, self._groups)
-        return self._owned
-
-    def _free_runs(self, within: Extent) -> Iterator[range]:
-        """Free blocks of all groups that reach into ``within``."""
+    def _free_pieces(self, within: Extent) -> Iterator[Extent]:
+        """The free bytes inside ``within``, group by group."""
         superblock = self._superblock
         group_size = superblock.blocks_per_group * superblock.block_size
         base = self._blocks.offset(superblock.first_block)
         first = max(0, (within.start - base) // group_size)
         last = min(superblock.group_count, -(-(within.end - base) // group_size))
-        for number in range(first, last):
-            yield from self._free_in_group(number)
+        for group in range(first, last):
+            for blocks in self._free_in_group(group):
+                common = self._blocks.extent(blocks.start, len(blocks)).intersection(within)
+                if common is not None:
+                    yield common
 
-    def _free_in_group(self, number: int) -> Iterator[range]:
-        blocks = self._superblock.group_blocks(number)
-        group = self._groups.read(number)
-        bitmap = self._bitmap(number, group)
+    def _free_in_group(self, group: int) -> Iterator[range]:
+        blocks = self._superblock.group_blocks(group)
+        descriptor = self._groups.read(group)
+        bitmap = self._bitmap(group, descriptor)
         if bitmap is None:
             return
         used = (bitmap | self._fixed_mask(blocks)) & ((1 << len(blocks)) - 1)
         if self._owned is not None and self._owned.mask(blocks) & ~used:
-            return  # a block that an inode owns is called free
-        if len(blocks) - used.bit_count() != group.free_block_count:
+            return  # the bitmap calls a block free that an inode owns
+        if len(blocks) - used.bit_count() != descriptor.free_block_count:
             return
-        # As text, for the search in it is linear; a shifted number would be copied each time.
+        # As text, because searching it is linear; a shifted number would be copied each time.
         bits = format(used, f"0{len(blocks)}b")[::-1]
         start = bits.find("0")
         while start >= 0:
@@ -214,75 +192,43 @@ class BlockBitmaps:
             yield range(blocks.start + start, blocks.start + end)
             start = bits.find("0", end)
 
-    def _bitmap(self, number: int, group: Group) -> int | None:
-        """The bits of a group's bitmap, bit 0 for its first block; ``None`` for a damaged one."""
-        if not group.has_bitmap:
+    def _bitmap(self, group: int, descriptor: Group) -> int | None:
+        """The bits of a group's bitmap, bit 0 for its first block; ``None`` if it is damaged."""
+        if not descriptor.has_bitmap:
             return 0
-        raw = self._raw_bitmap(number, group)
+        raw = self._raw_bitmap(group, descriptor.block_bitmap)
         seed = self._superblock.checksum_seed
         if seed is not None:
             covered = raw[: self._superblock.blocks_per_group // 8]
-            mask = 0xFFFFFFFF if group.has_wide_checksum else 0xFFFF
-            if crc32c(seed, covered) & mask != group.bitmap_checksum:
+            mask = 0xFFFFFFFF if descriptor.has_wide_checksum else 0xFFFF
+            if crc32c(seed, covered) & mask != descriptor.bitmap_checksum:
                 return None
         return int.from_bytes(raw, "little")
 
-    def _raw_bitmap(self, number: int, group: Group) -> bytes:
-        """The block with a group's bitmap.
+    def _raw_bitmap(self, group: int, block: int) -> bytes:
+        """The ``block`` with the bitmap of ``group``.
 
-        Those of the groups that follow are read with it where they lie behind it, as ``flex_bg``
-        puts them: of a stream, they would have passed when they are asked for.
+        The bitmaps of the following groups are read with it where they follow it directly, as
+        ``flex_bg`` places them: a stream would have passed them when they are needed.
         """
-        first = group.block_bitmap
-        if first not in self._read_ahead:
+        if block not in self._read_ahead:
             count = 1
-            while count < _READ_AHEAD and number + count < self._superblock.group_count:
-                if self._groups.read(number + count).block_bitmap != first + count:
+            while count < _READ_AHEAD and group + count < self._superblock.group_count:
+                if self._groups.read(group + count).block_bitmap != block + count:
                     break
                 count += 1
-            self._read_ahead = {first + i: self._blocks.read(first + i) for i in range(count)}
-        return self._read_ahead[first]
+            self._read_ahead = {block + i: self._blocks.read(block + i) for i in range(count)}
+        return self._read_ahead[block]
 
     def _fixed_mask(self, blocks: range) -> int:
-        """The bits of those of ``blocks`` that hold metadata in a place known by layout."""
-        fixed = self._fixed_blocks() or ()
+        """The bits of those of ``blocks`` that hold metadata whose place follows from layout."""
+        group = self._blocks.extent(blocks.start, len(blocks))
         mask = 0
-        index = max(0, bisect_right(fixed, blocks.start, key=_start) - 1)
-        while index < len(fixed) and fixed[index].start < blocks.stop:
-            start = max(fixed[index].start, blocks.start)
-            end = min(fixed[index].stop, blocks.stop)
-            if start < end:
-                mask |= (1 << end - start) - 1 << start - blocks.start
+        index = max(0, bisect_right(self._fixed, group.start, key=attrgetter("start")) - 1)
+        while index < len(self._fixed) and self._fixed[index].start < group.end:
+            common = self._fixed[index].intersection(group)
+            if common is not None:
+                start = (common.start - group.start) // self._blocks.size
+                mask |= (1 << common.size // self._blocks.size) - 1 << start
             index += 1
         return mask
-
-    def _fixed_blocks(self) -> tuple[range, ...] | None:
-        """All such blocks, in order and merged; ``None`` if a group descriptor is damaged.
-
-        A group without a bitmap may hold the bitmaps and inode tables of any other (``flex_bg``).
-        """
-        if self._fixed is None:
-            try:
-                found = sorted(self._groups.fixed_blocks())
-            except ImageError as error:
-                if error.code != "ext4-invalid":
-                    raise
-                return None
-            self._fixed = tuple(_merge(found))
-        return self._fixed
-
-
-def _merge(runs: list[tuple[int, int]]) -> Iterator[range]:
-    """Runs in ascending order, those that touch or overlap in one."""
-    start = end = 0
-    for first, count in runs:
-        if first > end:
-            if end:
-                yield range(start, end)
-            start = first
-        end = max(end, first + count)
-    yield range(start, end)
-
-
-def _start(run: range) -> int:
-    return run.start

@@ -1,8 +1,6 @@
-"""The content of an inode: inline, by an extent tree, or by direct and indirect pointers.
+"""The blocks and the content of an inode: by extents, by block pointers, or inside the inode.
 
-Kernel documentation, filesystems/ext4/ifork.rst, "Extent Tree".
-
-Kernel documentation, filesystems/ext4/ifork.rst, "Direct/Indirect Block Addressing".
+Kernel documentation, filesystems/ext4/ifork.rst.
 """
 
 import stat
@@ -10,6 +8,7 @@ import struct
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from balenaflash.errors import ImageError
 from balenaflash.formats.ext4.groups import BlockReader
@@ -22,176 +21,164 @@ from balenaflash.formats.ext4.inode import (
     OLD_SIZE,
     Inode,
 )
-from balenaflash.formats.ext4.superblock import crc32c
+from balenaflash.formats.ext4.superblock import crc32c, number
 from balenaflash.source.base import Source
-from balenaflash.units import Extent
+from balenaflash.units import Extent, align_up
 
 _HEADER = struct.Struct("<HHHH4x")  # magic, entries, maximum of entries, depth
 _LEAF = struct.Struct("<IHHI")  # logical, length, physical (upper 16 bits), physical
 _INDEX = struct.Struct("<IIHxx")  # logical, physical, physical (upper 16 bits)
 _MAGIC = 0xF30A
 _MAX_DEPTH = 5
-_MAX_LENGTH = 32768  # blocks; a stored length above this is of an extent never written
+_MAX_LENGTH = 32768  # blocks; a longer stored length marks an extent that was never written
+
+_DIRECT = 12  # pointers to content in the inode; one each of single, double, triple follows
 
 
-class ExtentTree:
-    """The extent tree of one inode, walked once.
+class Run(NamedTuple):
+    """Blocks that lie together, both in a file and in the filesystem."""
 
-    Every node is visited at most once and block numbers of the file must ascend, so a tree
-    takes no longer than its filesystem has blocks.
+    logical: int
+    """First block of the file."""
+
+    physical: int
+    """First block of the filesystem."""
+
+    length: int
+    is_written: bool = True
+    """False for blocks that were allocated and never written: they read as zeros."""
+
+
+class BlockWalk:
+    """One walk over the blocks of an inode.
+
+    Every block that lists others is read at most once, and the extents of a file must ascend, so
+    a walk takes no longer than its filesystem has blocks.
     """
 
     def __init__(self, blocks: BlockReader, inode: Inode) -> None:
         self._blocks = blocks
         self._inode = inode
         self._next = 0
-        """The least block of the file that may come now."""
+        """Least block of the file that an extent may begin with."""
 
+        self._pointers = struct.Struct(f"<{blocks.size // 4}I")
+        self._end = -(-inode.size // blocks.size)
         self.visited: set[int] = set()
-        """Numbers of the nodes read so far."""
+        """Numbers of the nodes and blocks of pointers read so far."""
 
-    def walk(self) -> Iterator[tuple[int, int, int]]:
-        """Block of the file, block of the filesystem and count of each extent with content.
+    def runs(self) -> Iterator[Run]:
+        """The runs of blocks, in the order of the file.
 
         Raises:
-            ImageError: the tree is damaged, or the image cannot be read.
+            ImageError: the tree or a pointer is damaged, or the image cannot be read.
         """
+        if not self._inode.flags & EXTENTS:
+            yield from self._follow_inode_pointers()
+            return
         root = self._inode.block_field
         depth = _HEADER.unpack_from(root)[3]
         if depth > _MAX_DEPTH:
-            raise self._broken(f"a depth of {depth}")
-        return self._node(root, depth)
+            raise self._broken_tree(f"a depth of {depth}")
+        yield from self._follow_node(root, depth)
 
-    def _node(self, node: bytes, depth: int) -> Iterator[tuple[int, int, int]]:
-        entries = node[_HEADER.size : _HEADER.size * (1 + self._count(node, depth))]
+    def _follow_node(self, node: bytes, depth: int) -> Iterator[Run]:
+        magic, count, maximum, stored_depth = _HEADER.unpack_from(node)
+        room = len(node) // _HEADER.size - 1  # an entry is as long as the header
+        if magic != _MAGIC or stored_depth != depth or not count <= maximum <= room:
+            raise self._broken_tree("an invalid node")
+        entries = node[_HEADER.size : _HEADER.size * (1 + count)]
         if depth == 0:
-            yield from self._leaf(entries)
+            yield from self._follow_leaf(entries)
             return
         for logical, low, high in _INDEX.iter_unpack(entries):
             self._advance(logical, 0)
-            yield from self._node(self._read(low | high << 32), depth - 1)
+            yield from self._follow_node(self._read_node(low | high << 32), depth - 1)
 
-    def _leaf(self, entries: bytes) -> Iterator[tuple[int, int, int]]:
+    def _follow_leaf(self, entries: bytes) -> Iterator[Run]:
         for logical, stored_length, high, low in _LEAF.iter_unpack(entries):
             is_written = stored_length <= _MAX_LENGTH
             length = stored_length if is_written else stored_length - _MAX_LENGTH
             if length == 0:
-                raise self._broken("an extent of no length")
+                raise self._broken_tree("an extent of no length")
             self._advance(logical, length)
             physical = low | high << 32
             self._blocks.require(physical, length)
-            if is_written:
-                yield logical, physical, length
+            yield Run(logical, physical, length, is_written)
 
     def _advance(self, logical: int, length: int) -> None:
         if logical < self._next or logical + length > 1 << 32:
-            raise self._broken("extents out of order")
+            raise self._broken_tree("extents out of order")
         self._next = logical + length
 
-    def _count(self, node: bytes, depth: int) -> int:
-        """Number of entries, after all checks of the header."""
-        magic, count, maximum, stored_depth = _HEADER.unpack_from(node)
-        room = len(node) // _HEADER.size - 1  # an entry is as long as the header
-        if magic != _MAGIC or stored_depth != depth or not count <= maximum <= room:
-            raise self._broken("a node that is none")
-        return int(count)
-
-    def _read(self, block: int) -> bytes:
+    def _read_node(self, block: int) -> bytes:
         if block in self.visited:
-            raise self._broken("a node that is reached twice")
+            raise self._broken_tree("a node that is reached twice")
         self.visited.add(block)
         node = self._blocks.read(block)
         seed = self._inode.checksum_seed
         if seed is not None:
-            self._check(node, seed)
+            # The checksum follows the room for the entries.
+            end = _HEADER.size * (1 + _HEADER.unpack_from(node)[2])
+            if end + 4 > len(node) or crc32c(seed, node[:end]) != number(node, end, 4):
+                raise self._broken_tree("a node with a wrong checksum")
         return node
 
-    def _check(self, node: bytes, seed: int) -> None:
-        """Compare the checksum, which lies behind the room for the entries."""
-        end = _HEADER.size * (1 + _HEADER.unpack_from(node)[2])
-        stored = int.from_bytes(node[end : end + 4], "little")
-        if end + 4 > len(node) or crc32c(seed, node[:end]) != stored:
-            raise self._broken("a node with a wrong checksum")
-
-    def _broken(self, fault: str) -> ImageError:
+    def _broken_tree(self, fault: str) -> ImageError:
         return self._blocks.broken(f"inode {self._inode.number}: its extent tree has {fault}")
 
-
-_DIRECT = 12  # pointers to content in the inode; one each of single, double, triple follows
-
-
-class IndirectMap:
-    """The block pointers of one inode, walked once; each block of pointers at most once."""
-
-    def __init__(self, blocks: BlockReader, inode: Inode) -> None:
-        self._blocks = blocks
-        self._inode = inode
-        self._pointers = struct.Struct(f"<{blocks.size // 4}I")
-        self._end = -(-inode.size // blocks.size)
-        self.visited: set[int] = set()
-        """Numbers of the blocks of pointers read so far."""
-
-    def walk(self) -> Iterator[tuple[int, int, int]]:
-        """Block of the file, block of the filesystem and count of each run with content.
-
-        Raises:
-            ImageError: a pointer is wrong, or the image cannot be read.
-        """
+    def _follow_inode_pointers(self) -> Iterator[Run]:
         pointers = struct.unpack(f"<{BLOCK_FIELD_SIZE // 4}I", self._inode.block_field)
-        yield from self._content(0, pointers[:_DIRECT])
+        yield from self._join(0, pointers[:_DIRECT])
         logical = _DIRECT
         for level, pointer in enumerate(pointers[_DIRECT:], start=1):
-            yield from self._below(logical, pointer, level)
+            yield from self._follow_pointer(logical, pointer, level)
             logical += (self._blocks.size // 4) ** level
 
-    def _below(self, logical: int, pointer: int, level: int) -> Iterator[tuple[int, int, int]]:
+    def _follow_pointer(self, logical: int, pointer: int, level: int) -> Iterator[Run]:
+        """Follow the pointer to a block of pointers, ``level`` steps above the content."""
         if pointer == 0 or logical >= self._end:
             return
-        pointers = self._read(pointer)
+        if pointer in self.visited:
+            raise self._blocks.broken(
+                f"inode {self._inode.number}: its block {pointer} of pointers is reached twice"
+            )
+        self.visited.add(pointer)
+        pointers = self._pointers.unpack(self._blocks.read(pointer))
         if level == 1:
-            yield from self._content(logical, pointers)
+            yield from self._join(logical, pointers)
             return
         for below in pointers:
-            yield from self._below(logical, below, level - 1)
+            yield from self._follow_pointer(logical, below, level - 1)
             logical += (self._blocks.size // 4) ** (level - 1)
 
-    def _content(self, logical: int, pointers: tuple[int, ...]) -> Iterator[tuple[int, int, int]]:
-        """The runs that pointers to content give; zero is a hole."""
+    def _join(self, logical: int, pointers: tuple[int, ...]) -> Iterator[Run]:
+        """The runs of blocks to which pointers lead; a pointer of zero is a hole."""
         first = start = count = 0
         for position, pointer in enumerate(pointers[: self._end - logical], start=logical):
             if count and pointer == start + count:
                 count += 1
                 continue
             if count:
-                yield self._run(first, start, count)
+                self._blocks.require(start, count)
+                yield Run(first, start, count)
             first, start, count = position, pointer, int(pointer != 0)
         if count:
-            yield self._run(first, start, count)
-
-    def _run(self, first: int, start: int, count: int) -> tuple[int, int, int]:
-        self._blocks.require(start, count)
-        return first, start, count
-
-    def _read(self, block: int) -> tuple[int, ...]:
-        if block in self.visited:
-            raise self._blocks.broken(
-                f"inode {self._inode.number}: its block {block} of pointers is reached twice"
-            )
-        self.visited.add(block)
-        return self._pointers.unpack(self._blocks.read(block))
+            self._blocks.require(start, count)
+            yield Run(first, start, count)
 
 
 MAX_RUNS = 4_000_000
-"""Pieces of one file: each takes 16 bytes of memory."""
+"""Largest number of pieces of one file: each takes 16 bytes of memory."""
 
 _ZEROS = memoryview(bytes(1 << 20))
 
 
 class FileMap:
-    """The pieces of a file in order; what lies between them is zero.
+    """The pieces of a file in order; between them it is zero.
 
-    A piece is counted in units: blocks, or bytes for content inside an inode. ``base`` is where
-    the physical unit 0 lies, in bytes from the start of the image.
+    A piece is counted in units: blocks, or bytes for content inside an inode. ``base`` is the
+    offset of the physical unit 0, in bytes from the start of the image.
     """
 
     def __init__(
@@ -208,16 +195,19 @@ class FileMap:
         self._count = array("I")
 
     def add(self, logical: int, physical: int, count: int) -> None:
-        """Add a piece behind all those before; one behind the end of the file is left out.
+        """Add the piece after all before; a piece past the end of the file is left out.
 
         Raises:
-            ImageError: there are too many.
+            ImageError: there are too many pieces.
         """
         if logical * self._unit >= self.size:
             return
-        if self._logical and self._continues(logical, physical, count):
-            self._count[-1] += count
-            return
+        if self._logical:
+            last = self._count[-1]
+            is_next = (self._logical[-1] + last, self._physical[-1] + last) == (logical, physical)
+            if is_next and last + count < 1 << 32:
+                self._count[-1] += count
+                return
         if len(self._logical) >= self._most:
             raise ImageError(
                 f"{self._source.name}: a file is in more than {self._most} pieces",
@@ -230,10 +220,10 @@ class FileMap:
     def runs(
         self, start: int = 0, end: int | None = None
     ) -> Iterator[tuple[Extent, Extent | None]]:
-        """Each piece of ``[start, end)``, by default of the whole file, and where it lies.
+        """The pieces of ``[start, end)``, by default of the whole file, and their places.
 
-        In ascending order and without gaps. The second is in the image, or ``None`` for zeros
-        that are not stored: a hole, or space allocated and never written.
+        In ascending order and without gaps. A place is in the image, or ``None`` for zeros that
+        are not stored: a hole, or space that was allocated and never written.
         """
         end = self.size if end is None else end
         index = max(0, bisect_right(self._logical, start // self._unit) - 1)
@@ -252,7 +242,7 @@ class FileMap:
             yield Extent(start, end), None
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
-        """Fill ``buffer`` with the content from ``offset`` on, which the file must have.
+        """Fill ``buffer`` with the content from ``offset`` on, which must lie within the file.
 
         Raises:
             ImageError: the image cannot be read.
@@ -272,15 +262,6 @@ class FileMap:
         self.readinto(offset, memoryview(buffer))
         return bytes(buffer)
 
-    def _continues(self, logical: int, physical: int, count: int) -> bool:
-        """Whether the piece lies right behind the last one, here and in the image."""
-        last = self._count[-1]
-        return (
-            self._logical[-1] + last == logical
-            and self._physical[-1] + last == physical
-            and last + count < 1 << 32
-        )
-
 
 _ATTRIBUTES_MAGIC = b"\x00\x00\x02\xea"  # 0xEA020000, before the attributes in an inode
 _ATTRIBUTE_HEADER = 16  # bytes of an entry before its name
@@ -289,10 +270,10 @@ _DATA = b"data"
 
 
 def map_content(blocks: BlockReader, inode: Inode) -> FileMap:
-    """Where the content of ``inode`` lies.
+    """The map of the content of ``inode``.
 
     Raises:
-        ImageError: it is encrypted (``ext4-unsupported``), or what tells it is damaged.
+        ImageError: it is encrypted or in too many pieces (``ext4-unsupported``), or damaged.
     """
     if inode.flags & ENCRYPTED:
         raise blocks.unsupported(f"inode {inode.number} is encrypted (feature encrypt)")
@@ -301,13 +282,28 @@ def map_content(blocks: BlockReader, inode: Inode) -> FileMap:
     if inode.size > blocks.size << 32:
         raise blocks.broken(f"inode {inode.number} has an impossible size of {inode.size} bytes")
     content = FileMap(blocks.source, size=inode.size, unit=blocks.size, base=blocks.start)
-    for logical, physical, count in _runs(blocks, inode):
-        content.add(logical, physical, count)
+    for run in BlockWalk(blocks, inode).runs():
+        if run.is_written:
+            content.add(run.logical, run.physical, run.length)
     return content
 
 
-def has_blocks(inode: Inode, *, is_reserved: bool) -> bool:
-    """Whether ``i_block`` leads to blocks: not for content inside, a device, or a short link.
+def find_places(blocks: BlockReader, inode: Inode) -> Iterator[Extent]:
+    """The bytes of the image allocated to ``inode``: for content, and for lists of its blocks."""
+    if inode.flags & INLINE_DATA:
+        for _piece, place in _map_inline(blocks, inode).runs():
+            if place is not None:
+                yield place
+    elif has_blocks(inode):
+        walk = BlockWalk(blocks, inode)
+        for run in walk.runs():
+            yield blocks.extent(run.physical, run.length)
+        for block in walk.visited:
+            yield blocks.extent(block, 1)
+
+
+def has_blocks(inode: Inode, *, is_reserved: bool = False) -> bool:
+    """True if ``i_block`` leads to blocks: not for inline content, a device, or a short link.
 
     A reserved inode may lead to blocks whatever its mode says.
     """
@@ -318,17 +314,11 @@ def has_blocks(inode: Inode, *, is_reserved: bool) -> bool:
     return is_reserved or stat.S_ISREG(inode.mode) or stat.S_ISDIR(inode.mode)
 
 
-def _runs(blocks: BlockReader, inode: Inode) -> Iterator[tuple[int, int, int]]:
-    if inode.flags & EXTENTS:
-        return ExtentTree(blocks, inode).walk()
-    return IndirectMap(blocks, inode).walk()
-
-
 def _map_inline(blocks: BlockReader, inode: Inode) -> FileMap:
-    """Content in ``i_block`` and, if that is too small, in the attribute ``system.data``.
+    """The map of content in ``i_block`` and, if that is too small, in ``system.data``.
 
-    Kernel documentation, filesystems/ext4/ifork.rst, "Inline Data". A file that was made longer
-    without writing has fewer bytes stored than its size; the rest is zero.
+    A file that was made longer without writing has fewer bytes stored than its size; the rest is
+    zero.
     """
     if inode.size > blocks.size:
         raise blocks.broken(f"inode {inode.number} cannot hold its {inode.size} bytes")
@@ -341,10 +331,10 @@ def _map_inline(blocks: BlockReader, inode: Inode) -> FileMap:
 
 
 def _find_system_data(blocks: BlockReader, inode: Inode) -> tuple[int, int]:
-    """Offset in the inode and size of the value of ``system.data``; zeros without one.
+    """Offset in the inode and size of the attribute ``system.data``; zeros without one.
 
-    Kernel documentation, filesystems/ext4/attributes.rst: entries follow the magic, the first
-    four bytes behind the last are zero, values count from the first entry.
+    Kernel documentation, filesystems/ext4/attributes.rst: entries follow the magic, the four
+    bytes after the last are zero, and offsets of values count from the first entry.
     """
     raw = inode.raw
     magic = OLD_SIZE + inode.extra_size
@@ -355,10 +345,10 @@ def _find_system_data(blocks: BlockReader, inode: Inode) -> tuple[int, int]:
         name_size, prefix = raw[entry], raw[entry + 1]
         name = raw[entry + _ATTRIBUTE_HEADER : entry + _ATTRIBUTE_HEADER + name_size]
         if prefix == _SYSTEM and name == _DATA:
-            start = first + int.from_bytes(raw[entry + 2 : entry + 4], "little")
-            size = int.from_bytes(raw[entry + 8 : entry + 12], "little")
+            start = first + number(raw, entry + 2, 2)
+            size = number(raw, entry + 8, 4)
             if start + size > len(raw) or any(raw[entry + 4 : entry + 8]):
                 raise blocks.broken(f"inode {inode.number} has content outside of itself")
             return start, size
-        entry += -(-(_ATTRIBUTE_HEADER + name_size) // 4) * 4
+        entry += align_up(_ATTRIBUTE_HEADER + name_size, 4)
     return 0, 0

@@ -1,4 +1,4 @@
-"""Blocks and block groups of an ext4 filesystem.
+"""Blocks and group descriptors of an ext4 filesystem.
 
 Offsets from the kernel's documentation, filesystems/ext4/group_descr.rst.
 """
@@ -15,22 +15,24 @@ from balenaflash.formats.ext4.superblock import (
     Superblock,
     crc16,
     crc32c,
+    number,
 )
 from balenaflash.source.base import Source
+from balenaflash.units import Extent
 
 _KEPT = 64
-"""Single blocks kept in memory: those of inode tables and descriptors are asked for again."""
+"""Number of blocks kept in memory: those of inode tables and descriptors are read repeatedly."""
 
 
 class BlockReader:
-    """The blocks ``[0, count)`` of the filesystem that starts at byte ``start`` of ``source``."""
+    """The blocks of the filesystem that starts at byte ``start`` of ``source``."""
 
     def __init__(self, source: Source, name: str, *, start: int, size: int, count: int) -> None:
         self.source = source
         self.name = name
         self.start = start
         self.size = size
-        """Bytes of a block."""
+        """Size of a block in bytes."""
 
         self.count = count
         self._kept: dict[int, bytes] = {}
@@ -39,7 +41,7 @@ class BlockReader:
         """The content of ``block``.
 
         Raises:
-            ImageError: it is not one of the filesystem, or the image cannot be read there.
+            ImageError: the filesystem has no such block, or the image cannot be read there.
         """
         kept = self._kept.get(block)
         if kept is None:
@@ -50,25 +52,28 @@ class BlockReader:
             self._kept[block] = kept
         return kept
 
-    def holds(self, block: int, count: int) -> bool:
-        """Whether ``count`` blocks from ``block`` on are in the filesystem, and not its first."""
-        return 0 < block <= self.count - count
-
     def require(self, block: int, count: int) -> None:
-        """Raise ``ImageError`` unless ``holds``."""
-        if not self.holds(block, count):
+        """Raise ``ImageError`` unless the filesystem has ``count`` blocks from ``block`` on.
+
+        Its first block, which holds the superblock or what comes before it, does not count.
+        """
+        if not 0 < block <= self.count - count:
             raise self.broken(f"it refers to block {block}, and has {self.count}")
 
     def offset(self, block: int) -> int:
-        """Where ``block`` starts, in bytes from the start of the image."""
+        """Offset of ``block``, in bytes from the start of the image."""
         return self.start + block * self.size
 
+    def extent(self, first: int, count: int) -> Extent:
+        """The bytes of ``count`` blocks from ``first`` on, from the start of the image."""
+        return Extent(self.offset(first), self.offset(first + count))
+
     def broken(self, fault: str) -> ImageError:
-        """The error to raise for damage that ``fault`` states."""
+        """The error for the damage described by ``fault``."""
         return ImageError(f"{self.name}: {fault}", code="ext4-invalid")
 
     def unsupported(self, fact: str) -> ImageError:
-        """The error to raise for something intact that cannot be read right."""
+        """The error for something that is intact, but cannot be read."""
         return ImageError(f"{self.name}: {fact}", code="ext4-unsupported")
 
 
@@ -88,17 +93,17 @@ class Group:
 
     free_block_count: int
     has_bitmap: bool
-    """Whether the block bitmap was ever written; without it only the group's own metadata and
-    that of others is in use."""
+    """True if the block bitmap was ever written. Without it, metadata alone is in use in the
+    group: its own and perhaps that of other groups."""
 
     bitmap_checksum: int
-    """Of the block bitmap: 32 bits, or the lower 16 if ``has_wide_checksum`` is false."""
+    """Checksum of the block bitmap: 32 bits, or the lower 16 if not ``has_wide_checksum``."""
 
     has_wide_checksum: bool
 
 
 class GroupTable:
-    """The descriptors of all groups, each read when it is asked for."""
+    """The descriptors of all groups, each read on demand."""
 
     def __init__(self, blocks: BlockReader, superblock: Superblock) -> None:
         self._blocks = blocks
@@ -108,58 +113,56 @@ class GroupTable:
             superblock.read_only_compatible & ReadOnlyCompatible.UNINIT_BG
         )
 
-    def read(self, number: int) -> Group:
-        """The descriptor of group ``number``.
+    def read(self, group: int) -> Group:
+        """The descriptor of the group with the number ``group``.
 
         Raises:
-            ImageError: its checksum is wrong, it points out of the filesystem, or the image
-                cannot be read there.
+            ImageError: its checksum is wrong, it refers to blocks outside of the filesystem, or
+                the image cannot be read there.
         """
-        index, position = divmod(number, self._per_block)
+        index, position = divmod(group, self._per_block)
         size = self._superblock.descriptor_size
         block = self._blocks.read(self._location(index))
         raw = block[position * size : (position + 1) * size]
-        if self._has_checksums and self._checksum(number, raw) != _number(raw, _CHECKSUM, 2):
-            raise self._blocks.broken(f"the checksum of group descriptor {number} is wrong")
-        group = self._parse(raw)
-        for first, count in self._own_metadata(group):
+        if self._has_checksums and self._checksum(group, raw) != number(raw, _CHECKSUM, 2):
+            raise self._blocks.broken(f"the checksum of group descriptor {group} is wrong")
+        descriptor = self._parse(raw)
+        for first, count in self._own_metadata(descriptor):
             self._blocks.require(first, count)
-        return group
+        return descriptor
 
     def fixed_blocks(self) -> Iterator[tuple[int, int]]:
-        """First block and count of all that no bitmap need tell: it is where it is by layout.
+        """First block and count of all metadata whose place follows from the layout, unordered.
 
         Superblocks and descriptors with their backups, blocks reserved for more descriptors,
-        bitmaps and inode tables; in no order. Errors as ``read``, for every group.
+        bitmaps and inode tables. Errors as ``read``, for every group.
         """
-        for number in range(self._superblock.group_count):
-            start = self._superblock.group_blocks(number).start
-            copies = sum(self.copied_blocks(number))
+        for group in range(self._superblock.group_count):
+            copies = self._copied_blocks(group)
             if copies:
-                yield start, copies
-            yield from self._own_metadata(self.read(number))
+                yield self._superblock.group_blocks(group).start, copies
+            yield from self._own_metadata(self.read(group))
 
-    def copied_blocks(self, number: int) -> tuple[int, int, int]:
-        """Blocks at the start of the group: of a superblock, of descriptors, reserved for more.
+    def _copied_blocks(self, group: int) -> int:
+        """Blocks at the start of ``group``: superblock, descriptors, reserved for more of them.
 
         As ``ext4_num_base_meta_blocks`` in fs/ext4/balloc.c counts them.
         """
         superblock = self._superblock
-        has_backup = superblock.has_backup(number)
+        has_backup = superblock.has_backup(group)
         meta_bg = superblock.incompatible & Incompatible.META_BG
-        if meta_bg and number >= superblock.first_meta_group * self._per_block:
+        if meta_bg and group >= superblock.first_meta_group * self._per_block:
             # A descriptor block is in the first, the second and the last group that it describes.
-            in_meta_group = number % self._per_block
-            return int(has_backup), int(in_meta_group in {0, 1, self._per_block - 1}), 0
+            return has_backup + (group % self._per_block in {0, 1, self._per_block - 1})
         if not has_backup:
-            return 0, 0, 0
+            return 0
         descriptors = -(-superblock.group_count // self._per_block)
         if meta_bg:
             descriptors = min(descriptors, superblock.first_meta_group)
-        return 1, descriptors, superblock.reserved_gdt_blocks
+        return 1 + descriptors + superblock.reserved_gdt_blocks
 
     def _location(self, index: int) -> int:
-        """Number of the descriptor block ``index`` (``descriptor_loc``, fs/ext4/super.c)."""
+        """Block number of the descriptor block ``index`` (``descriptor_loc``, fs/ext4/super.c)."""
         superblock = self._superblock
         meta_bg = superblock.incompatible & Incompatible.META_BG
         first = SUPERBLOCK_OFFSET // superblock.block_size + 1
@@ -175,8 +178,8 @@ class GroupTable:
         yield group.inode_bitmap, 1
         yield group.inode_table, self._superblock.inode_table_blocks
 
-    def _checksum(self, number: int, raw: bytes) -> int:
-        label = number.to_bytes(4, "little")
+    def _checksum(self, group: int, raw: bytes) -> int:
+        label = group.to_bytes(4, "little")
         seed = self._superblock.checksum_seed
         if seed is not None:
             covered = label + raw[:_CHECKSUM] + bytes(2) + raw[_CHECKSUM + 2 :]
@@ -186,17 +189,13 @@ class GroupTable:
 
     def _parse(self, raw: bytes) -> Group:
         high = raw.ljust(_HIGH_PARTS, b"\0") if len(raw) < _HIGH_PARTS else raw
-        is_uninitialized = self._has_checksums and _number(raw, 0x12, 2) & _BLOCK_UNINIT
+        is_uninitialized = self._has_checksums and number(raw, 0x12, 2) & _BLOCK_UNINIT
         return Group(
-            block_bitmap=_number(raw, 0x00, 4) | _number(high, 0x20, 4) << 32,
-            inode_bitmap=_number(raw, 0x04, 4) | _number(high, 0x24, 4) << 32,
-            inode_table=_number(raw, 0x08, 4) | _number(high, 0x28, 4) << 32,
-            free_block_count=_number(raw, 0x0C, 2) | _number(high, 0x2C, 2) << 16,
+            block_bitmap=number(raw, 0x00, 4) | number(high, 0x20, 4) << 32,
+            inode_bitmap=number(raw, 0x04, 4) | number(high, 0x24, 4) << 32,
+            inode_table=number(raw, 0x08, 4) | number(high, 0x28, 4) << 32,
+            free_block_count=number(raw, 0x0C, 2) | number(high, 0x2C, 2) << 16,
             has_bitmap=not is_uninitialized,
-            bitmap_checksum=_number(raw, 0x18, 2) | _number(high, 0x38, 2) << 16,
+            bitmap_checksum=number(raw, 0x18, 2) | number(high, 0x38, 2) << 16,
             has_wide_checksum=len(raw) >= _HIGH_PARTS,
         )
-
-
-def _number(data: bytes, offset: int, size: int) -> int:
-    return int.from_bytes(data[offset : offset + size], "little")

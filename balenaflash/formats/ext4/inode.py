@@ -1,15 +1,20 @@
-"""Inodes of an ext4 filesystem, and files and directories as their readers see them.
+"""Inodes of an ext4 filesystem, and the entries that describe them to users of a volume.
 
 Offsets from the kernel's documentation, filesystems/ext4/inodes.rst.
 """
 
 import stat
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from balenaflash.formats.ext4.groups import BlockReader, GroupTable
-from balenaflash.formats.ext4.superblock import ROOT_INODE, Incompatible, Superblock, crc32c
+from balenaflash.formats.ext4.superblock import (
+    ROOT_INODE,
+    Incompatible,
+    Superblock,
+    crc32c,
+    number,
+)
 
 BLOCK_FIELD = 0x28  # offset of i_block
 BLOCK_FIELD_SIZE = 60
@@ -17,9 +22,6 @@ OLD_SIZE = 128  # bytes of an inode before i_extra_isize
 
 _CHECKSUM_LOW, _CHECKSUM_HIGH = 0x7C, 0x82  # offsets of the checksum's halves, two bytes each
 _HAS_CHECKSUM_HIGH = 4  # least i_extra_isize that covers the upper half
-_HAS_MODIFIED_EXTRA = 0x8C - OLD_SIZE  # least i_extra_isize that covers i_mtime_extra
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_NANOSECONDS = 1_000_000_000
 
 ENCRYPTED = 0x800  # i_flags
 INDEXED = 0x1000
@@ -34,10 +36,10 @@ class Inode:
 
     number: int
     raw: bytes
-    """All of it, as long as the filesystem's inodes are."""
+    """The whole inode; its length is the filesystem's inode size."""
 
     offset: int
-    """Where it lies, in bytes from the start of the image."""
+    """Offset of the inode, in bytes from the start of the image."""
 
     mode: int
     """Type and permissions, as ``st_mode`` of stat(2)."""
@@ -45,7 +47,7 @@ class Inode:
     size: int
     flags: int
     checksum_seed: int | None
-    """What the checksums of its directory and extent blocks start from."""
+    """Start value of the checksums of its directory and extent blocks; ``None`` without."""
 
     @property
     def block_field(self) -> bytes:
@@ -54,23 +56,12 @@ class Inode:
 
     @property
     def extra_size(self) -> int:
-        """How far the fields go behind the first 128 bytes; ``i_extra_isize``."""
-        return _number(self.raw, OLD_SIZE, 2) if len(self.raw) > OLD_SIZE else 0
-
-    @property
-    def modified(self) -> datetime:
-        """When the content last changed, in UTC."""
-        seconds = int.from_bytes(self.raw[0x10:0x14], "little", signed=True)
-        nanoseconds = 0
-        if self.extra_size >= _HAS_MODIFIED_EXTRA:
-            extra = _number(self.raw, 0x88, 4)
-            seconds += (extra & 3) << 32
-            nanoseconds = min(extra >> 2, _NANOSECONDS - 1)
-        return _EPOCH + timedelta(seconds=seconds, microseconds=nanoseconds // 1000)
+        """``i_extra_isize``: bytes of fields after the first 128 bytes."""
+        return number(self.raw, OLD_SIZE, 2) if len(self.raw) > OLD_SIZE else 0
 
 
 class InodeTable:
-    """The inodes of a filesystem by number."""
+    """The inodes of a filesystem, read by number."""
 
     def __init__(self, blocks: BlockReader, superblock: Superblock, groups: GroupTable) -> None:
         self._blocks = blocks
@@ -79,83 +70,61 @@ class InodeTable:
         self._tables: dict[int, int] = {}
         self._has_large_directories = bool(superblock.incompatible & Incompatible.LARGE_DIR)
 
-    def read(self, number: int) -> Inode:
-        """The inode ``number``.
+    def read(self, inode: int) -> Inode:
+        """The inode with the number ``inode``.
 
         Raises:
-            ImageError: no file can have it, its checksum is wrong, or the image cannot be read.
+            ImageError: no file can have this number, the checksum is wrong, or the image cannot
+                be read.
         """
         superblock = self._superblock
-        is_usable = number == ROOT_INODE or number >= superblock.first_inode
-        if not is_usable or number > superblock.inode_count:
-            raise self._blocks.broken(f"a directory names inode {number}, which cannot be")
-        return self._read(number)
+        is_usable = inode == ROOT_INODE or inode >= superblock.first_inode
+        if not is_usable or inode > superblock.inode_count:
+            raise self._blocks.broken(f"a directory names inode {inode}, which cannot be")
+        return self.read_any(inode)
 
-    def read_reserved(self, number: int) -> Inode:
-        """The inode ``number``, which the superblock names or which is reserved; as ``read``."""
-        if not 0 < number <= self._superblock.inode_count:
-            raise self._blocks.broken(f"its superblock names inode {number}, which cannot be")
-        return self._read(number)
-
-    def _read(self, number: int) -> Inode:
+    def read_any(self, inode: int) -> Inode:
+        """As ``read``, also for a reserved inode; the number must be at most ``inode_count``."""
         superblock = self._superblock
-        group, index = divmod(number - 1, superblock.inodes_per_group)
+        group, index = divmod(inode - 1, superblock.inodes_per_group)
+        if group not in self._tables:
+            self._tables[group] = self._groups.read(group).inode_table
         position = index * superblock.inode_size
-        block = self._table(group) + position // superblock.block_size
+        block = self._tables[group] + position // superblock.block_size
         start = position % superblock.block_size
         raw = self._blocks.read(block)[start : start + superblock.inode_size]
-        return self._parse(number, raw, self._blocks.offset(block) + start)
+        return self._parse(inode, raw, self._blocks.offset(block) + start)
 
-    def _table(self, group: int) -> int:
-        """First block of the group's table; kept, for a descriptor takes time to check."""
-        table = self._tables.get(group)
-        if table is None:
-            table = self._tables[group] = self._groups.read(group).inode_table
-        return table
-
-    def _parse(self, number: int, raw: bytes, offset: int) -> Inode:
-        mode = _number(raw, 0x00, 2)
-        size = _number(raw, 0x04, 4)
+    def _parse(self, inode: int, raw: bytes, offset: int) -> Inode:
+        mode = number(raw, 0x00, 2)
+        size = number(raw, 0x04, 4)
         if stat.S_ISREG(mode) or self._has_large_directories:
-            size |= _number(raw, 0x6C, 4) << 32
-        inode = Inode(
-            number=number,
-            raw=raw,
-            offset=offset,
-            mode=mode,
-            size=size,
-            flags=_number(raw, 0x20, 4),
-            checksum_seed=self._seed(number, raw),
-        )
-        if inode.checksum_seed is not None and not _is_sound(inode, inode.checksum_seed):
-            raise self._blocks.broken(f"the checksum of inode {number} is wrong")
-        return inode
-
-    def _seed(self, number: int, raw: bytes) -> int | None:
-        """The filesystem's seed with the inode's number and generation added."""
+            size |= number(raw, 0x6C, 4) << 32
+        # The filesystem's seed with the inode's number and generation added.
         seed = self._superblock.checksum_seed
-        return None if seed is None else crc32c(seed, number.to_bytes(4, "little") + raw[0x64:0x68])
+        if seed is not None:
+            seed = crc32c(seed, inode.to_bytes(4, "little") + raw[0x64:0x68])
+        parsed = Inode(inode, raw, offset, mode, size, number(raw, 0x20, 4), seed)
+        if seed is not None and not _is_sound(parsed, seed):
+            raise self._blocks.broken(f"the checksum of inode {inode} is wrong")
+        return parsed
 
 
 def _is_sound(inode: Inode, seed: int) -> bool:
-    """Compare the checksum, over the whole inode with both halves of it taken for zero."""
+    """Compare the checksum, which covers the whole inode with zeros in the checksum's place."""
     raw = bytearray(inode.raw)
-    expected = _number(raw, _CHECKSUM_LOW, 2)
+    expected = number(raw, _CHECKSUM_LOW, 2)
     mask = 0xFFFF
     raw[_CHECKSUM_LOW : _CHECKSUM_LOW + 2] = bytes(2)
     if inode.extra_size >= _HAS_CHECKSUM_HIGH:
-        expected |= _number(raw, _CHECKSUM_HIGH, 2) << 16
+        expected |= number(raw, _CHECKSUM_HIGH, 2) << 16
         mask = 0xFFFFFFFF
         raw[_CHECKSUM_HIGH : _CHECKSUM_HIGH + 2] = bytes(2)
     return crc32c(seed, bytes(raw)) & mask == expected
 
 
-def _number(data: bytes | bytearray, offset: int, size: int) -> int:
-    return int.from_bytes(data[offset : offset + size], "little")
-
-
 class EntryKind(StrEnum):
-    """What a name stands for."""
+    """The kind of object that a name refers to."""
 
     FILE = "file"
     DIRECTORY = "directory"
@@ -166,24 +135,18 @@ class EntryKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Ext4Entry:
-    """A name in an ext4 filesystem and what it stands for."""
+    """A name in an ext4 filesystem and the object that it refers to."""
 
     path: str
-    """Absolute in the filesystem, without symbolic links before the last name; bytes that are
-    not UTF-8 as ``os.fsdecode`` gives them."""
+    """Absolute path in the filesystem, without symbolic links before the last name; bytes that
+    are not UTF-8 are decoded as by ``os.fsdecode``."""
 
     kind: EntryKind
     size: int
-    """Bytes of content: of a link those of its target, of a directory those of its blocks."""
-
-    mode: int
-    """Type and permissions, as ``st_mode`` of stat(2)."""
-
-    modified: datetime
-    """When the content last changed, in UTC."""
+    """Bytes of content: of a link's target, or of a directory's blocks."""
 
     inode: int
-    """Number of the inode; the same for two names of one file."""
+    """Number of the inode; two names of one file have the same."""
 
     @property
     def name(self) -> str:
@@ -191,18 +154,14 @@ class Ext4Entry:
         return self.path.rpartition("/")[2]
 
 
+_KINDS = {
+    stat.S_IFREG: EntryKind.FILE,
+    stat.S_IFDIR: EntryKind.DIRECTORY,
+    stat.S_IFLNK: EntryKind.SYMLINK,
+}
+
+
 def describe(path: str, inode: Inode) -> Ext4Entry:
     """The entry at ``path`` for ``inode``."""
-    return Ext4Entry(
-        path, kind_of(inode), inode.size, inode.mode, inode.modified, inode=inode.number
-    )
-
-
-def kind_of(inode: Inode) -> EntryKind:
-    """The kind of ``inode`` by its mode."""
-    kinds = {
-        stat.S_IFREG: EntryKind.FILE,
-        stat.S_IFDIR: EntryKind.DIRECTORY,
-        stat.S_IFLNK: EntryKind.SYMLINK,
-    }
-    return kinds.get(stat.S_IFMT(inode.mode), EntryKind.OTHER)
+    kind = _KINDS.get(stat.S_IFMT(inode.mode), EntryKind.OTHER)
+    return Ext4Entry(path, kind, inode.size, inode.number)

@@ -1,30 +1,20 @@
-"""The superblock of an ext2, ext3 or ext4 filesystem, its feature words and checksums.
+"""The superblock of an ext2, ext3 or ext4 filesystem, its features and checksums.
 
-Values from the kernel's fs/ext4/ext4.h; names as ``mke2fs -O`` and ``dumpe2fs`` spell them.
-
-Both as the kernel computes them (lib/crc: ``crc32c``, ``crc16``): least significant bit first,
-without the final inversion.
-
-Offsets and values from the kernel's documentation, filesystems/ext4/super.rst.
+Offsets from the kernel's documentation, filesystems/ext4/super.rst; values of the features from
+fs/ext4/ext4.h, their names as ``mke2fs -O`` and ``dumpe2fs`` spell them. The checksums are those
+of the kernel's lib/crc (``crc32c``, ``crc16``): least significant bit first, without the final
+inversion.
 """
 
-import uuid
 from dataclasses import dataclass
 from enum import IntFlag
 from functools import cache
-from typing import NoReturn
 
 from balenaflash.errors import ImageError
 
 
-class Compatible(IntFlag):
-    """Features that change nothing for whoever does not know them."""
-
-    SPARSE_SUPER2 = 0x200
-
-
 class Incompatible(IntFlag):
-    """Features without which a filesystem must not even be read."""
+    """Features that a program must know to read the filesystem."""
 
     COMPRESSION = 0x1
     FILETYPE = 0x2
@@ -45,7 +35,7 @@ class Incompatible(IntFlag):
 
 
 class ReadOnlyCompatible(IntFlag):
-    """Features without which a filesystem must not be written, but may be read."""
+    """Features that a program must know to write the filesystem, or to trust its bitmaps."""
 
     SPARSE_SUPER = 0x1
     LARGE_FILE = 0x2
@@ -64,39 +54,29 @@ class ReadOnlyCompatible(IntFlag):
     ORPHAN_PRESENT = 0x10000
 
 
-READABLE = sum(Incompatible) & ~int(
+SPARSE_SUPER2 = 0x200
+"""The only one of the compatible features that changes where metadata lies."""
+
+_READABLE = sum(Incompatible) & ~int(
     Incompatible.COMPRESSION | Incompatible.JOURNAL_DEV | Incompatible.DIRDATA
 )
-"""What is read here; the others, and bits without a name, are not."""
-
-BITMAPS_KNOWN = sum(ReadOnlyCompatible) & ~int(
+_BITMAPS_KNOWN = sum(ReadOnlyCompatible) & ~int(
     ReadOnlyCompatible.BIGALLOC | ReadOnlyCompatible.SHARED_BLOCKS
 )
-"""With these alone, a clear bit of a block bitmap means one free block."""
-
-
-def feature_names(features: int, kind: type[IntFlag]) -> str:
-    """``features`` as ``dumpe2fs`` prints them, bits without a name in hexadecimal."""
-    known = [flag for flag in kind if features & flag]
-    words = ["64bit" if flag.name == "BIT64" else str(flag.name).lower() for flag in known]
-    unknown = features & ~sum(known)
-    return ", ".join(words + ([f"{unknown:#x}"] if unknown else []))
-
 
 _CASTAGNOLI = 0x82F63B78  # polynomial of CRC-32C, reflected
 _CRC16 = 0xA001  # polynomial of CRC-16, reflected
-_PIECE = 256  # bytes taken at once, which is an inode
-
-CRC32C_START = 0xFFFFFFFF
+_PIECE = 256  # bytes processed at once: an inode
+_CRC32C_START = 0xFFFFFFFF
 CRC16_START = 0xFFFF
 
 
 def crc32c(crc: int, data: bytes) -> int:
-    """CRC-32C of ``data``, going on from ``crc``.
+    """CRC-32C of ``data``, continued from ``crc``.
 
-    A checksum is linear: each of its bits is the parity of some bits of the data, always the
-    same. Taken so, with integers as long as a piece, it is several times as fast as a loop over
-    bytes; the 20,000 inodes of a root filesystem need that.
+    A checksum is linear: each of its bits is the parity of certain bits of the data, always the
+    same. Computed so, with integers as long as a piece, it is several times as fast as a loop
+    over bytes; the 20,000 inodes of a root filesystem need that.
     """
     whole = len(data) - len(data) % _PIECE
     for start in range(0, whole, _PIECE):
@@ -104,15 +84,15 @@ def crc32c(crc: int, data: bytes) -> int:
         crc = 0
         for mask in _masks():
             crc = crc << 1 | (bits & mask).bit_count() & 1
-    return _go_on(crc, data[whole:], _table(_CASTAGNOLI))
+    return _add_bytes(crc, data[whole:], _table(_CASTAGNOLI))
 
 
 def crc16(crc: int, data: bytes) -> int:
-    """CRC-16 of ``data``, going on from ``crc``."""
-    return _go_on(crc, data, _table(_CRC16))
+    """CRC-16 of ``data``, continued from ``crc``."""
+    return _add_bytes(crc, data, _table(_CRC16))
 
 
-def _go_on(crc: int, data: bytes, table: tuple[int, ...]) -> int:
+def _add_bytes(crc: int, data: bytes, table: tuple[int, ...]) -> int:
     for byte in data:
         crc = table[(crc ^ byte) & 0xFF] ^ crc >> 8
     return crc
@@ -120,40 +100,43 @@ def _go_on(crc: int, data: bytes, table: tuple[int, ...]) -> int:
 
 @cache
 def _masks() -> tuple[int, ...]:
-    """The bits of a piece whose parity is a bit of its CRC-32C, for each of the 32, highest first.
+    """For each of the 32 bits of a CRC-32C, highest first, the bits of a piece that it depends on.
 
-    A single bit gives what the register holds after as many steps as there are bits from it on;
-    so the last bit of a piece, the highest of its integer, comes first here.
+    A single bit of the data gives the state that the register has after as many steps as there
+    are bits from it on. So the last bit of a piece, the highest of its integer, comes first here.
     """
     states = []
     state = 1
     for _ in range(_PIECE * 8):
-        state = _step(state, _CASTAGNOLI)
+        state = _shift(state, _CASTAGNOLI)
         states.append(f"{state:032b}")
     return tuple(int("".join(column), 2) for column in zip(*states, strict=True))
 
 
 @cache
 def _table(polynomial: int) -> tuple[int, ...]:
-    return tuple(_divide(byte, polynomial) for byte in range(256))
-
-
-def _divide(value: int, polynomial: int) -> int:
+    """The register after each single byte."""
+    states = list(range(256))
     for _ in range(8):
-        value = _step(value, polynomial)
-    return value
+        states = [_shift(state, polynomial) for state in states]
+    return tuple(states)
 
 
-def _step(value: int, polynomial: int) -> int:
-    return value >> 1 ^ (polynomial if value & 1 else 0)
+def _shift(state: int, polynomial: int) -> int:
+    return state >> 1 ^ (polynomial if state & 1 else 0)
+
+
+def number(data: bytes | bytearray, offset: int, size: int) -> int:
+    """The little-endian number in the ``size`` bytes at ``offset`` of ``data``."""
+    return int.from_bytes(data[offset : offset + size], "little")
 
 
 SUPERBLOCK_OFFSET = 1024  # bytes from the start of the filesystem
 SUPERBLOCK_SIZE = 1024
 ROOT_INODE = 2
 
-_MAGIC = 0xEF53
 _CHECKSUM_OFFSET = 0x3FC  # the last four bytes, which the checksum does not cover
+_MAGIC = 0xEF53
 _CRC32C = 1  # s_checksum_type, the only one defined
 _MAX_LOG_BLOCK_SIZE = 6  # 64 KiB
 _MIN_BLOCKS_PER_GROUP = 256  # mke2fs(8), -g
@@ -164,9 +147,8 @@ _STATE_CLEAN, _STATE_ERRORS = 0x1, 0x2  # s_state
 
 @dataclass(frozen=True, slots=True)
 class Superblock:
-    """The fields of a superblock that are used here, checked against each other."""
+    """Fields of a superblock, checked against each other."""
 
-    label: str
     uuid: bytes
     block_size: int
     block_count: int
@@ -184,53 +166,63 @@ class Superblock:
     descriptor_size: int
     reserved_gdt_blocks: int
     first_meta_group: int
-    """``s_first_meta_bg``: the descriptor block from which on ``meta_bg`` holds."""
+    """``s_first_meta_bg``: the first descriptor block to which ``meta_bg`` applies."""
 
     backup_groups: tuple[int, int]
-    """With ``sparse_super2``, the groups other than 0 with a superblock; 0 for none."""
+    """With ``sparse_super2``, the groups other than 0 that have a superblock; 0 for none."""
 
     compatible: int
     incompatible: int
     read_only_compatible: int
     state: int
     checksum_seed: int | None
-    """What the checksums of metadata start from; ``None`` without ``metadata_csum``."""
+    """Start value of all checksums of metadata; ``None`` without ``metadata_csum``."""
 
     @property
     def group_count(self) -> int:
-        """How many block groups there are, the last one perhaps a short one."""
+        """Number of block groups; the last one may be shorter."""
         return -(-(self.block_count - self.first_block) // self.blocks_per_group)
 
     @property
     def inode_table_blocks(self) -> int:
-        """Blocks of one group's inode table."""
+        """Number of blocks of one group's inode table."""
         return -(-self.inodes_per_group * self.inode_size // self.block_size)
 
     @property
     def needs_recovery(self) -> bool:
-        """Whether its journal holds changes that have not reached their place."""
+        """True if the journal holds changes that have not reached their place."""
         return bool(self.incompatible & Incompatible.NEEDS_RECOVERY)
 
     @property
     def is_clean(self) -> bool:
-        """Whether it was unmounted, where a journal does not tell."""
+        """True if it was unmounted; meaningful without a journal only."""
         return bool(self.state & _STATE_CLEAN)
 
     @property
     def has_errors(self) -> bool:
-        """Whether the kernel found it damaged."""
+        """True if the kernel found the filesystem damaged."""
         return bool(self.state & _STATE_ERRORS)
 
+    @property
+    def has_reliable_bitmaps(self) -> bool:
+        """True if a clear bit of a block bitmap means one free block."""
+        return (
+            not self.needs_recovery
+            and self.is_clean
+            and not self.has_errors
+            and not self.read_only_compatible & ~_BITMAPS_KNOWN
+        )
+
     def group_blocks(self, group: int) -> range:
-        """The numbers of the blocks of ``group``."""
+        """Numbers of the blocks of ``group``."""
         start = self.first_block + group * self.blocks_per_group
         return range(start, min(start + self.blocks_per_group, self.block_count))
 
     def has_backup(self, group: int) -> bool:
-        """Whether ``group`` holds a superblock (``ext4_bg_has_super`` in fs/ext4/balloc.c)."""
+        """True if ``group`` holds a superblock (``ext4_bg_has_super``, fs/ext4/balloc.c)."""
         if group == 0:
             return True
-        if self.compatible & Compatible.SPARSE_SUPER2:
+        if self.compatible & SPARSE_SUPER2:
             return group in self.backup_groups
         if group == 1 or not self.read_only_compatible & ReadOnlyCompatible.SPARSE_SUPER:
             return True
@@ -240,77 +232,22 @@ class Superblock:
 def parse_superblock(data: bytes, size: int, name: str) -> Superblock:
     """The superblock in its 1024 bytes ``data``, of a filesystem in a space of ``size`` bytes.
 
-    ``name`` is what to call the filesystem in messages.
+    ``name`` is the name of the filesystem in messages.
 
     Raises:
-        ImageError: there is none, it is damaged or larger than the space (``ext4-invalid``),
-            or it has a feature that cannot be read (``ext4-unsupported``).
+        ImageError: there is no superblock, it is damaged, or it describes a filesystem larger
+            than the space (``ext4-invalid``) or with a feature that cannot be read
+            (``ext4-unsupported``).
     """
-    if _u16(data, 0x38) != _MAGIC:
-        _refuse(name, "there is no ext4 superblock")
-    _refuse_unreadable(data, name)
-    seed = _checksum_seed(data, name)
-    if _u32(data, 0x18) > _MAX_LOG_BLOCK_SIZE:
-        _refuse(name, "blocks of more than 64 KiB")
-    superblock = _parse(data, seed)
-    _check(superblock, size, name)
-    return superblock
-
-
-def _parse(data: bytes, seed: int | None) -> Superblock:
-    incompatible = _u32(data, 0x60)
-    is_64bit = bool(incompatible & Incompatible.BIT64)
-    dynamic = _u32(data, 0x4C) > 0  # s_rev_level: 0 has fixed inodes
-    return Superblock(
-        label=data[0x78:0x88].split(b"\0")[0].decode("utf-8", "replace"),
-        uuid=data[0x68:0x78],
-        block_size=1024 << _u32(data, 0x18),
-        block_count=_u32(data, 0x04) | (_u32(data, 0x150) << 32 if is_64bit else 0),
-        free_block_count=_u32(data, 0x0C) | (_u32(data, 0x158) << 32 if is_64bit else 0),
-        first_block=_u32(data, 0x14),
-        blocks_per_group=_u32(data, 0x20),
-        inodes_per_group=_u32(data, 0x28),
-        inode_count=_u32(data, 0x00),
-        inode_size=_u16(data, 0x58) if dynamic else _OLD_INODE_SIZE,
-        first_inode=_u32(data, 0x54) if dynamic else _OLD_FIRST_INODE,
-        descriptor_size=_u16(data, 0xFE) if is_64bit else _SMALL_DESCRIPTOR,
-        reserved_gdt_blocks=_u16(data, 0xCE),
-        first_meta_group=_u32(data, 0x104),
-        backup_groups=(_u32(data, 0x24C), _u32(data, 0x250)),
-        compatible=_u32(data, 0x5C),
-        incompatible=incompatible,
-        read_only_compatible=_u32(data, 0x64),
-        state=_u16(data, 0x3A),
-        checksum_seed=seed,
-    )
-
-
-def _refuse_unreadable(data: bytes, name: str) -> None:
-    incompatible = _u32(data, 0x60)
-    unreadable = incompatible & ~READABLE
+    if number(data, 0x38, 2) != _MAGIC:
+        raise _invalid(name, "there is no ext4 superblock")
+    unreadable = number(data, 0x60, 4) & ~_READABLE
     if unreadable:
         raise ImageError(
-            f"{name}: cannot be read here, for it has the feature"
-            f" {feature_names(unreadable, Incompatible)}",
+            f"{name}: cannot be read, because it has the feature {_feature_names(unreadable)}",
             code="ext4-unsupported",
         )
-
-
-def _checksum_seed(data: bytes, name: str) -> int | None:
-    """Check the superblock's own checksum, and give the seed of all others."""
-    if not _u32(data, 0x64) & ReadOnlyCompatible.METADATA_CSUM:
-        return None
-    if data[0x175] != _CRC32C:
-        raise ImageError(f"{name}: checksums of an unknown kind", code="ext4-unsupported")
-    if crc32c(CRC32C_START, data[:_CHECKSUM_OFFSET]) != _u32(data, _CHECKSUM_OFFSET):
-        _refuse(name, "the superblock's checksum is wrong")
-    if _u32(data, 0x60) & Incompatible.METADATA_CSUM_SEED:
-        return _u32(data, 0x270)
-    return crc32c(CRC32C_START, data[0x68:0x78])
-
-
-def _check(superblock: Superblock, size: int, name: str) -> None:
-    """Refuse a geometry that cannot be, as ``ext4_fill_super`` does in fs/ext4/super.c."""
+    superblock = _parse(data, _checksum_seed(data, name), name)
     total = superblock.block_count * superblock.block_size
     if total > size:
         raise ImageError(
@@ -319,12 +256,64 @@ def _check(superblock: Superblock, size: int, name: str) -> None:
             hint="The partition may have been made smaller without its filesystem.",
         )
     if not _is_geometry_sound(superblock):
-        _refuse(name, "the superblock's geometry is impossible")
+        raise _invalid(name, "the superblock's geometry is impossible")
     if superblock.free_block_count > superblock.block_count:
-        _refuse(name, "more blocks are free than there are")
+        raise _invalid(name, "more blocks are free than there are")
+    return superblock
+
+
+def _feature_names(features: int) -> str:
+    """``features`` as ``dumpe2fs`` prints them; bits without a name in hexadecimal."""
+    known = [flag for flag in Incompatible if features & flag]
+    unknown = features & ~sum(known)
+    return ", ".join([str(flag.name).lower() for flag in known] + [f"{unknown:#x}"] * bool(unknown))
+
+
+def _parse(data: bytes, seed: int | None, name: str) -> Superblock:
+    log_block_size = number(data, 0x18, 4)
+    if log_block_size > _MAX_LOG_BLOCK_SIZE:
+        raise _invalid(name, "blocks of more than 64 KiB")
+    incompatible = number(data, 0x60, 4)
+    is_64bit = bool(incompatible & Incompatible.BIT64)
+    dynamic = number(data, 0x4C, 4) > 0  # s_rev_level: 0 has fixed inodes
+    return Superblock(
+        uuid=data[0x68:0x78],
+        block_size=1024 << log_block_size,
+        block_count=number(data, 0x04, 4) | (number(data, 0x150, 4) << 32 if is_64bit else 0),
+        free_block_count=number(data, 0x0C, 4) | (number(data, 0x158, 4) << 32 if is_64bit else 0),
+        first_block=number(data, 0x14, 4),
+        blocks_per_group=number(data, 0x20, 4),
+        inodes_per_group=number(data, 0x28, 4),
+        inode_count=number(data, 0x00, 4),
+        inode_size=number(data, 0x58, 2) if dynamic else _OLD_INODE_SIZE,
+        first_inode=number(data, 0x54, 4) if dynamic else _OLD_FIRST_INODE,
+        descriptor_size=number(data, 0xFE, 2) if is_64bit else _SMALL_DESCRIPTOR,
+        reserved_gdt_blocks=number(data, 0xCE, 2),
+        first_meta_group=number(data, 0x104, 4),
+        backup_groups=(number(data, 0x24C, 4), number(data, 0x250, 4)),
+        compatible=number(data, 0x5C, 4),
+        incompatible=incompatible,
+        read_only_compatible=number(data, 0x64, 4),
+        state=number(data, 0x3A, 2),
+        checksum_seed=seed,
+    )
+
+
+def _checksum_seed(data: bytes, name: str) -> int | None:
+    """The seed of all other checksums; the superblock's own one is checked."""
+    if not number(data, 0x64, 4) & ReadOnlyCompatible.METADATA_CSUM:
+        return None
+    if data[0x175] != _CRC32C:
+        raise ImageError(f"{name}: checksums of an unknown kind", code="ext4-unsupported")
+    if crc32c(_CRC32C_START, data[:_CHECKSUM_OFFSET]) != number(data, _CHECKSUM_OFFSET, 4):
+        raise _invalid(name, "the superblock's checksum is wrong")
+    if number(data, 0x60, 4) & Incompatible.METADATA_CSUM_SEED:
+        return number(data, 0x270, 4)
+    return crc32c(_CRC32C_START, data[0x68:0x78])
 
 
 def _is_geometry_sound(superblock: Superblock) -> bool:
+    """True for a geometry that the kernel accepts (``ext4_fill_super``, fs/ext4/super.c)."""
     block_size = superblock.block_size
     bits = block_size * 8
     bigalloc = superblock.read_only_compatible & ReadOnlyCompatible.BIGALLOC
@@ -338,48 +327,33 @@ def _is_geometry_sound(superblock: Superblock) -> bool:
         and superblock.inode_count == superblock.inodes_per_group * superblock.group_count
         and _is_size(superblock.inode_size, _OLD_INODE_SIZE, block_size)
         and superblock.first_inode >= _OLD_FIRST_INODE
-        and _is_descriptor_size(superblock)
-        and _is_meta_group(superblock)
+        and _are_descriptors_sound(superblock)
     )
 
 
-def _is_meta_group(superblock: Superblock) -> bool:
-    """Whether ``s_first_meta_bg`` is one of the blocks of descriptors, or the one behind them."""
+def _are_descriptors_sound(superblock: Superblock) -> bool:
+    is_64bit = superblock.incompatible & Incompatible.BIT64
+    if is_64bit and not _is_size(
+        superblock.descriptor_size, _LARGE_DESCRIPTOR, superblock.block_size
+    ):
+        return False
     if not superblock.incompatible & Incompatible.META_BG:
         return True
+    # s_first_meta_bg is the number of one of the descriptor blocks, or one past the last.
     per_block = superblock.block_size // superblock.descriptor_size
     return superblock.first_meta_group <= -(-superblock.group_count // per_block)
-
-
-def _is_descriptor_size(superblock: Superblock) -> bool:
-    if not superblock.incompatible & Incompatible.BIT64:
-        return True
-    return _is_size(superblock.descriptor_size, _LARGE_DESCRIPTOR, superblock.block_size)
 
 
 def _is_size(value: int, least: int, most: int) -> bool:
     return least <= value <= most and value.bit_count() == 1
 
 
-def _is_power(number: int, base: int) -> bool:
+def _is_power(value: int, base: int) -> bool:
     power = base
-    while power < number:
+    while power < value:
         power *= base
-    return power == number
+    return power == value
 
 
-def _refuse(name: str, fault: str) -> NoReturn:
-    raise ImageError(f"{name}: {fault}", code="ext4-invalid")
-
-
-def _u16(data: bytes, offset: int) -> int:
-    return int.from_bytes(data[offset : offset + 2], "little")
-
-
-def _u32(data: bytes, offset: int) -> int:
-    return int.from_bytes(data[offset : offset + 4], "little")
-
-
-def format_uuid(value: bytes) -> str:
-    """A UUID as ``blkid`` prints it."""
-    return str(uuid.UUID(bytes=value))
+def _invalid(name: str, fault: str) -> ImageError:
+    return ImageError(f"{name}: {fault}", code="ext4-invalid")
