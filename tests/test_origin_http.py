@@ -214,7 +214,7 @@ def test_a_server_that_gives_more_than_asked_is_not_read_further() -> None:
 def test_bytes_of_another_place_are_refused() -> None:
     after = Behaviour(CONTENT, shifted=3)
     with serve(Behaviour(CONTENT, break_after=MIB), after) as server, connect(server) as origin:
-        with pytest.raises(ImageError, match=f"does not give the bytes from {MIB} on") as failure:
+        with pytest.raises(ImageError, match=f"does not send the bytes from {MIB} on") as failure:
             read_through(origin)
         assert failure.value.code == "image-interrupted"
 

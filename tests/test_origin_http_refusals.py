@@ -42,9 +42,9 @@ def refusal(url: str, *, timeout: float = 10) -> ImageError:
         (403, "refuses access (HTTP 403 Forbidden)"),
         (404, "has no such image (HTTP 404 Not Found)"),
         (410, "no longer has the image (HTTP 410 Gone)"),
-        (418, "does not give the image (HTTP 418 I'm a Teapot)"),
-        (204, "does not give the image (HTTP 204 No Content)"),
-        (799, "does not give the image (HTTP 799)"),
+        (418, "does not send the image (HTTP 418 I'm a Teapot)"),
+        (204, "does not send the image (HTTP 204 No Content)"),
+        (799, "does not send the image (HTTP 799)"),
     ],
 )
 def test_a_refusal_is_told_in_our_words_and_not_tried_again(status: int, words: str) -> None:
@@ -84,12 +84,12 @@ def test_an_unknown_host_is_refused() -> None:
 
 def test_a_server_that_says_nothing_is_refused() -> None:
     with serve(Behaviour(garbage=b"")) as server:
-        assert "broken off or not HTTP" in str(refusal(server.url))
+        assert "cut short or not HTTP" in str(refusal(server.url))
 
 
 def test_what_does_not_speak_http_is_refused() -> None:
     with serve(Behaviour(garbage=b"SSH-2.0-OpenSSH_9.2\r\n")) as server:
-        assert "broken off or not HTTP" in str(refusal(server.url))
+        assert "cut short or not HTTP" in str(refusal(server.url))
 
 
 def test_an_empty_image_is_refused() -> None:

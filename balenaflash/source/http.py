@@ -2,30 +2,30 @@
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from http.client import HTTPException
+from ssl import SSLCertVerificationError
 from threading import Condition, Lock, Thread
 from types import TracebackType
 from typing import Self
 
-from balenaflash.source.http_client import BROKEN, interrupted, is_lasting
+from balenaflash.source.http_client import BROKEN, interrupted
 from balenaflash.source.http_remote import FIRST_WINDOW, Answer, Remote, tell_of_pause
 from balenaflash.source.location import Url
 from balenaflash.source.pipe import ForwardReader
 from balenaflash.units import KIB, MIB
 
-BLOCK_SIZE = MIB
-"""Most bytes asked for at a time."""
+_BLOCK_SIZE = MIB
+"""Most bytes read at a time."""
 
-AHEAD = 8 * MIB
-"""Bytes that may wait to be taken; no more is read while there are as many."""
+_AHEAD = 8 * MIB
+"""Bytes read ahead; the thread waits while as many have not been taken."""
 
 
-class Prefetch:
-    """What ``read`` gives, in its order, read by a thread of its own.
+class _Prefetch:
+    """The bytes that ``read`` returns, in their order, read ahead by a thread.
 
-    ``read(limit)`` gives the next 1 to ``limit`` bytes and ``b""`` at the end; ``interrupt``
-    makes a call of it that waits return or fail at once.
+    ``read(limit)`` returns the next 1 to ``limit`` bytes, and ``b""`` at the end; ``interrupt``
+    makes a waiting call of it return or fail at once.
     """
 
     def __init__(self, read: Callable[[int], bytes], interrupt: Callable[[], None]) -> None:
@@ -44,15 +44,13 @@ class Prefetch:
         """The next 1 to ``limit`` bytes, empty at the end or after `stop`.
 
         Raises:
-            OSError: what ``read`` raised, after everything that it had given before.
-            HTTPException: the same.
+            OSError: ``read`` raised it, after all bytes that it had returned before.
+            HTTPException: likewise.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._blocks or self._ended or self._closing)
-            if self._closing:
-                return memoryview(b"")
-            if not self._blocks:
-                if self._failure is not None:
+            if self._closing or not self._blocks:
+                if self._failure is not None and not self._closing:
                     raise self._failure
                 return memoryview(b"")
             block = self._blocks.popleft()
@@ -64,7 +62,7 @@ class Prefetch:
             return taken
 
     def stop(self) -> None:
-        """Let a waiting `take` and ``read`` end at once; from any thread."""
+        """Make a waiting `take` and ``read`` end at once; from any thread."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -79,7 +77,7 @@ class Prefetch:
     def _run(self) -> None:
         try:
             while self._wait_for_room():
-                block = self._read(BLOCK_SIZE)
+                block = self._read(_BLOCK_SIZE)
                 if not block:
                     return
                 with self._changed:
@@ -95,25 +93,25 @@ class Prefetch:
 
     def _wait_for_room(self) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting < AHEAD or self._closing)
+            self._changed.wait_for(lambda: self._waiting < _AHEAD or self._closing)
             return not self._closing
 
 
 _LARGEST_WINDOW = 32 * MIB
-"""Bytes asked for at a time; whoever reads on for longer is given all that is left."""
+"""Bytes requested at a time; after a window as large, all remaining bytes are requested."""
 
 _RECENT = MIB
-"""Bytes that were taken and can be taken once more: a container is begun, and begun again."""
+"""Bytes taken last that can be taken again: a container is read from its start more than once."""
 
-_PROGRESS = 64 * 1024
-"""Bytes after which a connection counts as a good one, and the tries begin anew."""
+_PROGRESS = 64 * KIB
+"""Bytes after which a connection counts as good, and the tries are counted anew."""
 
 
 class RemoteStream:
-    """The bytes of ``answer`` and those after it, up to ``end``; unknown ends are the server's.
+    """The bytes of ``answer`` and those after it, up to ``end``, or to the server's end.
 
-    They are asked for in windows, each twice as large as the one before: what a stream that is
-    left was sent in vain is less than what it gave.
+    They are requested in windows, each twice as large as the one before: when the stream is left,
+    the server has sent fewer bytes in vain than were used.
     """
 
     def __init__(self, remote: Remote, answer: Answer, end: int | None) -> None:
@@ -132,11 +130,11 @@ class RemoteStream:
     @classmethod
     def starting(
         cls, remote: Remote, start: int, end: int | None, window: int = FIRST_WINDOW
-    ) -> "RemoteStream":
-        """A stream from ``start`` on, of which ``window`` bytes are asked for at first.
+    ) -> Self:
+        """A stream from ``start`` on, of which ``window`` bytes are requested first.
 
         Raises:
-            ImageError: the server does not give these bytes, after all tries.
+            ImageError: the server does not send these bytes, after all tries.
         """
         tries = 0
         while True:
@@ -166,9 +164,9 @@ class RemoteStream:
         return memoryview(b"")
 
     def take_again(self, position: int, limit: int) -> memoryview:
-        """Up to ``limit`` bytes from ``position`` on of those taken last; empty if they are gone.
+        """Up to ``limit`` of the bytes taken last, from ``position`` on.
 
-        Only of those: what comes next is left for `take`.
+        Empty if they are gone, or have not been taken yet.
         """
         if not self._recent_start <= position < self.position:
             return memoryview(b"")
@@ -182,44 +180,44 @@ class RemoteStream:
     def read_all(self) -> bytes:
         """All bytes up to the end; errors as `take`."""
         pieces = []
-        while block := self.take(BLOCK_SIZE):
+        while block := self.take(_BLOCK_SIZE):
             pieces.append(block)
         return b"".join(pieces)
 
     def stop(self) -> None:
-        """Let a waiting `take` end; from any thread."""
+        """Make a waiting `take` end; from any thread."""
         self._prefetch.stop()
 
     def close(self) -> None:
-        """End the connection and the thread that reads it."""
+        """Close the connection and end the thread that reads it."""
         self._prefetch.close()
         self._answer.body.close()
 
     def _use(self, answer: Answer) -> None:
         self._answer = answer
-        self._prefetch = Prefetch(answer.body.read, answer.body.interrupt)
+        self._prefetch = _Prefetch(answer.body.read, answer.body.interrupt)
         if self._remote.closed.is_set():
-            # Closed by another thread while the server was asked.
+            # Another thread has closed it during the request.
             self._prefetch.stop()
 
     def _pass(self, block: memoryview) -> memoryview:
         if self._end is not None:
             block = block[: self._end - self.position]
-        self._keep(block)
+        self._recent.append(block)
+        while self.position - self._recent_start - len(self._recent[0]) >= _RECENT:
+            self._recent_start += len(self._recent.popleft())
         self.position += len(block)
         if self.position - self._resumed_at >= _PROGRESS:
             self._tries = 0
         return block
 
-    def _keep(self, block: memoryview) -> None:
-        self._recent.append(block)
-        while self.position - self._recent_start - len(self._recent[0]) >= _RECENT:
-            self._recent_start += len(self._recent.popleft())
-
     def _resume(self, error: OSError | HTTPException | None) -> None:
         self.close()
-        self._refuse_without_ranges(error)
-        # A server may give less than was asked for (RFC 9110, section 15.3.7): no fault of it.
+        if not self._remote.has_ranges:
+            hint = "The server cannot resume a transfer: start again, or download the image first."
+            name, total = self._remote.name, self._remote.total
+            raise interrupted(name, self.position, total, error, hint)
+        # A server may send less than was requested (RFC 9110, section 15.3.7): not a failure.
         pausing = self.position != self._answer.end
         if not pausing:
             self._window *= 2
@@ -238,12 +236,6 @@ class RemoteStream:
                 self._use(answer)
                 return
 
-    def _refuse_without_ranges(self, error: OSError | HTTPException | None) -> None:
-        if not self._remote.has_ranges:
-            hint = "The server cannot resume a transfer: start again, or download the image first."
-            name, total = self._remote.name, self._remote.total
-            raise interrupted(name, self.position, total, error, hint)
-
 
 def _pause(
     remote: Remote, tries: int, position: int, error: OSError | HTTPException | None
@@ -251,15 +243,15 @@ def _pause(
     """Wait before the next try, longer each time.
 
     Raises:
-        ImageError: there were enough tries, another is of no use, or the image was closed.
+        ImageError: there were enough tries, another would fail as well, or the image was closed.
     """
-    hopeless = error is not None and is_lasting(error)
-    enough = tries >= len(remote.pauses)
-    # The first one is soon over; some servers end each connection after a while.
-    if tries and not (hopeless or enough or remote.closed.is_set()):
+    # A certificate does not become valid by another try.
+    is_last = isinstance(error, SSLCertVerificationError) or tries >= len(remote.pauses)
+    # The first pause is short, and some servers end each connection after a while.
+    if tries and not (is_last or remote.closed.is_set()):
         tell_of_pause(remote.name, error, remote.pauses[tries])
-    if hopeless or enough or remote.closed.wait(remote.pauses[tries]):
-        hint = f"It was tried {tries} times to go on. Check the network and start again."
+    if is_last or remote.closed.wait(remote.pauses[tries]):
+        hint = f"Resuming it failed {tries} times. Check the network and start again."
         raise interrupted(remote.name, position, remote.total, error, hint) from error
 
 
@@ -268,46 +260,35 @@ def _sooner(end: int | None, other: int) -> int:
 
 
 _TIMEOUT = 30.0
-"""Seconds without a byte after which a connection is given up."""
+"""Seconds without a byte after which a connection has failed."""
 
 _PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
-"""Seconds before each new try of a connection."""
+"""Seconds before each further try of a connection."""
 
 _MAX_STREAMS = 3
-"""Connections open at a time beside one for a fragment."""
+"""Connections open at a time, besides one for a fragment."""
 
 _FRAGMENT_SIZE = 64 * KIB
-"""Bytes asked for where a few are read out of order."""
+"""Bytes requested if a few are read out of order."""
 
 _MAX_FRAGMENTS = 64
 _FIRST_WINDOW = 256 * KIB
-"""Bytes asked for of a stream that begins elsewhere than at the start."""
+"""Bytes requested first of a stream that does not begin at the start."""
 
 _STREAM_FROM = MIB
-"""A read of so many bytes out of order begins a stream."""
+"""Bytes of a read out of order from which it begins a stream."""
 
 _SKIPPED = MIB
-"""Bytes of a stream that are rather read and dropped than a new connection made."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Fragment:
-    start: int
-    content: bytes
-
-    @property
-    def end(self) -> int:
-        return self.start + len(self.content)
+"""Bytes of a stream that are read and dropped rather than a new connection made."""
 
 
 class HttpOrigin:
     """The bytes of an image on a web server.
 
-    In order they come as one stream, read ahead by a thread (up to 8 MiB) and resumed where it
-    breaks or stalls. Elsewhere they are asked for by range, where the server can do that: 64 KiB
-    at a time, or as another such stream when the reading goes on there. Connections are used
-    again.
-    It may be used by several threads, one at a time gets its bytes.
+    In order they are read as one stream, which a thread reads ahead (up to 8 MiB) and which is
+    resumed if it breaks or stalls. Bytes elsewhere are requested by range, if the server supports
+    that: 64 KiB at a time, or as another such stream if the reading goes on there. Connections
+    are used again. Several threads may read, one at a time.
 
     Raises:
         ImageError: the image cannot be reached (``image-unreachable``), is empty, or is sent
@@ -324,22 +305,21 @@ class HttpOrigin:
         first = RemoteStream(self._remote, answer, answer.total)
         self._streams = [first]
         self._forward = ForwardReader(first.take)
-        self._fragments: deque[_Fragment] = deque(maxlen=_MAX_FRAGMENTS)
+        self._fragments: deque[tuple[int, bytes]] = deque(maxlen=_MAX_FRAGMENTS)
+        """Offset and content of each."""
+
         self._lock = Lock()
 
     @property
     def name(self) -> str:
-        """Scheme, host, port and path of the address."""
         return self._remote.name
 
     @property
     def size(self) -> int | None:
-        """Bytes from start to end; unknown where the server does not tell."""
         return self._remote.total
 
     @property
     def seekable(self) -> bool:
-        """Whether bytes can be asked for in any order."""
         return self._remote.has_ranges
 
     def read_at(self, offset: int, length: int) -> bytes:
@@ -348,7 +328,7 @@ class HttpOrigin:
         Raises:
             ImageError: the connection broke and could not be resumed (``image-interrupted``),
                 the image is another than before (``image-changed``), or it was closed.
-            ValueError: as `ForwardReader.read_at`, where it is not seekable.
+            ValueError: as `ForwardReader.read_at`, if it is not seekable.
         """
         with self._lock:
             if self._remote.total is None or not self.seekable:
@@ -356,10 +336,10 @@ class HttpOrigin:
             return self._read_anywhere(offset, min(offset + length, self._remote.total))
 
     def open_file(self) -> None:
-        """They are in no file."""
+        pass
 
     def close(self) -> None:
-        """End all connections and threads; a read in another thread ends with an error."""
+        """Close all connections and end the threads; a read in another thread fails."""
         self._remote.stop()
         for stream in tuple(self._streams):
             stream.stop()
@@ -389,10 +369,10 @@ class HttpOrigin:
         return b"".join(pieces)
 
     def _read_some(self, position: int, end: int) -> bytes | memoryview:
-        """Some bytes from ``position`` on, up to ``end``, from where they come soonest."""
-        for fragment in self._fragments:
-            if fragment.start <= position < fragment.end:
-                return fragment.content[position - fragment.start : end - fragment.start]
+        """Some bytes from ``position`` on, up to ``end``, from the nearest place."""
+        for start, content in self._fragments:
+            if start <= position < start + len(content):
+                return content[position - start : end - start]
         for stream in self._streams:
             if piece := stream.take_again(position, end - position):
                 return piece
@@ -402,7 +382,7 @@ class HttpOrigin:
         return (near or self._new_stream(position, end)).take(end - position)
 
     def _stream_near(self, position: int) -> RemoteStream | None:
-        """The stream that comes to ``position`` soonest, brought there; the others stay."""
+        """The stream nearest to ``position``, moved there; ``None`` if none is near enough."""
         found = [each for each in self._streams if 0 <= position - each.position <= _SKIPPED]
         if not found:
             return None
@@ -414,13 +394,13 @@ class HttpOrigin:
         return stream
 
     def _goes_on(self, position: int, end: int) -> bool:
-        is_next = any(fragment.end == position for fragment in self._fragments)
+        is_next = any(start + len(content) == position for start, content in self._fragments)
         return is_next or end - position >= _STREAM_FROM
 
     def _load_fragment(self, position: int, wanted: int) -> bytes:
-        """The bytes from ``position`` on up to ``wanted``, and some more for the next reads."""
+        """The bytes from ``position`` up to ``wanted``; more are kept for the next reads."""
         total = self._remote.total or 0
-        # The end has what a container is found by, read from back to front.
+        # The index of a container is at its end, and is read from back to front.
         start = min(position, max(0, total - _FRAGMENT_SIZE))
         end = min(max(start + _FRAGMENT_SIZE, wanted), total)
         stream = RemoteStream.starting(self._remote, start, end, end - start)
@@ -428,7 +408,7 @@ class HttpOrigin:
             content = stream.read_all()
         finally:
             stream.close()
-        self._fragments.append(_Fragment(start, content))
+        self._fragments.append((start, content))
         return content[position - start : wanted - start]
 
     def _new_stream(self, start: int, wanted: int) -> RemoteStream:

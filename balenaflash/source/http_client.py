@@ -1,4 +1,4 @@
-"""GET requests over http and https: connections, redirects, and what can go wrong."""
+"""GET requests over http and https: connections, redirects, and their failures."""
 
 import base64
 import re
@@ -21,10 +21,10 @@ _DEFAULT_PROXY_PORT = 80
 
 
 class Connections:
-    """The idle connections of one client; proxies come from the environment."""
+    """The connections of one client, used again when idle; proxies come from the environment."""
 
     def __init__(self, *, timeout: float) -> None:
-        """``timeout`` is in seconds: without a byte, and twice that for a whole header."""
+        """``timeout`` is in seconds: without a byte; a whole header may take twice that."""
         self.timeout = timeout
         self._context: ssl.SSLContext | None = None
         self._idle: dict[str, list[HTTPConnection]] = {}
@@ -36,15 +36,15 @@ class Connections:
         """The answer to a GET of the address ``parts``, which has no user and password.
 
         Raises:
-            OSError: nobody answered.
-            HTTPException: what answered does not speak HTTP.
+            OSError: there was no answer.
+            HTTPException: the answer is not HTTP.
         """
         server = f"{parts.scheme}://{parts.netloc}"
         while (idle := self._take(server)) is not None:
             try:
                 return self._ask_over(idle, server, parts, headers)
             except (OSError, HTTPException):
-                # The server has ended it meanwhile, which is its right.
+                # The server may end an idle connection at any time.
                 idle.close()
                 if self._stopped:
                     raise
@@ -56,19 +56,19 @@ class Connections:
             raise
 
     def keep(self, server: str, connection: HTTPConnection) -> None:
-        """Have ``connection``, whose answer was read to its end, used again."""
+        """Keep ``connection``, whose answer was read to its end, for the next request."""
         with self._lock:
             self._idle.setdefault(server, []).append(connection)
 
     def stop(self) -> None:
-        """Have a question that waits for its answer fail at once, and all after it."""
+        """Make the requests that wait for an answer, and all later ones, fail at once."""
         with self._lock:
             self._stopped = True
             for connection in self._asking:
                 _shut(connection)
 
     def close(self) -> None:
-        """End those that are idle."""
+        """Close the idle connections."""
         with self._lock:
             for connections in self._idle.values():
                 for connection in connections:
@@ -76,7 +76,7 @@ class Connections:
             self._idle.clear()
 
     def _take(self, server: str) -> HTTPConnection | None:
-        """One that is idle and was not ended by the server."""
+        """An idle connection that the server has not ended."""
         with self._lock:
             waiting = self._idle.get(server, [])
             while waiting:
@@ -101,7 +101,8 @@ class Connections:
         else:
             connection = HTTPConnection(host, port, timeout=self.timeout)
         if proxy and is_tls:
-            connection.set_tunnel(parts.hostname or "", parts.port or 443, _proxy_login(proxy))
+            headers = _proxy_headers(proxy)
+            connection.set_tunnel(parts.hostname or "", parts.port or 443, headers)
         try:
             connection.connect()
         except BaseException:
@@ -120,7 +121,7 @@ class Connections:
         proxy = _proxy_for(parts)
         if proxy and parts.scheme == "http":
             target = parts.geturl()
-            headers = {**headers, **_proxy_login(proxy)}
+            headers = {**headers, **_proxy_headers(proxy)}
         late: list[bool] = []
 
         def give_up() -> None:
@@ -169,38 +170,38 @@ class Reply:
 
     @property
     def timeout(self) -> float:
-        """Seconds that it may bring nothing."""
+        """Seconds that may pass without a byte."""
         return self._connections.timeout
 
     def give_back(self) -> bool:
-        """Have the connection used again; False where the answer is not at its end, or the last."""
+        """Keep the connection for the next request; False if it cannot be used again."""
         if self.response.length == 0:
-            self.response.read()  # lets http.client know
+            self.response.read()  # http.client closes the response then
         if self._connection.sock is None or not self.response.isclosed():
             return False
         self._connections.keep(self._server, self._connection)
         return True
 
     def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         self.response.close()
         self._connection.close()
 
 
 def _shut(connection: HTTPConnection) -> None:
-    """Make whoever reads from ``connection`` or writes to it end that; from any thread."""
+    """Make all reads and writes of ``connection`` end at once; from any thread."""
     sock = connection.sock
     if sock is None:
         return
     try:
-        # Not that of an SSLSocket, which another thread is using.
+        # Not the method of SSLSocket, which another thread is using.
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
     except OSError:
         return  # ENOTCONN, EBADF: it has ended
 
 
 def _has_input(connection: HTTPConnection) -> bool:
-    """Whether something comes unasked: the end of the connection, most likely."""
+    """True if input came without a request: most likely the end of the connection."""
     poll = select.poll()
     poll.register(connection.sock, select.POLLIN)
     return bool(poll.poll(0))
@@ -213,26 +214,31 @@ def _proxy_for(parts: SplitResult) -> SplitResult | None:
     return urlsplit(address if "://" in address else f"http://{address}")
 
 
-def _proxy_login(proxy: SplitResult) -> dict[str, str]:
-    user, separator, _place = proxy.netloc.rpartition("@")
+def _proxy_headers(proxy: SplitResult) -> dict[str, str]:
+    login = _login_in(proxy.netloc)
+    return {} if login is None else {"Proxy-Authorization": login}
+
+
+def _login_in(netloc: str) -> str | None:
+    """The user and password in ``netloc`` as a header has them (RFC 7617); ``None`` if none."""
+    user, separator, _host = netloc.rpartition("@")
     if not separator:
-        return {}
-    login = base64.b64encode(unquote(user).encode()).decode("ascii")
-    return {"Proxy-Authorization": f"Basic {login}"}
+        return None
+    return "Basic " + base64.b64encode(unquote(user).encode()).decode("ascii")
 
 
 _MAX_REDIRECTS = 10
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})  # RFC 9110, section 15.4
 _EXPIRED = frozenset({400, 401, 403, 404, 410})
-"""What servers answer to a signed link whose time is over."""
+"""Answers of servers to a signed link that has expired."""
 
 
 class Client:
-    """Asks for one address.
+    """Requests of one address.
 
-    Where it was redirected to is asked first the next time, so that all bytes come from the
-    same server, and the address itself again when that link has expired. Proxies come from
-    the environment. User and password of the address go to its own host only.
+    The target of a redirect is used for the next requests, so that all bytes come from the same
+    server; after that link has expired, the address itself again. User and password of the
+    address are sent to its own host only.
     """
 
     def __init__(self, url: Url, *, timeout: float) -> None:
@@ -241,12 +247,12 @@ class Client:
         self._connections = Connections(timeout=timeout)
 
     def ask(self, headers: Mapping[str, str]) -> Reply:
-        """The answer to a GET with ``headers``, of any status but a redirect's; the caller closes.
+        """The answer to a GET with ``headers``, which is not a redirect; the caller closes it.
 
         Raises:
-            ImageError: redirects do not end, lead from https to http or elsewhere.
-            OSError: nobody answered.
-            HTTPException: what answered does not speak HTTP.
+            ImageError: redirects do not end, lead from https to http, or to no web address.
+            OSError: there was no answer.
+            HTTPException: the answer is not HTTP.
         """
         reply = self._follow(self._located, headers)
         if reply.response.status in _EXPIRED and self._located is not self._url:
@@ -255,11 +261,11 @@ class Client:
         return reply
 
     def stop(self) -> None:
-        """Have a question that waits for its answer fail at once; from any thread."""
+        """Make a request that waits for its answer fail at once; from any thread."""
         self._connections.stop()
 
     def close(self) -> None:
-        """End the connections that are idle."""
+        """Close the idle connections."""
         self._connections.close()
 
     def _follow(self, url: Url, headers: Mapping[str, str]) -> Reply:
@@ -268,7 +274,7 @@ class Client:
             if reply.response.status not in _REDIRECTS:
                 self._located = url
                 return reply
-            # Its body is left unread: nothing bounds it.
+            # Its body is not read: nothing limits its size.
             reply.close()
             url = self._redirected(url, reply.response.getheader("Location"))
         raise self._refused(f"the server redirects more than {_MAX_REDIRECTS} times")
@@ -280,28 +286,24 @@ class Client:
             "User-Agent": f"balenaflash/{balenaflash.__version__}",
             "Accept-Encoding": "identity",
         }
-        login = self._login_for(parts)
-        if login is not None:
-            sent["Authorization"] = login
-        return self._connections.ask(parts._replace(netloc=_host(parts.netloc)), sent)
-
-    def _login_for(self, parts: SplitResult) -> str | None:
-        """The Authorization header (RFC 7617), for the scheme, host and port of the address."""
         own = urlsplit(self._url.address)
-        user, separator, place = own.netloc.rpartition("@")
-        if not separator or parts.scheme != own.scheme or _host(parts.netloc) != place:
-            return None
-        return "Basic " + base64.b64encode(unquote(user).encode()).decode("ascii")
+        host = _host(parts.netloc)
+        login = _login_in(own.netloc)
+        if login is not None and (parts.scheme, host) == (own.scheme, _host(own.netloc)):
+            sent["Authorization"] = login
+        return self._connections.ask(parts._replace(netloc=host), sent)
 
     def _redirected(self, url: Url, location: str | None) -> Url:
         if not location or re.search(r"[\x00-\x20\x7f]", location.strip()):
-            raise self._refused("the server redirects to no address")
+            raise self._refused("the server redirects to an empty or invalid address")
         try:
             target = parse_url(urljoin(url.address, location.strip()))
         except (ImageError, ValueError) as error:
-            raise self._refused("the server redirects to what is not on the web") from error
+            raise self._refused(
+                "the server redirects to an address that is not http or https"
+            ) from error
         if url.address.startswith("https:") and not target.address.startswith("https:"):
-            raise self._refused("the server redirects from https to http, which nothing protects")
+            raise self._refused("the server redirects from https to http, which is not protected")
         return target
 
     def _refused(self, fact: str) -> ImageError:
@@ -317,10 +319,10 @@ def _host(netloc: str) -> str:
 
 
 BROKEN = (OSError, HTTPException)
-"""What asking and reading can raise: the network, TLS, a broken answer."""
+"""Failures of a request and of reading its answer: the network, TLS, a broken answer."""
 
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""Status codes that a later try may not meet again."""
+"""Status codes of failures that may have passed at a later try."""
 
 
 class BusyError(OSError):
@@ -335,19 +337,19 @@ def raise_for_status(name: str, status: int) -> NoReturn:
     """Refuse an answer with the HTTP status code ``status``.
 
     Raises:
-        BusyError: a later try may go better.
-        ImageError: it will not.
+        BusyError: a later try may succeed.
+        ImageError: a later try would fail as well.
     """
     if status in _BUSY:
         raise BusyError(status)
-    fact, hint = _REFUSALS.get(status, ("does not give the image", _CHECK_ADDRESS))
+    fact, hint = _REFUSALS.get(status, ("does not send the image", _CHECK_ADDRESS))
     raise ImageError(
         f"{name}: the server {fact} (HTTP {_phrase(status)})", code="image-unreachable", hint=hint
     )
 
 
 def unreachable(name: str, error: OSError | HTTPException) -> ImageError:
-    """The error for an image whose server could not be asked at all."""
+    """The error for an image whose server did not answer at all."""
     fact, hint = _fact(error)
     return ImageError(f"{name}: {fact}", code="image-unreachable", hint=hint)
 
@@ -355,7 +357,7 @@ def unreachable(name: str, error: OSError | HTTPException) -> ImageError:
 def interrupted(
     name: str, position: int, total: int | None, error: Exception | None, hint: str
 ) -> ImageError:
-    """The error for a transfer that ended at byte ``position`` and cannot go on."""
+    """The error for a transfer that ended at byte ``position`` and cannot be resumed."""
     length = "" if total is None else f" of {total}"
     return ImageError(
         f"{name}: the transfer broke off at byte {position}{length}: {describe(error)}",
@@ -365,31 +367,29 @@ def interrupted(
 
 
 def describe(error: Exception | None) -> str:
-    """What went wrong, in a few words; without an error the server has ended the connection."""
+    """The failure in a few words; without an error the server has closed the connection."""
     return "the connection was closed" if error is None else _fact(error)[0]
-
-
-def is_lasting(error: Exception) -> bool:
-    """Whether trying again is of no use, even if it went well before."""
-    return isinstance(error, ssl.SSLCertVerificationError)
 
 
 _CHECK_ADDRESS = "Check the address."
 _CHECK_NETWORK = "Check the address, the network, and http_proxy, https_proxy and no_proxy."
-_GET_ACCESS = "It may need a login, or the link has expired: get a fresh one."
+_GET_ACCESS = "It may need a login, or the link has expired: get a new link."
 
 _REFUSALS = {
     401: ("asks for a login", _GET_ACCESS),
     403: ("refuses access", _GET_ACCESS),
     404: ("has no such image", _CHECK_ADDRESS),
-    407: ("is behind a proxy that asks for a login", "Give it as http://USER:PASSWORD@PROXY."),
+    407: (
+        "is behind a proxy that asks for a login",
+        "Set http_proxy or https_proxy to http://USER:PASSWORD@PROXY.",
+    ),
     410: ("no longer has the image", _CHECK_ADDRESS),
 }
-"""Status code to what it means here and what to do."""
+"""Status code to its meaning here and the next step."""
 
 
 def _phrase(status: int) -> str:
-    """Number and standard name: the server's own words are not shown."""
+    """Number and standard name of a status; the server's own words are not shown."""
     try:
         return f"{status} {HTTPStatus(status).phrase}"
     except ValueError:
@@ -401,15 +401,15 @@ _FACTS: tuple[tuple[type[Exception], str, str], ...] = (
     (
         ssl.SSLCertVerificationError,
         "the server's certificate is not trusted: {}",
-        "If it is your own, name its authority's file in SSL_CERT_FILE.",
+        "If it is your own, set SSL_CERT_FILE to the file of its authority.",
     ),
     (ssl.SSLError, "TLS failed: {}", _CHECK_ADDRESS),
     (socket.gaierror, "the host is not known: {}", _CHECK_NETWORK),
     (TimeoutError, "the server does not answer in time", _CHECK_NETWORK),
-    (HTTPException, "the server's answer is broken off or not HTTP", _CHECK_ADDRESS),
+    (HTTPException, "the server's answer is cut short or not HTTP", _CHECK_ADDRESS),
     (OSError, "the server cannot be reached: {}", _CHECK_NETWORK),
 )
-"""Kind of error, the narrower before the wider, to the fact and what to do."""
+"""Kind of error, the narrower before the wider, with the fact and the next step."""
 
 
 def _fact(error: Exception) -> tuple[str, str]:

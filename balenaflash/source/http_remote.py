@@ -1,11 +1,12 @@
-"""One image on a web server: the answers about it, and requests from any byte on."""
+"""One image on a web server: requests of its bytes, and the answers to them."""
 
 import os
 import re
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPResponse
 from threading import Event, Lock
@@ -30,98 +31,87 @@ _NUMBER = r"([0-9]{1,18})"
 _CONTENT_RANGE = re.compile(rf"bytes {_NUMBER}-{_NUMBER}/{_NUMBER}")  # RFC 9110, section 14.4
 
 _LEAST_RATE = 1024
-"""Bytes per second that a server has to send while it is waited for."""
+"""Bytes per second that a server has to send while the reader waits for it."""
 
 _RESET = struct.pack("@ii", 1, 0)
-"""struct linger, linux/socket.h: on, with no time. The server learns at once that nobody reads."""
+"""struct linger, linux/socket.h: on, with no time. The server learns at once of the close."""
 
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """What tells one content of an address from another (RFC 9110, section 8.8)."""
+    """The validators by which contents of one address differ (RFC 9110, section 8.8)."""
 
     etag: str | None
     modified: str | None
-    """Last-Modified, as the server wrote it."""
+    """Last-Modified, as the server sent it."""
 
     @classmethod
     def of(cls, response: HTTPResponse) -> Self:
-        """The validators that the server sent."""
         return cls(response.getheader("ETag"), response.getheader("Last-Modified"))
 
     @property
     def condition(self) -> str | None:
-        """What to send as If-Range; `None` when only a weak ETag is there, or nothing."""
+        """Value for If-Range; ``None`` if the server sent only a weak ETag, or nothing."""
         if self.etag is not None and self.etag.startswith('"'):
             return self.etag
         return self.modified
 
     def differs(self, other: Self) -> bool:
-        """Whether both speak, and not of the same content.
+        """True if both have the same validator, with different values.
 
-        A partial answer may leave out Last-Modified (RFC 9110, section 15.3.7).
+        A partial answer may omit Last-Modified (RFC 9110, section 15.3.7).
         """
         if self.etag is not None and other.etag is not None:
             return self.etag != other.etag
         return None not in {self.modified, other.modified} and self.modified != other.modified
 
 
-@dataclass(frozen=True, slots=True)
-class ContentRange:
-    """The half-open range ``[start, end)`` of ``total`` bytes."""
-
-    start: int
-    end: int
-    total: int
-
-    @classmethod
-    def of(cls, response: HTTPResponse) -> Self | None:
-        """What the answer says it brings; `None` where it says nothing that can be used."""
-        match = _CONTENT_RANGE.fullmatch(response.getheader("Content-Range", "").strip())
-        if match is None:
-            return None
-        first, last, total = (int(number) for number in match.groups())
-        return cls(first, last + 1, total) if first <= last < total else None
-
-
 class Body:
-    """The bytes that an answer brings, read once in their order."""
+    """The bytes of an answer, read once in their order."""
 
     def __init__(self, reply: Reply, length: int | None) -> None:
+        """``length`` is the number of bytes to read, also if more of them follow."""
         self._reply = reply
         self._response = reply.response
         self._left = length
-        self._patience = _Patience(reply.timeout)
-        # A second descriptor of the connection, to end a wait in `read` from another thread.
+        # Only the time in which the server is waited for counts, so that a slow reader is not
+        # refused.
+        self._waited = 0.0
+        self._came = 0
+        # A second descriptor of the connection, by which another thread ends a wait in `read`.
         self._handle = socket.socket(fileno=os.dup(self._response.fileno()))
-        # Its number must not become another file's between two steps of `interrupt`.
+        # Its number must not become that of another file during `interrupt`.
         self._handle_lock = Lock()
 
     @property
     def is_complete(self) -> bool:
-        """Whether all was read that the answer brings."""
+        """True if all bytes of the answer were read."""
         return self._left == 0
 
     def read(self, limit: int) -> bytes:
-        """The next 1 to ``limit`` bytes; ``b""`` at the end, and where the server stopped.
+        """The next 1 to ``limit`` bytes; ``b""`` at the end, and if the server stopped.
 
         Raises:
-            TimeoutError: it sends next to nothing.
+            TimeoutError: the server sends next to nothing.
         """
         if self._left is not None:
-            # Content-Range counts, also where more follows it.
             limit = min(limit, self._left)
-        with self._patience:
-            block = self._response.read1(limit) if limit else b""
-            self._patience.came(len(block))
+        since = time.monotonic()
+        block = self._response.read1(limit) if limit else b""
+        self._waited += time.monotonic() - since
+        self._came += len(block)
+        if self._waited >= self._reply.timeout:
+            if self._came < _LEAST_RATE * self._waited:
+                raise TimeoutError("next to nothing comes")
+            self._waited, self._came = 0.0, 0
         if self._left is not None:
             self._left -= len(block)
         return block
 
     def interrupt(self) -> None:
-        """Make a `read` that waits, and all after it, end at once; from any thread."""
+        """Make a `read` that waits, and all later ones, end at once; from any thread."""
         if self.is_complete:
-            return  # nothing waits, and the connection may be used again
+            return  # no read waits, and the connection may be used again
         with self._handle_lock:
             try:
                 self._handle.shutdown(socket.SHUT_RD)
@@ -130,9 +120,9 @@ class Body:
                 return
 
     def close(self) -> None:
-        """Leave the connection to the next request, or end it where the answer goes on.
+        """Keep the connection for the next request, or end it if the answer is not at its end.
 
-        What is on its way is thrown away then (socket(7), SO_LINGER). May be called again.
+        Bytes on their way are dropped then (socket(7), SO_LINGER). May be called again.
         """
         with self._handle_lock:
             if self._handle.fileno() == -1:
@@ -145,87 +135,63 @@ class Body:
             self._reply.close()
 
 
-class _Patience:
-    """Ends the waiting for a server that sends a byte now and then.
-
-    Only the time counts in which it is waited for, so that who reads slowly is not punished.
-    """
-
-    def __init__(self, period: float) -> None:
-        self._period = period
-        self._waited = 0.0
-        self._came = 0
-        self._since = 0.0
-
-    def __enter__(self) -> None:
-        self._since = time.monotonic()
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        self._waited += time.monotonic() - self._since
-        if self._waited >= self._period:
-            is_slow = self._came < _LEAST_RATE * self._waited
-            self._waited, self._came = 0.0, 0
-            if is_slow and error is None:
-                raise TimeoutError("next to nothing comes")
-
-    def came(self, size: int) -> None:
-        """Count ``size`` bytes."""
-        self._came += size
-
-
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer that brings bytes of the image."""
+    """An answer with bytes of the image."""
 
     body: Body
     start: int
-    """Offset of the first byte in the image."""
+    """Offset in the image of the first byte."""
 
     end: int | None
-    """Offset one past the last byte; unknown where the server does not tell."""
+    """Offset one past the last byte; ``None`` if the server does not report it."""
 
     total: int | None
-    """Bytes of the whole image; unknown where the server does not tell."""
+    """Bytes of the whole image; ``None`` if the server does not report it."""
 
     version: Version
     has_ranges: bool
-    """Whether the server says that it answers ranges."""
+    """True if the server supports ranges, by its own word."""
+
+    @classmethod
+    def of_whole(cls, reply: Reply) -> Self:
+        """The answer with status 200: everything from the start."""
+        response = reply.response
+        total = _content_length(response)
+        has_ranges = response.getheader("Accept-Ranges", "").strip().lower() == "bytes"
+        return cls(Body(reply, total), 0, total, total, Version.of(response), has_ranges)
+
+    @classmethod
+    def of_part(cls, reply: Reply, start: int, end: int, total: int) -> Self:
+        """The answer with status 206: the bytes ``[start, end)``."""
+        version = Version.of(reply.response)
+        return cls(Body(reply, end - start), start, end, total, version, has_ranges=True)
 
     @property
     def can_be_continued(self) -> bool:
-        """Whether other bytes of the same version can be asked for."""
+        """True if other bytes of the same version can be requested."""
         return self.has_ranges and self.total is not None and self.version.condition is not None
 
 
-def read_partial(reply: Reply) -> Answer | None:
-    """What a 206 brings; `None` where it does not say which bytes."""
-    response = reply.response
-    place = ContentRange.of(response)
-    if place is None or response.isclosed():  # closed at once: Content-Length: 0
+def _content_range(response: HTTPResponse) -> tuple[int, int, int] | None:
+    """Start, end (exclusive) and total of the bytes that a 206 contains; ``None`` if unusable."""
+    match = _CONTENT_RANGE.fullmatch(response.getheader("Content-Range", "").strip())
+    if match is None or response.isclosed():  # closed at once: Content-Length: 0
         return None
-    body = Body(reply, place.end - place.start)
-    return Answer(body, place.start, place.end, place.total, Version.of(response), has_ranges=True)
+    first, last, total = map(int, match.groups())
+    return (first, last + 1, total) if first <= last < total else None
 
 
-def read_whole(reply: Reply) -> Answer:
-    """What a 200 brings: everything, from the start."""
-    response = reply.response
-    total = content_length(response)
-    has_ranges = response.getheader("Accept-Ranges", "").strip().lower() == "bytes"
-    body = Body(reply, total)
-    return Answer(body, 0, total, total, Version.of(response), has_ranges)
-
-
-def content_length(response: HTTPResponse) -> int | None:
-    """Bytes that follow, where the server says so and does not send in chunks."""
+def _content_length(response: HTTPResponse) -> int | None:
+    """Number of bytes that follow; ``None`` if the server omits it or sends chunks."""
     length = response.getheader("Content-Length", "").strip()
     if response.getheader("Transfer-Encoding") or not re.fullmatch(_NUMBER, length):
         return None
     return int(length)
 
 
-def require_identity(name: str, response: HTTPResponse) -> None:
-    """Refuse a body that is encoded on its way, such as compressed.
+def _require_identity(name: str, response: HTTPResponse) -> None:
+    """Refuse a body that is encoded for the transfer, such as compressed.
 
     Raises:
         ImageError: it is.
@@ -241,7 +207,7 @@ def require_identity(name: str, response: HTTPResponse) -> None:
 
 
 FIRST_WINDOW = MIB
-"""Bytes asked for at first: a look at an image needs no more."""
+"""Bytes of the first request: to inspect an image needs no more."""
 
 _OK = 200
 _PARTIAL = 206
@@ -249,7 +215,7 @@ _NOT_SATISFIABLE = 416
 
 
 class Remote:
-    """Asks for the bytes of one image, and sees to it that it stays the same.
+    """Requests of the bytes of one image, all of the same version.
 
     ``pauses`` are the seconds to wait before each new try; ``closed`` ends a pause.
     """
@@ -264,12 +230,12 @@ class Remote:
         self.has_ranges = False
 
     def open(self) -> Answer:
-        """The image from its start on: all of it where the server gives no ranges.
+        """The image from its start: all of it if the server does not support ranges.
 
-        A server that is busy is asked again; one that cannot be reached is not.
+        The request is repeated if the server is busy, but not if it cannot be reached.
 
         Raises:
-            ImageError: there is nothing, it may not be read, or it is empty.
+            ImageError: there is no image, it may not be read, or it is empty.
         """
         tries = 0
         while True:
@@ -283,21 +249,21 @@ class Remote:
             tries += 1
 
     def stop(self) -> None:
-        """Ask nothing more, and end what waits for an answer; from any thread."""
+        """Refuse further requests, and end those that wait for an answer; from any thread."""
         self.closed.set()
         self._client.stop()
 
     def close(self) -> None:
-        """End the connections that are idle."""
+        """Close the idle connections."""
         self._client.close()
 
     def ask_range(self, start: int, end: int | None) -> Answer:
-        """The bytes from ``start`` on, up to ``end`` or less of them.
+        """The bytes from ``start`` on, up to ``end`` or fewer.
 
         Raises:
-            ImageError: the image was changed, or the server no longer answers ranges.
-            OSError: nobody answered, or not now.
-            HTTPException: what answered does not speak HTTP.
+            ImageError: the image was changed, or the server no longer supports ranges.
+            OSError: there was no answer, or the server is busy.
+            HTTPException: the answer is not HTTP.
         """
         if self.closed.is_set():
             raise interrupted(self.name, start, self.total, None, "Open it again.")
@@ -306,14 +272,11 @@ class Remote:
         if self._version.condition is not None:
             headers["If-Range"] = self._version.condition
         reply = self._client.ask(headers)
-        try:
+        with _closed_on_error(reply):
             return self._expected(reply, start)
-        except BaseException:
-            reply.close()
-            raise
 
     def _first(self) -> Answer:
-        # A range tells whether the server answers ranges, and costs no request.
+        # The answer to a range shows if the server supports ranges, and costs no request.
         answer = self._begin({"Range": f"bytes=0-{FIRST_WINDOW - 1}"})
         if answer is not None and answer.end != answer.total and not answer.can_be_continued:
             # Other bytes may belong to another version.
@@ -322,7 +285,7 @@ class Remote:
         answer = answer or self._begin({})
         if answer is None:
             raise ImageError(
-                f"{self.name}: the server sends a part of the image that was not asked for",
+                f"{self.name}: the server sends a part of the image that was not requested",
                 code="image-unreachable",
                 hint="Download it first.",
             )
@@ -332,13 +295,10 @@ class Remote:
         return answer
 
     def _begin(self, headers: dict[str, str]) -> Answer | None:
-        """The image from its start; `None` where the server misunderstood the range."""
+        """The image from its start; ``None`` if the server misunderstood the range."""
         reply = self._client.ask(headers)
-        try:
+        with _closed_on_error(reply):
             answer = self._from_start(reply)
-        except BaseException:
-            reply.close()
-            raise
         if answer is None:
             reply.close()
         return answer
@@ -348,20 +308,17 @@ class Remote:
         content_range = response.getheader("Content-Range", "").strip()
         if response.status == _NOT_SATISFIABLE and content_range != "bytes */0":
             return None
-        if content_range == "bytes */0" or content_length(response) == 0:
+        if content_range == "bytes */0" or _content_length(response) == 0:
             self._refuse_empty(response.status)
         if response.status not in {_OK, _PARTIAL}:
             raise_for_status(self.name, response.status)
-        require_identity(self.name, response)
+        _require_identity(self.name, response)
         if response.status == _OK:
-            return read_whole(reply)
-        answer = read_partial(reply)
-        if answer is None or answer.total is None:
-            return answer
-        if (answer.start, answer.end) == (0, min(answer.total, FIRST_WINDOW)):
-            return answer
-        answer.body.close()
-        return None
+            return Answer.of_whole(reply)
+        place = _content_range(response)
+        if place is None or place[:2] != (0, min(place[2], FIRST_WINDOW)):
+            return None
+        return Answer.of_part(reply, *place)
 
     def _refuse_empty(self, status: int) -> None:
         if status in {_OK, _PARTIAL, _NOT_SATISFIABLE}:
@@ -379,30 +336,38 @@ class Remote:
             raise self._changed()
         if response.status == _OK:
             raise self._without_ranges(start)
-        require_identity(self.name, response)
-        answer = read_partial(reply)
-        if answer is None:
+        _require_identity(self.name, response)
+        place = _content_range(response)
+        if place is not None and place[2] != self.total:
+            raise self._changed()
+        if place is None or place[0] != start:
             raise self._without_ranges(start)
-        if answer.total == self.total and answer.start == start:
-            return answer
-        answer.body.close()
-        raise self._changed() if answer.total != self.total else self._without_ranges(start)
+        return Answer.of_part(reply, *place)
 
     def _changed(self) -> ImageError:
         return ImageError(
             f"{self.name}: was changed on the server while it was read",
             code="image-changed",
-            hint="Start again; if it happens again, the servers behind the address differ.",
+            hint="Start again. If it happens again, the servers of this address differ.",
         )
 
     def _without_ranges(self, start: int) -> ImageError:
         return ImageError(
-            f"{self.name}: the server does not give the bytes from {start} on",
+            f"{self.name}: the server does not send the bytes from {start} on",
             code="image-interrupted",
             hint="Start again, or download the image first.",
         )
 
 
+@contextmanager
+def _closed_on_error(reply: Reply) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        reply.close()
+        raise
+
+
 def tell_of_pause(name: str, error: Exception | None, pause: float) -> None:
-    """Tell why nothing comes for ``pause`` seconds."""
+    """Report the reason for a pause of ``pause`` seconds."""
     tell(f"{name}: {describe(error)}; trying again in {pause:g} s")
