@@ -91,7 +91,7 @@ def test_verify_names_the_byte_and_the_partition_that_differ(
     assert run.returncode == 6
     assert run.stdout == ""
     assert f"differs from the image at byte {place} (partition 1 (resin-boot)" in run.stderr
-    assert "it may start, with a wrong image" in run.stderr
+    assert "it may start with a wrong image" in run.stderr
     run = balenaflash("verify", "--json", gpt.path, node)
     envelope = json.loads(run.stdout)
     assert (run.returncode, envelope["exit_status"], envelope["status"]) == (6, 6, "error")

@@ -150,7 +150,7 @@ def test_verify_compares_with_what_fixing_leaves(
     run = balenaflash("verify", "--fix-gpt", "--json", gpt.path, node)
     assert run.returncode == 6, run.stderr
     message = json.loads(run.stdout)["errors"][0]["message"]
-    assert f"bytes from {larger(gpt) - 512} on" in message
+    assert f"bytes from byte {larger(gpt) - 512}" in message
 
 
 # What other tables have left behind
@@ -221,7 +221,7 @@ def test_a_moved_table_that_reads_back_wrong_ends_in_6(
     device.set(faults=[bit_flip(larger(gpt) - 512 + 56)])
     run = balenaflash("write", "--yes", "--fix-gpt", gpt.path, device.node)
     assert (run.returncode, run.stdout) == (6, ""), run.stderr
-    assert f"sectors from byte {larger(gpt) - 512} on" in run.stderr
+    assert f"512 B from byte {larger(gpt) - 512}" in run.stderr
 
 
 def test_a_disk_that_fails_where_the_table_is_moved_to_ends_in_5_and_does_not_boot(

@@ -19,8 +19,6 @@ from imagecopies import MakeImage
 
 from balenaflash.commands.write import DiskDestination, leave
 from balenaflash.errors import VerificationError, WriteError
-from balenaflash.flashing.plan import WritePlan
-from balenaflash.formats.partitions.model import PartitionTable, TableKind
 from balenaflash.targets.leaving import switch_off, wait_for_partitions
 from balenaflash.targets.safety import assess
 from balenaflash.units import MIB
@@ -113,9 +111,8 @@ def test_a_disk_that_failed_is_not_switched_off(tree: DeviceTree) -> None:
     remove = usb_device(add_stick(tree)) / "remove"
     remove.touch()
     destination = DiskDestination(assess(tree.disks()["sdd"], kernel=tree.kernel))
-    plan = WritePlan(MIB, PartitionTable(TableKind.GPT, 512, "0x0", (), ()))
     for error in (VerificationError("differs"), WriteError("failed")):
-        assert leave(destination, error, plan, eject=True) is None
+        assert leave(destination, error, eject=True) is None
     assert remove.read_text() == ""
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from balenaflash.errors import ImageError
 from balenaflash.flashing.chunks import CHUNK_SIZE
-from balenaflash.flashing.feed import ChunkQueue, Feeds
+from balenaflash.flashing.feed import ChunkQueue, Feed
 from balenaflash.flashing.plan import WritePlan
 from balenaflash.formats.partitions.model import PartitionTable, TableKind
 from balenaflash.source.base import Source
@@ -59,9 +59,11 @@ def make_plan(size: int = SIZE) -> WritePlan:
 class Taking(threading.Thread):
     """Takes each chunk, after a pause, and notes what it held when it was given back."""
 
-    def __init__(self, feeds: Feeds, pause: Callable[[], float], *, leaves_at: int = 1000) -> None:
+    def __init__(
+        self, queue: ChunkQueue, pause: Callable[[], float], *, leaves_at: int = 1000
+    ) -> None:
         super().__init__(daemon=True)
-        self.queue = ChunkQueue(feeds.start_alone)
+        self.queue = queue
         self.seen: list[tuple[int, int]] = []
         self.failure: BaseException | None = None
         self.is_whole = False
@@ -76,8 +78,8 @@ class Taking(threading.Thread):
                 time.sleep(self._pause())
                 assert chunk.fault is None
                 number = int.from_bytes(chunk.buffer[:8], "big")
-                assert number == chunk.record.extent.start // 4096 + 1, "overwritten in hand"
-                self.seen.append((chunk.record.extent.start, chunk.record.extent.end))
+                assert number == chunk.digest.extent.start // 4096 + 1, "overwritten in hand"
+                self.seen.append((chunk.digest.extent.start, chunk.digest.extent.end))
                 release()
                 if len(self.seen) == self._leaves_at:
                     self.queue.close()
@@ -90,11 +92,10 @@ class Taking(threading.Thread):
 
 
 def take_all(source: Source, pauses: list[Callable[[], float]], **leaves: int) -> list[Taking]:
-    with Feeds(source, make_plan(source.size or 0), limit=None) as feeds:
-        takers = [Taking(feeds, pause) for pause in pauses]
+    with Feed(source, make_plan(source.size or 0), len(pauses), limit=None) as feed:
+        takers = [Taking(queue, pause) for queue, pause in zip(feed.queues, pauses, strict=True)]
         for index, at in leaves.items():
             takers[int(index[1:])]._leaves_at = at
-        feeds.start([taker.queue for taker in takers])
         for taker in takers:
             taker.start()
         for taker in takers:
@@ -162,10 +163,10 @@ def test_a_reader_that_crashes_never_looks_like_the_end() -> None:
     ended: list[Taking] = []
 
     def feed() -> None:
-        with Feeds(Failing(OSError("a bug"), 10 * CHUNK_SIZE), make_plan(), limit=None) as feeds:
-            taker = Taking(feeds, lambda: 0.0)
+        source = Failing(OSError("a bug"), 10 * CHUNK_SIZE)
+        with Feed(source, make_plan(), 1, limit=None) as feed:
+            taker = Taking(feed.queues[0], lambda: 0.0)
             ended.append(taker)
-            feeds.start([taker.queue])
             taker.start()
             taker.join(30)
 
@@ -177,10 +178,9 @@ def test_a_reader_that_crashes_never_looks_like_the_end() -> None:
 
 
 def test_a_damaged_image_is_told_to_everybody_by_a_chunk() -> None:
-    with Feeds(Failing(ImageError("damaged"), 10 * CHUNK_SIZE), make_plan(), limit=None) as feeds:
-        queues = [ChunkQueue(), ChunkQueue()]
-        feeds.start(queues)
-        chunks = [queue.chunks(never) for queue in queues]
+    source = Failing(ImageError("damaged"), 10 * CHUNK_SIZE)
+    with Feed(source, make_plan(), 2, limit=None) as feed:
+        chunks = [queue.chunks(never) for queue in feed.queues]
         faults: list[ImageError | None] = [None, None]
         for _ in range(12):
             for index, taken in enumerate(chunks):
@@ -204,19 +204,16 @@ def test_a_reader_that_stands_still_keeps_nobody_from_leaving() -> None:
 
     started = time.monotonic()
     try:
-        with Feeds(Standing(), make_plan(), limit=None) as feeds:
-            queue = ChunkQueue()
-            feeds.start([queue])
-            assert next(queue.chunks(lambda: True))[0] is None
+        with Feed(Standing(), make_plan(), 1, limit=None) as feed:
+            assert next(feed.queues[0].chunks(lambda: True))[0] is None
         assert time.monotonic() - started < 10
     finally:
         still.set()
 
 
 def test_a_queue_refuses_chunks_in_another_order() -> None:
-    queue = ChunkQueue()
-    with Feeds(NumberedSource(), make_plan(), limit=None) as feeds:
-        feeds.start([queue])
+    with Feed(NumberedSource(), make_plan(), 1, limit=None) as feed:
+        (queue,) = feed.queues
         chunk, release = next(queue.chunks(never))
         assert chunk is not None
         with pytest.raises(ValueError, match="comes instead of"):

@@ -256,7 +256,7 @@ def test_an_image_that_fails_half_way_is_told_apart_from_a_failing_medium() -> N
     image = pattern(10 * MIB)
     medium = MemoryMedium(10 * MIB)
     source = MemorySource(image, broken_at=5 * MIB)
-    with pytest.raises(ImageFailedError, match="since the image failed") as failure:
+    with pytest.raises(ImageFailedError, match="because the image failed") as failure:
         flash_one(source, medium, make_plan(len(image)))
     assert failure.value.exit_status == 7
     assert failure.value.code == "image-failed"

@@ -189,7 +189,7 @@ def test_three_regions_that_stay_wrong_are_enough() -> None:
             content[place] = IMAGE[place] ^ 1
 
     medium.write_through = store
-    with pytest.raises(VerificationError, match=r"3 ranges differ.*does not take it") as failure:
+    with pytest.raises(VerificationError, match=r"3 ranges differ.*does not accept it") as failure:
         flash_one(medium)
     assert failure.value.exit_status == 6
     assert len(rewrites) == 8 + 3, "the zeros of the head, seven chunks, and three again"

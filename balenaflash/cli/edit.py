@@ -22,7 +22,7 @@ from balenaflash.durable import FileType, find_type
 from balenaflash.edits.files import Edit, FileChange
 from balenaflash.edits.recipe.reading import Recipe
 from balenaflash.errors import BalenaflashError, EditError, refusal
-from balenaflash.flashing.flash import FlashOptions, FlashReport, Target, flash
+from balenaflash.flashing.flash import FlashOptions, FlashReport, flash
 from balenaflash.formats.fat.check import Fault
 from balenaflash.source.location import ImageLocation
 from balenaflash.source.opening import open_for_reading
@@ -190,9 +190,8 @@ def _write(
     )
     with (
         stop_at_next_block(session) as stop,
-        open_destination(destination, plan.least_size) as medium,
+        open_destination(destination, plan.least_size, progress_for(session)) as target,
     ):
-        target = Target(medium, progress_for(session))
         (outcome,) = flash(edited.source, plan, [target], options=FlashOptions(), stop=stop)
         if isinstance(outcome, BalenaflashError):
             raise outcome

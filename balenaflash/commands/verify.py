@@ -48,7 +48,7 @@ def verify(
         move = plan_gpt_move(image.source, plan.table, medium.size) if fix_gpt else ()
         source = lay_move_over(image.source, move)
         comparison = compare(source, medium, plan, progress, stop)
-        comparison.require_equal(source, plan, str(target))
+        comparison.require_equal(source, str(target))
         require_moved(medium, move)
         rereads = medium.rereads
     warnings = (*image.warnings, *plan.warnings, *rereads.warnings(str(target)))

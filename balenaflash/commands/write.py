@@ -71,11 +71,6 @@ class DiskDestination:
         """Its node."""
         return str(self.assessment.disk.node)
 
-    @property
-    def may_be_fake(self) -> bool:
-        """Whether it is of a kind that is sold with less in it than it says."""
-        return self.assessment.disk.is_external
-
 
 @dataclass(frozen=True, slots=True)
 class FileDestination:
@@ -85,16 +80,6 @@ class FileDestination:
     overwrite: bool
     mode: int
     """Who may read and write it, before the umask."""
-
-    @property
-    def gpt_move(self) -> tuple[Patch, ...]:
-        """Nothing: a file becomes as large as the image."""
-        return ()
-
-    @property
-    def may_be_fake(self) -> bool:
-        """Never."""
-        return False
 
     @property
     def name(self) -> str:
@@ -180,20 +165,16 @@ class PreparedWrite:
 
         def finish(number: int, outcome: Outcome) -> None:
             outcome = _close(opened[number], outcome)
-            ending = leave(self.destinations[number], outcome, self.plan, eject=self.request.eject)
+            ending = leave(self.destinations[number], outcome, eject=self.request.eject)
             done[number] = Done(outcome, ending)
             finished(number, done[number])
 
         with _interruption_explained(self.destinations), ExitStack() as all_opened:
             opened = [all_opened.enter_context(ExitStack()) for _ in self.destinations]
-            media = [
-                each.enter_context(open_destination(destination, self.plan.least_size))
-                for each, destination in zip(opened, self.destinations, strict=True)
-            ]
             targets = [
-                Target(medium, shown, destination.gpt_move, may_be_fake=destination.may_be_fake)
-                for medium, shown, destination in zip(
-                    media, progress, self.destinations, strict=True
+                each.enter_context(open_destination(destination, self.plan.least_size, shown))
+                for each, destination, shown in zip(
+                    opened, self.destinations, progress, strict=True
                 )
             ]
             outcomes = flash(
@@ -258,13 +239,12 @@ def _close(opened: ExitStack, outcome: Outcome) -> Outcome:
     return outcome
 
 
-def leave(
-    destination: Destination, outcome: Outcome, plan: WritePlan, *, eject: bool
-) -> Ending | None:
+def leave(destination: Destination, outcome: Outcome, *, eject: bool) -> Ending | None:
     """Wait for the kernel and udev, and switch off a disk if asked to and if all went well."""
     if isinstance(outcome, BalenaflashError) or not isinstance(destination, DiskDestination):
         return None
-    return end(destination.assessment.disk, plan.partition_starts, eject=eject)
+    starts = [(each.number, each.extent.start) for each in outcome.partitions]
+    return end(destination.assessment.disk, starts, eject=eject)
 
 
 def plan_image(source: Source, *, write_all: bool = False) -> WritePlan:
@@ -385,21 +365,24 @@ def _find(
 
 
 @contextmanager
-def open_destination(destination: Destination, size: int) -> Iterator[Medium]:
+def open_destination(destination: Destination, size: int, progress: Progress) -> Iterator[Target]:
     """Open what was confirmed for writing ``size`` bytes, until the block ends.
 
+    The undo record of an edit that was cut off is removed, since everything is overwritten.
+
     Raises:
-        TargetRefusedError: it is not what was confirmed any more, or somebody else has it.
+        TargetRefusedError: it is not what was confirmed any more, or another program uses it.
     """
     match destination:
-        case DiskDestination(assessment=assessment):
+        case DiskDestination(assessment=assessment, gpt_move=gpt_move):
             with open_disk(assessment.disk) as disk:
                 drop_record(assessment.disk)
-                yield disk
+                # Memory cards and USB sticks are sold with less in them than they claim.
+                yield Target(disk, progress, gpt_move, may_be_fake=assessment.disk.is_external)
         case FileDestination(path=path, overwrite=overwrite, mode=mode):
             with create_file(path, size=size, overwrite=overwrite, mode=mode) as file:
                 forget_record(path)
-                yield file
+                yield Target(file, progress)
 
 
 @contextmanager

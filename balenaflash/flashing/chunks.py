@@ -1,13 +1,14 @@
-"""An image cut into chunks, and what of each chunk a target must hold."""
+"""The chunks of an image, and what a target must hold of each."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import xxhash
 
 from balenaflash.errors import ImageError
 from balenaflash.formats.contents import Content, Run
-from balenaflash.units import KIB, MIB, Extent, merge
+from balenaflash.targets.medium import Medium
+from balenaflash.units import KIB, MIB, Extent, align_up, merge
 
 CHUNK_SIZE = 4 * MIB
 """Bytes per chunk: large enough for a medium's full speed, and balenaOS aligns to it."""
@@ -16,10 +17,10 @@ _SMALLEST_ZEROS = 64 * KIB
 """Bytes of zeros below which a request of their own takes longer than writing them."""
 
 _SMALLEST_GAP = 16 * KIB
-"""Free bytes below which a request more takes longer than writing them."""
+"""Free bytes below which one more request takes longer than writing them."""
 
 _LARGEST_REREAD = 256 * KIB
-"""Free bytes up to which reading them, too, is faster than another request."""
+"""Free bytes up to which reading them, too, is faster than one more request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,99 +28,109 @@ class Piece:
     """Bytes of a chunk that a target must hold."""
 
     extent: Extent
-    """In bytes from the start of the image.
+    """Range in bytes from the start of the image.
 
-    It starts at a multiple of 4 KiB or, past the image, at that of a sector.
+    It starts at a multiple of 4 KiB or, past the image, of a sector.
     """
 
     is_zero: bool
-    """Whether all of it is zero: a device can be told so."""
+    """True if all of it is zero: a device can zero such a range itself."""
 
 
 @dataclass(frozen=True, slots=True)
-class ChunkRecord:
-    """What a range of a target must hold."""
+class ChunkDigest:
+    """The pieces of a chunk, and a digest to compare a target with."""
 
     extent: Extent
-    """In bytes from the start of the image, at most ``CHUNK_SIZE``."""
+    """Range in bytes from the start of the image, at most ``CHUNK_SIZE`` long."""
 
     pieces: tuple[Piece, ...]
-    """Ascending and disjoint; what of the extent is in none may be left as it is."""
+    """Ascending and disjoint. In the gaps between them a target may hold anything."""
 
-    digest: bytes
-    """XXH3 128 of the pieces, one after another; empty where nobody will compare."""
+    xxh3: bytes
+    """XXH3 128 of the pieces, one after another; empty if nothing is going to be compared."""
 
     @property
     def size(self) -> int:
         """Bytes that the target must hold."""
         return sum(piece.extent.size for piece in self.pieces)
 
+    def hash(self, buffer: memoryview) -> bytes:
+        """XXH3 128 of the pieces as they are in ``buffer``, which holds the extent.
+
+        It finds accidents, not forgeries, at the speed of memory.
+        """
+        base = self.extent.start
+        hasher = xxhash.xxh3_128()
+        for piece in self.pieces:
+            hasher.update(buffer[piece.extent.start - base : piece.extent.end - base])
+        return hasher.digest()
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Some of an image, as it goes to a target."""
+    """A part of an image on its way to a target."""
 
     number: int
-    """Its place among the chunks, from 0."""
+    """Position among the chunks, from 0."""
 
-    record: ChunkRecord
+    digest: ChunkDigest
 
     buffer: memoryview
-    """The bytes of the record's extent and zeros up to a multiple of 4 KiB, page-aligned."""
+    """The bytes of the digest's extent, then zeros up to a multiple of 4 KiB; page-aligned."""
 
     fault: ImageError | None = None
-    """Why the image could not be read here; the record is then empty."""
+    """Error at which reading the image ended here; the digest is then empty."""
 
 
-def make_record(
+def make_digest(
     extent: Extent, buffer: memoryview, runs: Iterable[Run], *, has_digest: bool
-) -> ChunkRecord:
-    """The record of the chunk ``extent``, whose bytes are in ``buffer``."""
-    pieces = merge_runs(runs)
-    digest = pieces_digest(pieces, buffer, extent.start) if has_digest else b""
-    return ChunkRecord(extent, pieces, digest)
+) -> ChunkDigest:
+    """The digest of the chunk at ``extent``, whose bytes are in ``buffer``."""
+    digest = ChunkDigest(extent, _merge_runs(runs), b"")
+    return replace(digest, xxh3=digest.hash(buffer)) if has_digest else digest
 
 
-def record_bytes(offset: int, content: bytes) -> ChunkRecord:
-    """The record of ``content`` at ``offset``, in one piece."""
-    extent = Extent(offset, offset + len(content))
-    return ChunkRecord(extent, (Piece(extent, is_zero=False),), xxhash.xxh3_128_digest(content))
+def _merge_runs(runs: Iterable[Run]) -> tuple[Piece, ...]:
+    """The data and zeros of ``runs`` in few requests, with hardly a byte more.
 
-
-def pieces_digest(pieces: Iterable[Piece], buffer: memoryview, start: int) -> bytes:
-    """XXH3 128 of ``pieces`` within ``buffer``, whose first byte is the image's at ``start``.
-
-    It finds accidents, not forgeries, at the speed of memory.
-    """
-    digest = xxhash.xxh3_128()
-    for piece in pieces:
-        digest.update(buffer[piece.extent.start - start : piece.extent.end - start])
-    return digest.digest()
-
-
-def merge_runs(runs: Iterable[Run]) -> tuple[Piece, ...]:
-    """What is to be written of ``runs``: few requests, and hardly a byte more than data and zeros.
-
-    Short runs of zeros are written with the data beside them, and so are short free ranges
-    between.
+    Short runs of zeros are written with the data beside them, short free ranges with what is
+    around them.
     """
     pieces: list[Piece] = []
     for run in runs:
         if run.content is Content.FREE:
             continue
-        is_zero = run.content is Content.ZERO and run.extent.size >= _SMALLEST_ZEROS
         extent = run.extent
-        if pieces and pieces[-1].is_zero == is_zero and _is_near(pieces[-1].extent, extent):
+        is_zero = run.content is Content.ZERO and extent.size >= _SMALLEST_ZEROS
+        if (
+            pieces
+            and pieces[-1].is_zero == is_zero
+            and extent.start - pieces[-1].extent.end < _SMALLEST_GAP
+        ):
             extent = Extent(pieces.pop().extent.start, extent.end)
         pieces.append(Piece(extent, is_zero))
     return tuple(pieces)
 
 
-def _is_near(one: Extent, other: Extent) -> bool:
-    gap = other.start - one.end
-    return gap == 0 or gap < _SMALLEST_GAP
+def read_pieces(medium: Medium, digest: ChunkDigest, buffer: memoryview) -> None:
+    """Read the pieces of ``digest`` from ``medium`` to their places in ``buffer``.
+
+    Short gaps between them are read, too.
+
+    Raises:
+        WriteError: the medium cannot be read.
+    """
+    for span in merge((piece.extent for piece in digest.pieces), gap=_LARGEST_REREAD):
+        start = span.start - digest.extent.start
+        medium.readinto(span.start, buffer[start : start + align_up(span.size, medium.alignment)])
 
 
-def spans(pieces: Sequence[Piece]) -> list[Extent]:
-    """The ranges to read in order to see all ``pieces``; short gaps between are read as well."""
-    return list(merge((piece.extent for piece in pieces), gap=_LARGEST_REREAD))
+def holds(medium: Medium, digest: ChunkDigest, buffer: memoryview) -> bool:
+    """True if ``medium`` holds the pieces of ``digest``; ``buffer`` has what was read.
+
+    Raises:
+        WriteError: the medium cannot be read.
+    """
+    read_pieces(medium, digest, buffer)
+    return digest.hash(buffer) == digest.xxh3

@@ -1,4 +1,4 @@
-"""The end of a disk larger than its image: tables left from before, and the image's own backup."""
+"""The end of a disk larger than its image: backups of old partition tables, and of the image's."""
 
 import mmap
 from collections.abc import Iterator, Sequence
@@ -10,11 +10,14 @@ from balenaflash.formats.partitions.model import PartitionTable, TableKind
 from balenaflash.source.base import Source
 from balenaflash.source.layers import Overlay, Patch
 from balenaflash.targets.medium import Medium
-from balenaflash.units import KIB, SECTOR_SIZE, Extent
+from balenaflash.units import KIB, SECTOR_SIZE, Extent, align_down
 
 _BACKUP_PLACES = (SECTOR_SIZE, 4 * KIB)
-"""Bytes before the end where the last sector starts, whichever size of sectors the disk had when
-it was partitioned: USB enclosures differ in what they show of the same disk."""
+"""Bytes from the start of the last sector to the end of the disk.
+
+The disk may have been partitioned with either size of sectors: USB enclosures show the same disk
+with different ones.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,25 +25,25 @@ class DiskEnd:
     """Sectors past the image that are to be written."""
 
     patches: tuple[Patch, ...]
-    """What they are to hold, in order of their offsets."""
+    """Their new content, in order of the offsets."""
 
     wiped: tuple[Extent, ...]
     """Those that hold the backup of an earlier partition table."""
 
 
 def plan_end(medium: Medium, moves: Sequence[Patch], image_end: int) -> DiskEnd:
-    """What is to be written past an image of ``image_end`` bytes.
+    """The plan for what follows an image of ``image_end`` bytes.
 
-    That is zeros over the header of each backup GPT, and those of ``moves`` that lie there. What
-    is left of another table would otherwise be offered for repair of the new one, by firmware and
-    by partitioning programs. Only its header is needed for that.
+    The header of each old backup GPT is overwritten with zeros, and the parts of ``moves`` that
+    lie there are written. Firmware and partitioning programs would otherwise offer an old backup
+    to repair the new table with. They need its header for that, so the header is enough.
 
     Raises:
         WriteError: the medium cannot be read.
     """
     wiped = tuple(_find_stale_backups(medium, image_end))
     # The sector that the image ends in is written once more, whole.
-    first = image_end - image_end % medium.alignment
+    first = align_down(image_end, medium.alignment)
     moved = [
         Patch(max(patch.offset, first), patch.data[max(0, first - patch.offset) :])
         for patch in moves
@@ -57,9 +60,9 @@ def plan_end(medium: Medium, moves: Sequence[Patch], image_end: int) -> DiskEnd:
 def _find_stale_backups(medium: Medium, image_end: int) -> Iterator[Extent]:
     for distance in _BACKUP_PLACES:
         place = medium.size - distance
-        start = place - place % medium.alignment
+        start = align_down(place, medium.alignment)
         sector = Extent(start, start + max(medium.alignment, SECTOR_SIZE))
-        # Read twice: one bit wrong in the signature would leave the backup where it is.
+        # Read twice: one wrong bit in the signature would leave the backup in place.
         if start >= image_end and any(
             _read(medium, sector)[place - start :].startswith(SIGNATURE) for _ in range(2)
         ):
@@ -67,9 +70,9 @@ def _find_stale_backups(medium: Medium, image_end: int) -> Iterator[Extent]:
 
 
 def plan_gpt_move(source: Source, table: PartitionTable, disk_size: int) -> tuple[Patch, ...]:
-    """What replaces bytes of the image, or follows it, so that its GPT uses a whole disk.
+    """Patches on the image and past its end that make its GPT use a whole disk.
 
-    Empty where there is nothing to move: no GPT, or a disk just as large.
+    Empty if the image has no GPT, or the disk is just as large.
 
     Raises:
         ImageError: as `move_backup`.
@@ -80,7 +83,7 @@ def plan_gpt_move(source: Source, table: PartitionTable, disk_size: int) -> tupl
 
 
 def lay_move_over(source: Source, patches: Sequence[Patch]) -> Source:
-    """The image as it is on a disk with ``patches``, up to its own end."""
+    """The image with ``patches``, up to its own end."""
     # Past the end of a stream, wherever that is, nothing is read.
     end = source.size
     inside = [
@@ -95,16 +98,16 @@ def require_moved(medium: Medium, patches: Sequence[Patch]) -> None:
     """Return if the medium holds ``patches``.
 
     Raises:
-        WriteError: it cannot be read.
+        WriteError: the medium cannot be read.
         VerificationError: it reads something else.
     """
     for patch in patches:
-        # What reads wrong once is read once more, as all else.
+        # As everywhere, only what reads wrong twice is wrong.
         if all(_read(medium, patch.extent) != patch.data for _ in range(2)):
             raise VerificationError(
-                f"{medium.name}: the GPT with its backup at the end of the disk reads otherwise "
-                f"than it was written, in the {patch.extent.size} bytes from {patch.offset} on",
-                hint="The medium or its reader is failing: try another.",
+                f"{medium.name}: the GPT with its backup at the end of the disk does not read "
+                f"back as written: {patch.extent.size} bytes from byte {patch.offset}",
+                hint="The medium or its reader is failing. Try another one.",
             )
 
 

@@ -1,21 +1,21 @@
 """Write an image to one or more media, flush them, read them back, and repair what differs.
 
-The image is read once for all; each target then goes at its own pace, in a thread of its own.
+The image is read once for all targets. Each target has a thread and a pace of its own.
 """
 
-import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from balenaflash.errors import BalenaflashError, LeftError
-from balenaflash.flashing.chunks import ChunkRecord
-from balenaflash.flashing.feed import ChunkQueue, Feeds
+from balenaflash.flashing.chunks import ChunkDigest
+from balenaflash.flashing.feed import ChunkQueue, Feed, WorkerThread
 from balenaflash.flashing.plan import WritePlan
 from balenaflash.flashing.probe import check_end
 from balenaflash.flashing.read_back import Difference, read_back
-from balenaflash.flashing.repair import NO_REPAIR, Repair, changed_by_repair, find_lasting, repair
+from balenaflash.flashing.repair import Repair, repair
 from balenaflash.flashing.writer import Writer, Written
+from balenaflash.formats.partitions.model import Partition
 from balenaflash.progress import Phase, Progress, Stop, phase
 from balenaflash.source.base import Source
 from balenaflash.source.layers import Patch
@@ -29,42 +29,45 @@ _READS = 8
 """Chunks being read from all media at a time, 4 MiB of memory each; a fast disk wants that many."""
 
 _LEAST_REQUESTS = 2
-"""For each medium: one would leave it idle between two requests."""
+"""Chunks on their way for each medium, at least: with one it is idle between two requests."""
 
 _SIGNAL_INTERVAL = 0.1
-"""Seconds between two looks at whether the user wants to leave at once."""
+"""Seconds between two moments in which a signal can be handled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A medium that is open for writing, and who is told how far it is."""
+    """A medium that is open for writing, and how to write it."""
 
     medium: Medium
     progress: Progress
     gpt_move: tuple[Patch, ...] = ()
-    """What it holds in place of bytes of the image, or past it, to use the whole disk.
+    """Bytes that it shall hold in place of the image's, or past the image, to use the whole disk.
 
-    As `balenaflash.flashing.disk_end.plan_gpt_move` has it.
+    See `balenaflash.flashing.disk_end.plan_gpt_move`.
     """
 
     may_be_fake: bool = False
-    """Whether to look first if its end is there."""
+    """True to test first that its end exists."""
 
 
 @dataclass(frozen=True, slots=True)
 class FlashReport:
-    """What was done to one target."""
+    """Report on one target that was written."""
+
+    partitions: tuple[Partition, ...]
+    """Partitions of the image, with those that were found while it was read."""
 
     image_size: int
     bytes_written: int
     """Bytes that were written or zeroed."""
 
     bytes_equal: int
-    """Bytes that the target held already, and that were not written."""
+    """Bytes that the target held already and that were not written."""
 
     write_seconds: float
     bytes_read_back: int | None
-    """``None`` when the read-back was not asked for."""
+    """Bytes that were read back; ``None`` if that was not asked for."""
 
     verify_seconds: float | None
     repaired: tuple[Difference, ...] = ()
@@ -80,7 +83,7 @@ class FlashReport:
     """Sectors past the image that held the backup of an earlier partition table."""
 
     gpt_moved: bool = False
-    """Whether the backup GPT was moved to the end of the disk."""
+    """True if the backup GPT was moved to the end of the disk."""
 
 
 Outcome = FlashReport | BalenaflashError
@@ -88,7 +91,7 @@ Outcome = FlashReport | BalenaflashError
 
 @dataclass(frozen=True, slots=True)
 class FlashOptions:
-    """How it is to be done."""
+    """Options that hold for all targets."""
 
     read_back: bool = True
     skip_equal: bool = False
@@ -104,83 +107,67 @@ def flash(
     stop: Stop,
     finished: Callable[[int, Outcome], None] = lambda _number, _outcome: None,
 ) -> tuple[Outcome, ...]:
-    """Write, flush and, unless told not to, read back, compare and repair.
+    """Write and flush each target and, if asked for, read it back, compare and repair it.
 
-    ``finished`` is called in the thread of the caller as soon as the work on a target has ended,
-    while that on others goes on.
+    ``finished`` is called in the caller's thread as soon as a target is done, while the work on
+    others goes on.
 
     The outcomes are in the order of ``targets``: a report, or the failure that ended the work on
-    that target alone. Where the user leaves at once, it is `LeftError` for each that is not done.
-    Whatever else ends it is raised: a bug.
+    that target alone. If the user leaves at once, it is a `LeftError` for each that is not done.
+    Any other exception is raised: a bug.
     """
     limit = max(target.medium.capacity for target in targets)
-    compares = options.read_back or options.skip_equal
+    has_digests = options.read_back or options.skip_equal
     jobs: list[_Job] = []
     try:
-        with Feeds(source, plan, limit=limit, has_digests=compares) as feeds:
+        with Feed(source, plan, len(targets), limit=limit, has_digests=has_digests) as feed:
             jobs = [
-                _Job(source, plan, target, options, stop, feeds, len(targets)) for target in targets
+                _Job(source, feed, chunks, target, options, stop, len(targets))
+                for chunks, target in zip(feed.queues, targets, strict=True)
             ]
-            feeds.start([job.queue for job in jobs])
             for job in jobs:
-                job.start()
+                job.thread.start()
             _wait_for(jobs, finished)
     except KeyboardInterrupt:
-        if not jobs or not all(job.was_started for job in jobs):
+        if not jobs or any(job.thread.ident is None for job in jobs):
             raise
     return tuple(job.outcome for job in jobs)
 
 
 def _wait_for(jobs: "Sequence[_Job]", finished: Callable[[int, Outcome], None]) -> None:
-    """Return when all have ended, and tell of each at once."""
+    """Return when all jobs have ended; report each at once."""
     running = list(enumerate(jobs))
     while running:
-        ended = [(number, job) for number, job in running if job.has_ended()]
-        running = [each for each in running if each not in ended]
-        for number, job in ended:
-            if job.crash is None:
-                finished(number, job.outcome)
+        for number, job in tuple(running):
+            # Short, since signals are handled between two waits only.
+            job.thread.join(_SIGNAL_INTERVAL / len(jobs))
+            if not job.thread.is_alive():
+                running.remove((number, job))
+                if job.thread.crash is None:
+                    finished(number, job.outcome)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Job:
     """The work on one target."""
 
     source: Source
-    plan: WritePlan
+    feed: Feed
+    chunks: ChunkQueue
     target: Target
     options: FlashOptions
     stop: Stop
-    feeds: Feeds
     target_count: int
-    queue: ChunkQueue = field(init=False)
+    thread: WorkerThread = field(init=False)
     _outcome: Outcome | None = None
-    crash: BaseException | None = None
-    """What ended it, if it was a bug."""
-
-    _thread: threading.Thread = field(init=False)
 
     def __post_init__(self) -> None:
-        self.queue = ChunkQueue(self.feeds.start_alone)
-        # A daemon: a medium that hangs in the kernel must not keep the program from ending.
-        self._thread = threading.Thread(target=self._run, name="target", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    @property
-    def was_started(self) -> bool:
-        return self._thread.ident is not None
-
-    def has_ended(self) -> bool:
-        """Whether it has ended, or does so in a moment: short enough to be awake for signals."""
-        self._thread.join(_SIGNAL_INTERVAL / self.target_count)
-        return not self._thread.is_alive()
+        self.thread = WorkerThread("target", self._run)
 
     @property
     def outcome(self) -> Outcome:
-        if self.crash is not None:
-            raise self.crash
+        if self.thread.crash is not None:
+            raise self.thread.crash
         if self._outcome is None:
             return LeftError(
                 f"{self.target.medium.name}: left before the work on it had ended; "
@@ -194,31 +181,39 @@ class _Job:
             self._outcome = self._flash()
         except BalenaflashError as error:
             self._outcome = error
-        except BaseException as error:  # noqa: BLE001 - raised again by the thread that waits
-            self.crash = error
         finally:
-            self.queue.close()
+            self.chunks.close()
 
     def _flash(self) -> FlashReport:
-        medium, progress = self.target.medium, self.target.progress
+        medium, plan = self.target.medium, self.feed.plan
         if self.target.may_be_fake:
             check_end(medium)
         started = time.monotonic()
-        with phase(progress, Phase.WRITE, self.plan.size_to_write):
-            written = self._write()
+        with phase(self.target.progress, Phase.WRITE, plan.size_to_write):
+            written = self._write(plan)
         ended = time.monotonic()
-        equal = sum(record.size for record in written.equal)
-        mended, read, verify_seconds = NO_REPAIR, None, None
+        plan = self.feed.plan
+        mended, read, verify_seconds = Repair(), None, None
         if self.options.read_back:
             medium.begin_read_back()
             differing = self._read_back(written)
-            mended = self._repair(written, differing) if differing else NO_REPAIR
-            read = sum(record.size for record in written.unproven)
+            if differing:
+                mended = repair(
+                    self.source.fork(),
+                    medium,
+                    plan,
+                    written,
+                    differing,
+                    self.stop,
+                    lambda: self._read_back(written),
+                )
+            read = sum(digest.size for digest in written.unproven)
             verify_seconds = time.monotonic() - ended
         return FlashReport(
+            (*plan.table.partitions, *plan.logical),
             written.image_size,
             written.size,
-            equal,
+            sum(digest.size for digest in written.equal),
             ended - started,
             read,
             verify_seconds,
@@ -229,11 +224,11 @@ class _Job:
             gpt_moved=bool(self.target.gpt_move),
         )
 
-    def _write(self) -> Written:
+    def _write(self, plan: WritePlan) -> Written:
         return Writer(
             self.target.medium,
-            self.plan,
-            self.queue,
+            plan,
+            self.chunks,
             self.target.progress,
             self.stop,
             max(_LEAST_REQUESTS, _WRITES // self.target_count),
@@ -241,7 +236,7 @@ class _Job:
             tuple(sorted(self.target.gpt_move)),
         ).write_all()
 
-    def _read_back(self, written: Written) -> list[ChunkRecord]:
+    def _read_back(self, written: Written) -> list[ChunkDigest]:
         return read_back(
             self.target.medium,
             written.unproven,
@@ -250,15 +245,3 @@ class _Job:
             written=written.size,
             requests=max(_LEAST_REQUESTS, _READS // self.target_count),
         )
-
-    def _repair(self, written: Written, differing: list[ChunkRecord]) -> Repair:
-        medium = self.target.medium
-        mended = repair(self.source.fork(), medium, self.plan, written, differing, self.stop)
-        if not mended.repaired:
-            return mended
-        # What is written to a counterfeit turns up elsewhere: so all is read once more.
-        again = self._read_back(written)
-        changed = find_lasting(medium, again)
-        if changed:
-            raise changed_by_repair(self.source.fork(), medium, self.plan, written, changed)
-        return replace(mended, unsteady=mended.unsteady + len(again))

@@ -1,4 +1,4 @@
-"""What will be written where, in which order, and how much of it is data, zero and free."""
+"""The plan of a write: what is written where, in which order, and how much is data, zero, free."""
 
 import mmap
 from collections import Counter, defaultdict
@@ -7,12 +7,8 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from balenaflash.flashing.chunks import CHUNK_SIZE
-from balenaflash.formats.contents import BLOCK_SIZE, Allocation, Content, FreeCursor, Run, classify
-from balenaflash.formats.partitions.table import (
-    Partition,
-    PartitionKind,
-    PartitionTable,
-)
+from balenaflash.formats.contents import BLOCK_SIZE, Allocation, Content, FreeCursor, classify
+from balenaflash.formats.partitions.model import Partition, PartitionKind, PartitionTable
 from balenaflash.progress import Phase, Progress, phase
 from balenaflash.source.base import Source
 from balenaflash.units import MIB, Extent, format_size
@@ -23,66 +19,57 @@ HEAD_SIZE = MIB
 
 @dataclass(frozen=True, slots=True)
 class WritePlan:
-    """The order in which an image goes to a target."""
+    """The order in which the bytes of an image are written to a target."""
 
     image_size: int | None
-    """Bytes of the image; ``None`` of a stream that tells only at its end."""
+    """Bytes of the image; ``None`` for a stream whose size is known only at its end."""
 
     table: PartitionTable
     """The image's own table, which gives places their names."""
 
     free: tuple[Extent, ...] | None = ()
-    """What is free in the image's filesystems and need not be written, ascending and disjoint.
+    """Free ranges of the image's filesystems that are not written, ascending and disjoint.
 
-    ``None`` of a stream: there it is found out as it passes.
+    ``None`` for a stream: they are found while it is read.
     """
 
-    logical: dict[int, Partition] = field(default_factory=dict, compare=False)
-    """Logical partitions by number that the table of a stream does not tell of.
-
-    They are found as it passes.
-    """
+    logical: tuple[Partition, ...] = ()
+    """Logical partitions that the table of a stream lacks, found while it was read."""
 
     warnings: tuple[str, ...] = field(default=(), compare=False)
     """Warnings about the image's partition table and its boot partition."""
 
     @property
-    def partition_starts(self) -> list[tuple[int, int]]:
-        """Number and offset of each partition, with the logical ones that were found on the way."""
-        partitions = (*self.table.partitions, *self.logical.values())
-        return [(each.number, each.extent.start) for each in partitions]
-
-    @property
     def partitions(self) -> tuple[Partition, ...]:
-        """Those of the table and those found since, without the extended one around them."""
+        """All known partitions without the extended one, which lies around others."""
         known = [each for each in self.table.partitions if each.kind is not PartitionKind.EXTENDED]
-        return (*known, *self.logical.copy().values())
+        return (*known, *self.logical)
 
     @property
     def least_size(self) -> int:
-        """Bytes that the image has at least: its size, or how far its table reaches."""
+        """The least size of the image: its size, or the end of its last partition."""
         return self.table.end if self.image_size is None else self.image_size
 
     @property
     def size_to_write(self) -> int:
-        """Bytes that go to the target, as far as that is known before."""
+        """Bytes to write, as far as that is known beforehand."""
         return self.least_size - sum(
             extent.whole_blocks(BLOCK_SIZE).size for extent in self.free or ()
         )
 
     @property
     def head(self) -> Extent:
-        """Written last, and zeroed before anything else.
+        """Range that is zeroed before anything else and written last.
 
-        So what was on the target cannot boot half-replaced, nor the image half-written.
+        So neither the target's old content, half replaced, nor half of the image can boot.
         """
         return Extent(0, min(HEAD_SIZE, self.least_size))
 
     def chunks(self, source: Source, limit: int | None = None) -> Iterator[Extent]:
-        """What is written, in this order, cut at multiples of ``CHUNK_SIZE``; the head comes last.
+        """Ranges to write, in this order, cut at multiples of ``CHUNK_SIZE``; the head comes last.
 
-        Before the head ``source`` is measured: what a container says at its end is checked, and
-        what lies behind all that the table speaks of is written, too.
+        Before the head ``source`` is measured. So the end of a container is checked, and bytes
+        after the last partition are written, too.
 
         Raises:
             ImageError: as `Source.measure`, with ``limit``.
@@ -93,20 +80,24 @@ class WritePlan:
     def body(self, source: Source, limit: int | None = None) -> Iterator[Extent]:
         """As ``chunks``, without the head."""
         yield from Extent(self.head.end, self.least_size).cut(CHUNK_SIZE)
-        # A stream has to get there first, so that it keeps for later what lies behind, and not
-        # what was skipped before.
+        # A stream is brought here first: then it keeps what follows for later, and not what was
+        # skipped before.
         with source.sequential():
             source.readinto(self.least_size, memoryview(bytearray()))
         yield from Extent(self.least_size, source.measure(limit)).cut(CHUNK_SIZE)
 
-    def free_space(self, source: Source) -> FreeCursor | None:
-        """What need not be written; ``None`` where everything is."""
+    def free_space(self, source: Source, logical: dict[int, Partition]) -> FreeCursor | None:
+        """Cursor over the ranges that are not written; ``None`` if all are.
+
+        When it reaches logical partitions that the table lacks, it adds them to ``logical``, by
+        number.
+        """
         if self.free:
             return FreeCursor(iter(self.free))
-        allocation = Allocation(source, self.table, self.logical)
+        allocation = Allocation(source, self.table, logical)
         if self.free is None:
-            return FreeCursor(_behind(self.head, allocation.free_extents_as_reached()))
-        # Nothing is free, but partitions are to be known by their numbers.
+            return FreeCursor(_after(self.head, allocation.free_extents_as_reached()))
+        # Nothing is free, but the numbers of partitions are needed.
         return None if self.table.is_complete else FreeCursor(allocation.reach_logical())
 
 
@@ -117,64 +108,62 @@ def plan_write(
     warnings: tuple[str, ...] = (),
     write_all: bool = False,
 ) -> WritePlan:
-    """The plan to write ``source``, whose partition table is ``table``, with the head last.
+    """The plan to write ``source``, whose partition table is ``table``.
+
+    With ``write_all`` free ranges of its filesystems are written, too.
 
     Raises:
         ImageError: the image cannot be read.
     """
     plan = WritePlan(source.size, table, warnings=warnings)
-    # The head is written last, when a stream that can be read only once has passed it.
+    # A stream that can be read only once keeps the head until it is written.
     source.read(plan.head.start, plan.head.size)
     if write_all:
         return plan
     if not source.seekable:
         return replace(plan, free=None)
-    return replace(plan, free=tuple(_behind(plan.head, Allocation(source, table).free_extents())))
+    return replace(plan, free=tuple(_after(plan.head, Allocation(source, table).free_extents())))
 
 
-def _behind(head: Extent, extents: Iterable[Extent]) -> Iterator[Extent]:
-    """Those of ``extents`` behind ``head``, which is always written whole."""
+def _after(head: Extent, extents: Iterable[Extent]) -> Iterator[Extent]:
+    """The parts of ``extents`` after ``head``, which is always written whole."""
     for extent in extents:
         if extent.end > head.end:
             yield Extent(max(extent.start, head.end), extent.end)
 
 
 def describe_place(plan: WritePlan, offset: int) -> str:
-    """In words, what lies at ``offset`` of the image: a partition, or the space around them."""
+    """The place of the byte at ``offset`` in words: its partition, or between or after them."""
     # The extended one last: it is around the logical ones.
-    partition = find_partition((*plan.partitions, *plan.table.partitions), offset)
-    if partition is None:
-        if plan.image_size is not None and offset >= plan.image_size:
-            return "past the image, where the backup of a partition table lies"
-        return "outside every partition"
-    name = f" ({partition.name})" if partition.name else ""
-    inside = format_size(offset - partition.extent.start)
-    return f"partition {partition.number}{name}, {inside} into it"
-
-
-def find_partition(partitions: Iterable[Partition], offset: int) -> Partition | None:
-    """The first of ``partitions`` that holds the byte at ``offset``; ``None`` outside of all."""
-    return next((each for each in partitions if each.extent.contains(offset)), None)
+    for partition in (*plan.partitions, *plan.table.partitions):
+        if partition.extent.contains(offset):
+            name = f" ({partition.name})" if partition.name else ""
+            inside = format_size(offset - partition.extent.start)
+            return f"partition {partition.number}{name}, {inside} into it"
+    if plan.image_size is not None and offset >= plan.image_size:
+        return "past the image, where the backup of a partition table lies"
+    return "outside every partition"
 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Number of bytes of each content."""
+    """Number of bytes of each content in a partition."""
 
     partition: int | None
-    """Number of the partition; ``None`` for what lies outside of all."""
+    """Number of the partition; ``None`` for all bytes outside of partitions."""
 
     bytes: Mapping[Content, int]
 
 
 def tally(source: Source, plan: WritePlan, progress: Progress) -> tuple[Tally, ...]:
-    """Read all of ``source`` and count; in the order of the partitions, what is outside last.
+    """Read all of ``source`` and count: one entry a partition, the last for all outside of them.
 
     Raises:
-        ImageError: it cannot be read.
+        ImageError: the image cannot be read.
     """
     counts = defaultdict[int | None, Counter[Content]](Counter)
-    cursor = plan.free_space(source)
+    logical: dict[int, Partition] = {}
+    cursor = plan.free_space(source, logical)
     buffer = memoryview(mmap.mmap(-1, CHUNK_SIZE))
     with phase(progress, Phase.READ, plan.least_size):
         for extent in chain([plan.head], plan.body(source)):
@@ -183,21 +172,14 @@ def tally(source: Source, plan: WritePlan, progress: Progress) -> tuple[Tally, .
             with source.sequential():
                 source.readinto(extent.start, view)
             for run in classify(view, extent.start, free):
-                _count(counts, plan.partitions, run)
+                outside = run.extent.size
+                for partition in (*plan.partitions, *logical.values()):
+                    common = partition.extent.intersection(run.extent)
+                    if common is not None:
+                        counts[partition.number][run.content] += common.size
+                        outside -= common.size
+                if outside:
+                    counts[None][run.content] += outside
             progress.advance(extent.size)
-    numbers = [each.number for each in plan.partitions]
-    return tuple(Tally(number, dict(counts[number])) for number in (*numbers, None))
-
-
-def _count(
-    counts: Mapping[int | None, Counter[Content]], partitions: Iterable[Partition], run: Run
-) -> None:
-    """Count ``run`` to the partitions that it lies in."""
-    outside = run.extent.size
-    for partition in partitions:
-        common = partition.extent.intersection(run.extent)
-        if common is not None:
-            counts[partition.number][run.content] += common.size
-            outside -= common.size
-    if outside:
-        counts[None][run.content] += outside
+    numbers = [*(each.number for each in plan.partitions), *logical, None]
+    return tuple(Tally(number, dict(counts[number])) for number in numbers)

@@ -1,4 +1,4 @@
-"""Compare what a medium holds with what it should hold, and name what differs."""
+"""Compare what a medium holds with what it should hold, and name the differences."""
 
 import mmap
 import queue
@@ -8,16 +8,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from balenaflash.errors import InterruptedWriteError, VerificationError
-from balenaflash.flashing.chunks import CHUNK_SIZE, Chunk, ChunkRecord, pieces_digest
-from balenaflash.flashing.feed import ChunkQueue, Feeds
+from balenaflash.flashing.chunks import CHUNK_SIZE, Chunk, ChunkDigest, holds
+from balenaflash.flashing.feed import Feed
 from balenaflash.flashing.plan import WritePlan, describe_place
-from balenaflash.flashing.writer import read_spans
 from balenaflash.formats.contents import BLOCK_SIZE
 from balenaflash.formats.owners import describe_owner
 from balenaflash.progress import Phase, Progress, Stop, phase
 from balenaflash.source.base import Source
 from balenaflash.targets.medium import Medium
 from balenaflash.units import SECTOR_SIZE, Extent, align_up, format_size
+
+MOST_DIFFERENCES = 1000
+"""Differences that are kept; all those of a wholly different medium would fill the memory."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -31,71 +33,65 @@ class Difference:
     """Offset of the first byte that differs."""
 
     reads_zeros: bool
-    """Whether the sectors hold nothing but zeros."""
+    """True if the sectors hold nothing but zeros."""
 
 
 def find_differences(
-    record: ChunkRecord, wanted: memoryview, found: memoryview
+    digest: ChunkDigest, wanted: memoryview, found: memoryview
 ) -> tuple[Difference, ...]:
-    """The runs of sectors in the pieces of ``record`` where ``found`` is not ``wanted``.
+    """The runs of sectors in the pieces of ``digest`` where ``found`` is not ``wanted``.
 
-    Both hold the record's extent; of its last sector only the image's own bytes count.
+    Both hold the digest's extent. In its last sector only the image's own bytes count.
     """
+    base = digest.extent.start
+
+    def both(extent: Extent) -> tuple[bytes, bytes]:
+        part = slice(extent.start - base, extent.end - base)
+        return bytes(wanted[part]), bytes(found[part])
+
     runs: list[Difference] = []
-    base = record.extent.start
-    for piece in record.pieces:
-        for block in piece.extent.cut(BLOCK_SIZE):
-            start, end = block.start - base, block.end - base
-            if bytes(wanted[start:end]) != bytes(found[start:end]):
-                for sector in block.cut(SECTOR_SIZE):
-                    _compare_sector(runs, sector, base, wanted, found)
+    for block in (block for piece in digest.pieces for block in piece.extent.cut(BLOCK_SIZE)):
+        one, other = both(block)
+        for sector in block.cut(SECTOR_SIZE) if one != other else ():
+            one, other = both(sector)
+            if one == other:
+                continue
+            # The last sector of an image may be shorter; the whole sector differs all the same.
+            end, is_zero = align_up(sector.end, SECTOR_SIZE), not any(other)
+            if runs and runs[-1].extent.end == sector.start:
+                last = runs.pop()
+                extent = Extent(last.extent.start, end)
+                runs.append(Difference(extent, last.first_byte, last.reads_zeros and is_zero))
+            else:
+                first = next(index for index, byte in enumerate(other) if byte != one[index])
+                runs.append(Difference(Extent(sector.start, end), sector.start + first, is_zero))
     return tuple(runs)
-
-
-def _compare_sector(
-    runs: list[Difference], sector: Extent, base: int, wanted: memoryview, found: memoryview
-) -> None:
-    one = bytes(wanted[sector.start - base : sector.end - base])
-    other = bytes(found[sector.start - base : sector.end - base])
-    if one == other:
-        return
-    zeros = not any(other)
-    # The last sector of an image may be shorter; what differs is a sector all the same.
-    end = align_up(sector.end, SECTOR_SIZE)
-    if runs and runs[-1].extent.end == sector.start:
-        last = runs.pop()
-        merged = Extent(last.extent.start, end)
-        runs.append(Difference(merged, last.first_byte, last.reads_zeros and zeros))
-        return
-    first = next(index for index, byte in enumerate(other) if byte != one[index])
-    runs.append(Difference(Extent(sector.start, end), sector.start + first, zeros))
-
-
-_DIFFERENCES_KEPT = 1000
-"""Ranges told one by one; a wholly different medium would otherwise fill the memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """The outcome of comparing a target with an image."""
 
+    plan: WritePlan
+    """The plan, with the logical partitions that were found while comparing."""
+
     bytes_read: int
     differences: tuple[Difference, ...]
-    """In order of offset, at most a thousand."""
+    """The first ``MOST_DIFFERENCES`` found, in order of offset."""
 
     difference_count: int
-    """All of them, also those not kept."""
+    """Number of all differences."""
 
-    def require_equal(self, source: Source, plan: WritePlan, medium_name: str) -> None:
+    def require_equal(self, source: Source, medium_name: str) -> None:
         """Return if nothing differs.
 
-        ``source`` is what was compared with, still open.
+        ``source`` is the image that was compared, still open.
 
         Raises:
-            VerificationError: it does; the message names offset, length, partition and file.
+            VerificationError: names offset, length, partition and file of the first difference.
         """
         if self.differences:
-            raise differs(source, plan, medium_name, self.differences, self.difference_count)
+            raise differs(source, self.plan, medium_name, self.differences, self.difference_count)
 
 
 def differs(
@@ -110,7 +106,7 @@ def differs(
 ) -> VerificationError:
     """The error that names the first of ``differences``, of which there are ``count``.
 
-    ``source`` tells which file it lies in; ``None`` where the image cannot be read again.
+    ``source`` is read to find the file at that place; ``None`` if the image cannot be read again.
     """
     first = differences[0]
     place = describe_place(plan, first.first_byte)
@@ -120,13 +116,12 @@ def differs(
     more = f"; {count} ranges differ in all" if count > 1 else ""
     if pattern is None and all(each.reads_zeros for each in differences):
         pattern = "it reads zeros"
-    told = f"; {pattern}" if pattern else ""
+    cause = f"; {pattern}" if pattern else ""
     return VerificationError(
-        f"{medium_name}: differs from the image at byte {first.first_byte} ({place}), "
-        f"{format_size(first.extent.size)} of sectors from byte {first.extent.start} on"
-        f"{more}{told}",
+        f"{medium_name}: differs from the image at byte {first.first_byte} ({place}): "
+        f"{format_size(first.extent.size)} from byte {first.extent.start}{more}{cause}",
         written=written,
-        hint="Do not use it: it may start, with a wrong image. Write it again; if it differs "
+        hint="Do not use it: it may start with a wrong image. Write it again. If it differs "
         "again, the medium or its reader is failing.",
     )
 
@@ -134,142 +129,111 @@ def differs(
 def verify(
     source: Source, medium: Medium, plan: WritePlan, progress: Progress, stop: Stop
 ) -> Comparison:
-    """Compare ``medium``, past every cache, with ``source``; what lies behind is not looked at.
+    """Compare ``medium``, read past every cache, with ``source``, up to the end of the image.
 
-    What is free in the image's filesystems is compared only if the plan writes it.
+    Free ranges of the image's filesystems are compared only if the plan writes them.
 
     Raises:
         VerificationError: the medium is smaller than the image.
         ImageError: the source cannot be read.
         WriteError: the medium cannot be read.
-        InterruptedWriteError: ``stop`` said so.
+        InterruptedWriteError: ``stop`` returned true.
     """
     if medium.size < plan.least_size:
-        raise _too_small(medium, f"{plan.least_size} bytes")
+        raise _too_small(medium, f"at least {plan.least_size} bytes")
     medium.begin_read_back()
-    with Feeds(source, plan, limit=medium.size) as feeds:
-        comparer = _Comparer(medium, plan, progress, stop)
-        feeds.start([comparer.queue])
-        with phase(progress, Phase.VERIFY, plan.least_size):
-            return comparer.compare_all()
-
-
-class _Comparer:
-    """Compares the chunks of an image with a medium as they come."""
-
-    def __init__(self, medium: Medium, plan: WritePlan, progress: Progress, stop: Stop) -> None:
-        self.queue = ChunkQueue()
-        self._medium = medium
-        self._plan = plan
-        self._progress = progress
-        self._stop = stop
-        self._buffer = memoryview(mmap.mmap(-1, CHUNK_SIZE))
-        self._differences: list[Difference] = []
-        self._count = 0
-        self._done = 0
-
-    def compare_all(self) -> Comparison:
-        for chunk, release in self.queue.chunks(self._stop):
-            stop_if_asked(self._stop, self._medium, self._done)
+    buffer = memoryview(mmap.mmap(-1, CHUNK_SIZE))
+    differences: list[Difference] = []
+    done = count = 0
+    with (
+        Feed(source, plan, 1, limit=medium.size) as feed,
+        phase(progress, Phase.VERIFY, plan.least_size),
+    ):
+        for chunk, release in feed.queues[0].chunks(stop):
+            stop_if_asked(stop, medium, done)
             if chunk is not None:
-                self._compare(chunk)
+                found = _compare(medium, chunk, buffer)
+                count += len(found)
+                differences += found[: MOST_DIFFERENCES - len(differences)]
+                done += chunk.digest.size
+                progress.advance(chunk.digest.extent.size)
             release()
-        return Comparison(self._done, tuple(sorted(self._differences)), self._count)
+    return Comparison(feed.plan, done, tuple(sorted(differences)), count)
 
-    def _compare(self, chunk: Chunk) -> None:
-        fault, record = chunk.fault, chunk.record
-        if fault is not None and fault.code != "image-too-large":
-            raise fault
-        if fault is not None or record.extent.end > self._medium.size:
-            raise _too_small(self._medium, "more") from fault
-        self._done += record.size
-        if record.pieces and not reads_right(self._medium, record, self._buffer):
-            if reads_right(self._medium, record, self._buffer):
-                self._medium.rereads.differing += 1
-            else:
-                self._note(chunk)
-        self._progress.advance(record.extent.size)
 
-    def _note(self, chunk: Chunk) -> None:
-        """Keep where the buffer is not as ``chunk``."""
-        found = find_differences(chunk.record, chunk.buffer, self._buffer)
-        self._count += len(found)
-        self._differences += found[: _DIFFERENCES_KEPT - len(self._differences)]
+def _compare(medium: Medium, chunk: Chunk, buffer: memoryview) -> tuple[Difference, ...]:
+    """The differences between ``chunk`` and what ``medium`` reads twice."""
+    fault, digest = chunk.fault, chunk.digest
+    if fault is not None and fault.code != "image-too-large":
+        raise fault
+    if fault is not None or digest.extent.end > medium.size:
+        raise _too_small(medium, "more") from fault
+    if not digest.pieces or holds(medium, digest, buffer):
+        return ()
+    if holds(medium, digest, buffer):
+        medium.rereads.differing += 1
+        return ()
+    return find_differences(digest, chunk.buffer, buffer)
+
+
+def _too_small(medium: Medium, image: str) -> VerificationError:
+    return VerificationError(
+        f"{medium.name}: is smaller than the image: it has {medium.size} bytes, the image {image}"
+    )
 
 
 def read_back(
     medium: Medium,
-    records: Sequence[ChunkRecord],
+    digests: Sequence[ChunkDigest],
     progress: Progress,
     stop: Stop,
     *,
     written: int,
     requests: int,
-) -> list[ChunkRecord]:
-    """Read what ``records`` name from ``medium``, ``requests`` of them at a time.
+) -> list[ChunkDigest]:
+    """Read the chunks of ``digests`` from ``medium``, ``requests`` of them at a time.
 
-    Returned are those that it does not hold.
+    Returned are those that the medium does not hold.
 
     Raises:
         WriteError: the medium cannot be read.
-        InterruptedWriteError: ``stop`` said so; what was written is there, but not proven.
+        InterruptedWriteError: ``stop`` returned true; what was written is not proven.
     """
-    total = sum(record.size for record in records)
     buffers = queue.SimpleQueue[memoryview]()
     for _ in range(requests):
         buffers.put(memoryview(mmap.mmap(-1, CHUNK_SIZE)))
 
-    def holds(record: ChunkRecord) -> bool:
+    def is_held(digest: ChunkDigest) -> bool:
         buffer = buffers.get()
         try:
-            return reads_right(medium, record, buffer)
+            return holds(medium, digest, buffer)
         finally:
             buffers.put(buffer)
 
-    differing: list[ChunkRecord] = []
+    total = sum(digest.size for digest in digests)
+    differing: list[ChunkDigest] = []
     done = 0
-    pending = deque[tuple[Future[bool], ChunkRecord]]()
-    waiting = iter([record for record in records if record.pieces])
+    pending = deque[tuple[Future[bool], ChunkDigest]]()
+    waiting = iter([digest for digest in digests if digest.pieces])
     with phase(progress, Phase.VERIFY, total), ThreadPoolExecutor(requests, "read") as pool:
         while True:
-            while len(pending) <= requests and (record := next(waiting, None)) is not None:
-                pending.append((pool.submit(holds, record), record))
+            while len(pending) <= requests and (digest := next(waiting, None)) is not None:
+                pending.append((pool.submit(is_held, digest), digest))
             if not pending:
                 return differing
             stop_if_asked(stop, medium, done, written=written)
-            future, record = pending.popleft()
+            future, digest = pending.popleft()
             if not future.result():
-                differing.append(record)
-            done += record.size
-            progress.advance(record.size)
-
-
-def reads_right(medium: Medium, record: ChunkRecord, buffer: memoryview) -> bool:
-    """Whether ``medium`` holds ``record``; what it holds is in ``buffer`` then.
-
-    Raises:
-        WriteError: the medium cannot be read.
-    """
-    read_spans(medium, record, buffer)
-    return digest_in(record, buffer) == record.digest
-
-
-def digest_in(record: ChunkRecord, buffer: memoryview) -> bytes:
-    """The digest of the record's pieces as they are in ``buffer``, which holds its extent."""
-    return pieces_digest(record.pieces, buffer, record.extent.start)
-
-
-def _too_small(medium: Medium, image: str) -> VerificationError:
-    return VerificationError(
-        f"{medium.name}: has {medium.size} bytes, the image {image}: they are not equal"
-    )
+                differing.append(digest)
+            done += digest.size
+            progress.advance(digest.size)
 
 
 def stop_if_asked(stop: Stop, medium: Medium, done: int, *, written: int = 0) -> None:
-    """Return unless ``stop`` says to end the read-back, of which ``done`` bytes were read.
+    """Return unless ``stop`` returns true, after ``done`` bytes of the read-back.
 
     Raises:
-        InterruptedWriteError: it does.
+        InterruptedWriteError: it did.
     """
     if stop():
         raise InterruptedWriteError(

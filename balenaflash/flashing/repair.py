@@ -1,21 +1,21 @@
-"""What to do about ranges that read back otherwise than they were written."""
+"""Repair chunks that read back wrong: read them again, write them again, or say why they fail."""
 
 import mmap
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 
 from balenaflash.errors import ImageError, VerificationError
-from balenaflash.flashing.chunks import CHUNK_SIZE, ChunkRecord
+from balenaflash.flashing.chunks import CHUNK_SIZE, ChunkDigest, holds, read_pieces
 from balenaflash.flashing.plan import WritePlan
 from balenaflash.flashing.read_back import (
+    MOST_DIFFERENCES,
     Difference,
     differs,
-    digest_in,
     find_differences,
-    reads_right,
     stop_if_asked,
 )
-from balenaflash.flashing.writer import Written, read_spans
+from balenaflash.flashing.writer import Written
 from balenaflash.formats.contents import BLOCK_SIZE
 from balenaflash.progress import Stop
 from balenaflash.source.base import Source
@@ -26,40 +26,39 @@ from balenaflash.units import Extent, align_up
 _ATTEMPTS = 3
 """Chunks that stay wrong after being written again: then the medium is given up."""
 
-_NAMED = 1000
-"""Differences told one by one."""
-
-
 _SAMPLE = BLOCK_SIZE
-"""Bytes that are looked for at other addresses: more than chance would put there."""
+"""Bytes that are looked for at other addresses: too many to be the same by chance."""
 
 _SEARCHES = 3
-"""How often the medium is searched for a sample, which takes as long as reading it back."""
+"""Times the medium is searched for a sample; each takes as long as reading it back."""
 
-_TELLING = 16
+_VARIETY = 16
 """Different bytes that a sample must have: fill patterns are the same in many places."""
 
 _FAKE = (
-    "what is read there was written to another address: the medium is smaller than it says, a fake"
+    "what is read there was written to another address: the medium is smaller than it claims, a "
+    "fake"
 )
 _ENDS = (
-    "from there on it reads zeros whatever is written: the medium is smaller than it says, a fake, "
-    "or failing"
+    "from there on it reads zeros whatever is written: the medium is smaller than it claims, a "
+    "fake, or failing"
 )
+_CHANGED = (
+    "it was right until other ranges were written again: the medium is smaller than it claims, a "
+    "fake, or failing"
+)
+_IGNORES = "it reads the same whatever is written: the medium does not accept it"
 
 
 @dataclass(frozen=True, slots=True)
 class Repair:
-    """What was found wrong and is right now."""
+    """Chunks that read back wrong at first, and right now."""
 
-    repaired: tuple[Difference, ...]
+    repaired: tuple[Difference, ...] = ()
     """Ranges that were written again and then read back right."""
 
-    unsteady: int
+    unsteady: int = 0
     """Chunks that read wrong once and right the second time."""
-
-
-NO_REPAIR = Repair((), 0)
 
 
 def repair(
@@ -67,61 +66,30 @@ def repair(
     medium: Medium,
     plan: WritePlan,
     written: Written,
-    differing: Sequence[ChunkRecord],
+    differing: Sequence[ChunkDigest],
     stop: Stop,
+    read_back: Callable[[], Sequence[ChunkDigest]],
 ) -> Repair:
     """Read each of ``differing`` a second time, write what is wrong once more, and read that.
 
-    ``source`` is the image, to be read again; ``None`` where it can be read only once.
+    ``source`` is the image, to be read again; ``None`` if it can be read only once.
+    ``read_back`` reads all that was written, and returns what differs.
 
     Raises:
-        VerificationError: a range stays wrong, or the medium gives what belongs elsewhere.
+        VerificationError: a range stays wrong, or the medium returns what belongs elsewhere.
         WriteError: the medium failed.
-        InterruptedWriteError: ``stop`` said so.
+        InterruptedWriteError: ``stop`` returned true.
     """
     repairer = _Repairer(source, medium, plan, written, stop)
-    if source is None:
-        return repairer.repair(differing)
     # Ascending, so that a stream need not keep what it decodes on the way.
-    with source.sequential():
-        return repairer.repair(differing)
-
-
-def find_lasting(medium: Medium, differing: Iterable[ChunkRecord]) -> list[ChunkRecord]:
-    """Those of ``differing`` that read wrong a second time, too.
-
-    Raises:
-        WriteError: the medium cannot be read.
-    """
-    buffer = memoryview(mmap.mmap(-1, CHUNK_SIZE))
-    return [record for record in differing if not reads_right(medium, record, buffer)]
-
-
-def changed_by_repair(
-    source: Source | None,
-    medium: Medium,
-    plan: WritePlan,
-    written: Written,
-    changed: Sequence[ChunkRecord],
-) -> VerificationError:
-    """The error for chunks that held what they should until others were written again."""
-    places = sorted(whole_differences(changed))
-    pattern = (
-        "it was right until other ranges were written again: the medium is smaller than it says, "
-        "a fake, or failing"
-    )
-    return differs(
-        source, plan, medium.name, places, len(places), written=written.size, pattern=pattern
-    )
-
-
-def whole_differences(records: Iterable[ChunkRecord]) -> list[Difference]:
-    """Whatever ``records`` speak of, where nobody knows which bytes of it differ."""
-    return [
-        Difference(piece.extent, piece.extent.start, reads_zeros=False)
-        for record in records
-        for piece in record.pieces
-    ]
+    with nullcontext() if source is None else source.sequential():
+        mended = repairer.repair(sorted(differing, key=lambda digest: digest.extent))
+    if not mended.repaired:
+        return mended
+    # A fake medium writes elsewhere what is written to it, so all is read once more.
+    again = read_back()
+    repairer.require_unchanged(again)
+    return replace(mended, unsteady=mended.unsteady + len(again))
 
 
 class _Repairer:
@@ -142,140 +110,152 @@ class _Repairer:
         self._ignored_writes = 0
         self._searches = 0
 
-    def repair(self, differing: Sequence[ChunkRecord]) -> Repair:
+    def repair(self, differing: Sequence[ChunkDigest]) -> Repair:
         unsteady = done = 0
-        ordered = sorted(differing, key=_start)
-        for record in ordered:
+        for digest in differing:
             stop_if_asked(self._stop, self._medium, done, written=self._written.size)
-            done += record.size
-            if reads_right(self._medium, record, self._found):
+            done += digest.size
+            if holds(self._medium, digest, self._found):
                 unsteady += 1
                 continue
-            self._mend(record)
+            self._mend(digest)
             if self._lasting_chunks >= _ATTEMPTS:
                 break
         if self._lasting:
-            raise self._given_up(self._pattern(ordered))
+            raise self._failure(self._find_pattern(differing))
         return Repair(tuple(self._repaired), unsteady)
 
-    def _mend(self, record: ChunkRecord) -> None:
-        """Write the chunk again, and see whether that helped."""
+    def require_unchanged(self, differing: Sequence[ChunkDigest]) -> None:
+        """Return unless one of ``differing``, which were right before, reads wrong once more.
+
+        Raises:
+            VerificationError: one does.
+        """
+        changed = [each for each in differing if not holds(self._medium, each, self._found)]
+        if changed:
+            raise self._failure(_CHANGED, _whole(*changed))
+
+    def _mend(self, digest: ChunkDigest) -> None:
+        """Write the chunk again, and read whether that helped."""
         if self._source is None:
-            self._lasting += whole_differences([record])
-            same = self._find_same(record, [piece.extent for piece in record.pieces])
+            same = self._find_same(digest, [piece.extent for piece in digest.pieces])
             once = "the image can be read only once, so it is not written again"
-            raise self._given_up(once if same is None else _FAKE)
-        before = digest_in(record, self._found)
-        differences = self._find(record, self._source)
-        same = self._find_same(record, [each.extent for each in differences])
-        same_before = b"" if same is None else self._read_digest(same)
-        self._write_again(record)
-        if same is not None and self._read_digest(same) != same_before:
+            raise self._failure(once if same is None else _FAKE, _whole(digest))
+        before = digest.hash(self._found)
+        differences = self._compare(digest, self._source)
+        same = self._find_same(digest, [each.extent for each in differences])
+        same_before = b"" if same is None else self._read_hash(same)
+        self._write_again(digest)
+        if same is not None and self._read_hash(same) != same_before:
             # Writing here has changed it there.
-            self._lasting += differences
-            raise self._given_up(_FAKE)
-        if reads_right(self._medium, record, self._found):
+            raise self._failure(_FAKE, differences)
+        if holds(self._medium, digest, self._found):
             self._repaired += differences
             return
         self._lasting_chunks += 1
-        self._ignored_writes += digest_in(record, self._found) == before
-        self._lasting += find_differences(record, self._wanted, self._found)
+        self._ignored_writes += digest.hash(self._found) == before
+        self._lasting += find_differences(digest, self._wanted, self._found)
 
-    def _write_again(self, record: ChunkRecord) -> None:
-        for piece in record.pieces:
-            start = piece.extent.start - record.extent.start
-            length = align_up(piece.extent.size, self._medium.alignment)
-            self._medium.write(piece.extent.start, self._wanted[start : start + length])
-        self._medium.begin_read_back()
-
-    def _find(self, record: ChunkRecord, source: Source) -> tuple[Difference, ...]:
-        """Where ``_found`` is not what is wanted, which is put into ``_wanted``."""
-        extent = record.extent
+    def _compare(self, digest: ChunkDigest, source: Source) -> tuple[Difference, ...]:
+        """Read the chunk from the image to ``_wanted``; where ``_found`` differs from it."""
+        extent = digest.extent
         of_image = max(0, min(extent.end, self._written.image_size) - extent.start)
         try:
             if of_image:
                 source.readinto(extent.start, self._wanted[:of_image])
         except ImageError as error:
-            self._lasting += whole_differences([record])
-            raise self._given_up(f"the image cannot be read again: {error}") from error
+            fact = f"the image cannot be read again: {error}"
+            raise self._failure(fact, _whole(digest)) from error
         end = align_up(extent.size, BLOCK_SIZE)
         self._wanted[of_image:end] = bytes(end - of_image)
         lay_over(self._written.patches, extent.start, self._wanted[: extent.size])
-        if digest_in(record, self._wanted) != record.digest:
-            self._lasting += whole_differences([record])
-            raise self._given_up("the image has changed since it was written")
-        return find_differences(record, self._wanted, self._found)
+        if digest.hash(self._wanted) != digest.xxh3:
+            raise self._failure("the image has changed since it was written", _whole(digest))
+        return find_differences(digest, self._wanted, self._found)
 
-    def _find_same(self, record: ChunkRecord, wrong: Iterable[Extent]) -> ChunkRecord | None:
-        """Another chunk that reads what ``record`` does where it is ``wrong``, if any.
+    def _write_again(self, digest: ChunkDigest) -> None:
+        for piece in digest.pieces:
+            start = piece.extent.start - digest.extent.start
+            length = align_up(piece.extent.size, self._medium.alignment)
+            self._medium.write(piece.extent.start, self._wanted[start : start + length])
+        self._medium.begin_read_back()
 
-        A counterfeit keeps what was written last of all addresses that are one to it.
+    def _find_same(self, digest: ChunkDigest, wrong: Iterable[Extent]) -> ChunkDigest | None:
+        """Another chunk that reads what ``digest`` reads where it is ``wrong``.
+
+        On a fake medium several addresses are the same place, which holds what was written last.
         """
-        sample = self._sample(record, wrong) if self._searches < _SEARCHES else None
+        sample = self._sample(digest, wrong) if self._searches < _SEARCHES else None
         if sample is None:
             return None
         self._searches += 1
-        return next((each for each in self._others(record) if self._has(each, sample)), None)
+        others = (each for each in self._with_data() if each is not digest)
+        return next((each for each in others if self._contains(each, sample)), None)
 
-    def _others(self, record: ChunkRecord | None = None) -> Iterator[ChunkRecord]:
-        """Chunks that hold more than zeros, without ``record``."""
-        for other in (*self._written.records, *self._written.past, *self._written.equal):
-            if other is not record and not all(piece.is_zero for piece in other.pieces):
-                yield other
+    def _contains(self, digest: ChunkDigest, sample: bytes) -> bool:
+        """True if the medium reads ``sample`` somewhere in the pieces of ``digest``."""
+        read_pieces(self._medium, digest, self._other)
+        base = digest.extent.start
+        parts = [
+            slice(piece.extent.start - base, piece.extent.end - base) for piece in digest.pieces
+        ]
+        return any(sample in bytes(self._other[part]) for part in parts)
 
-    def _sample(self, record: ChunkRecord, wrong: Iterable[Extent]) -> bytes | None:
-        """4 KiB in a row that are ``wrong``, those with the most different bytes.
+    def _with_data(self) -> Iterator[ChunkDigest]:
+        """The chunks that hold more than zeros."""
+        for digest in (*self._written.digests, *self._written.past, *self._written.equal):
+            if not all(piece.is_zero for piece in digest.pieces):
+                yield digest
 
-        ``None`` where fewer are, as by a bit that flipped: such come from nowhere else.
+    def _sample(self, digest: ChunkDigest, wrong: Iterable[Extent]) -> bytes | None:
+        """The 4 KiB with the most different bytes among those that are wholly ``wrong``.
+
+        ``None`` if fewer are wrong, as after a flipped bit: those come from nowhere else.
         """
-        base = record.extent.start
+        base = digest.extent.start
         samples = [
             bytes(self._found[start - base : start - base + _SAMPLE])
             for extent in wrong
             for start in range(extent.start, extent.end - _SAMPLE + 1, _SAMPLE)
         ]
-        best = max(samples, key=_variety, default=b"")
-        return best if _variety(best) >= _TELLING else None
+        variety, best = max(((len(set(each)), each) for each in samples), default=(0, b""))
+        return best if variety >= _VARIETY else None
 
-    def _has(self, record: ChunkRecord, sample: bytes) -> bool:
-        """Whether the medium reads ``sample`` somewhere in ``record``."""
-        read_spans(self._medium, record, self._other)
-        base = record.extent.start
-        return any(
-            bytes(self._other[piece.extent.start - base : piece.extent.end - base]).find(sample)
-            >= 0
-            for piece in record.pieces
-        )
+    def _read_hash(self, digest: ChunkDigest) -> bytes:
+        read_pieces(self._medium, digest, self._other)
+        return digest.hash(self._other)
 
-    def _read_digest(self, record: ChunkRecord) -> bytes:
-        read_spans(self._medium, record, self._other)
-        return digest_in(record, self._other)
-
-    def _pattern(self, ordered: Sequence[ChunkRecord]) -> str | None:
+    def _find_pattern(self, differing: Sequence[ChunkDigest]) -> str | None:
+        """What the medium does with what is written, if all that stays wrong shows the same."""
         if not self._lasting_chunks or self._ignored_writes < self._lasting_chunks:
             return None
         first = min(each.extent.start for each in self._lasting)
-        behind = [each for each in self._others() if each.extent.start >= first]
+        after = {each.extent.start for each in self._with_data() if each.extent.start >= first}
         reads_zeros = all(each.reads_zeros for each in self._lasting)
-        if reads_zeros and {each.extent.start for each in behind} <= set(map(_start, ordered)):
+        if reads_zeros and after <= {each.extent.start for each in differing}:
             return _ENDS
-        return "it reads the same whatever is written: the medium does not take it"
+        return _IGNORES
 
-    def _given_up(self, pattern: str | None) -> VerificationError:
+    def _failure(
+        self, pattern: str | None, differences: Sequence[Difference] = ()
+    ) -> VerificationError:
+        """The error that names all that stays wrong, ``differences`` included."""
+        lasting = sorted((*self._lasting, *differences))
         return differs(
             self._source,
             self._plan,
             self._medium.name,
-            sorted(self._lasting)[:_NAMED],
-            len(self._lasting),
+            lasting[:MOST_DIFFERENCES],
+            len(lasting),
             written=self._written.size,
             pattern=pattern,
         )
 
 
-def _variety(sample: bytes) -> int:
-    return len(set(sample))
-
-
-def _start(record: ChunkRecord) -> int:
-    return record.extent.start
+def _whole(*digests: ChunkDigest) -> list[Difference]:
+    """All pieces of ``digests``, if it is not known which of their bytes differ."""
+    return [
+        Difference(piece.extent, piece.extent.start, reads_zeros=False)
+        for digest in digests
+        for piece in digest.pieces
+    ]

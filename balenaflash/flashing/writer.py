@@ -7,19 +7,11 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 from balenaflash.errors import ImageError, ImageFailedError, InterruptedWriteError, WriteError
-from balenaflash.flashing.chunks import (
-    CHUNK_SIZE,
-    Chunk,
-    ChunkRecord,
-    make_record,
-    pieces_digest,
-    record_bytes,
-    spans,
-)
+from balenaflash.flashing.chunks import CHUNK_SIZE, Chunk, ChunkDigest, holds, make_digest
 from balenaflash.flashing.disk_end import plan_end
-from balenaflash.flashing.feed import ChunkQueue, Release, released_on_failure
+from balenaflash.flashing.feed import ChunkQueue, Release
 from balenaflash.flashing.plan import WritePlan
-from balenaflash.formats.contents import classify
+from balenaflash.formats.contents import Content, Run, classify
 from balenaflash.progress import Progress, Stop
 from balenaflash.source.layers import Patch, lay_over
 from balenaflash.targets.medium import Begun, Medium
@@ -28,54 +20,43 @@ from balenaflash.units import Extent, align_up, format_size
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What was handed to a target."""
+    """Record of what was written to a target."""
 
-    records: tuple[ChunkRecord, ...]
+    digests: tuple[ChunkDigest, ...]
     """Chunks of the image that were written, in that order."""
 
-    equal: tuple[ChunkRecord, ...]
-    """What the target held before, read from the medium, and was not written."""
+    equal: tuple[ChunkDigest, ...]
+    """Chunks that the target held already, read from the medium, and that were not written."""
 
-    past: tuple[ChunkRecord, ...]
-    """What was written past the image."""
+    past: tuple[ChunkDigest, ...]
+    """Chunks that were written past the image."""
 
     patches: tuple[Patch, ...]
-    """Bytes that the target holds in place of those of the image, or past it; in order."""
+    """Bytes that the target holds in place of the image's, or past the image; in order."""
 
     image_size: int
-    """Bytes of the image."""
-
     wiped: tuple[Extent, ...] = ()
-    """Sectors past the image that held the backup of another table."""
+    """Sectors past the image that held the backup of another partition table."""
 
     @property
     def size(self) -> int:
         """Bytes of the image that were written or zeroed."""
-        return sum(record.size for record in self.records)
+        return sum(digest.size for digest in self.digests)
 
     @property
-    def unproven(self) -> tuple[ChunkRecord, ...]:
-        """What was not read since the last byte was written.
+    def unproven(self) -> tuple[ChunkDigest, ...]:
+        """Chunks that were not read since the last byte was written.
 
-        A write may land anywhere on a medium that is not what it claims to be. What was equal
-        before the last one is not known to be so after it.
+        On a fake medium a write may land anywhere. So a chunk that was equal before the last
+        write may have changed by it.
         """
-        written = (*self.records, *self.past)
+        written = (*self.digests, *self.past)
         return (*written, *self.equal) if any(each.pieces for each in written) else ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """A chunk on its way to a medium."""
-
-    future: Future[bool]
-    chunk: Chunk
-    release: Release
 
 
 @dataclass(slots=True)
 class Writer:
-    """One target's part of the work, in a thread of its own."""
+    """The writing of one target, in a thread of its own."""
 
     medium: Medium
     plan: WritePlan
@@ -85,52 +66,59 @@ class Writer:
     requests: int
     """Chunks on their way to the medium at a time."""
 
-    skips_equal: bool = False
+    skip_equal: bool = False
     patches: tuple[Patch, ...] = ()
-    """Bytes that this target holds in place of those of the image, or past it; in order."""
+    """Bytes that the target shall hold in place of the image's, or past the image; in order."""
 
-    _requests: deque[_Request] = field(default_factory=deque)
+    _requests: deque[tuple[Future[bool], ChunkDigest, Release]] = field(default_factory=deque)
     _capacity: int = 0
     _accepted: int = 0
-    """Bytes of chunks that the medium has taken wholly."""
+    """Bytes of the chunks that the medium has accepted whole."""
 
-    _shown: int = 0
-    _records: list[ChunkRecord] = field(default_factory=list)
-    _equal: list[ChunkRecord] = field(default_factory=list)
+    _left_to_show: int = 0
+    """Bytes of the plan that the progress has not been advanced by."""
+
+    _digests: list[ChunkDigest] = field(default_factory=list)
+    _equal: list[ChunkDigest] = field(default_factory=list)
     _image_size: int = 0
-    _past: list[ChunkRecord] = field(default_factory=list)
+    _past: list[ChunkDigest] = field(default_factory=list)
     _wiped: tuple[Extent, ...] = ()
-    _wiping: threading.Lock = field(default_factory=threading.Lock)
-    _is_wiped: bool = False
+    _zeroing: threading.Lock = field(default_factory=threading.Lock)
+    _head_zeroed: bool = False
     _begun: Begun = Begun.NOTHING
 
     def write_all(self) -> Written:
-        """Write every chunk of the queue, the head last and after a flush, and flush.
+        """Write every chunk of the queue, the head last and after a flush, and flush again.
 
         Raises:
             ImageError: the image failed before anything was written.
             ImageFailedError: it failed later. The target holds part of it; its head is zeroed,
                 so it does not boot.
-            WriteError: the medium failed, or is smaller than the image; the same state.
-            InterruptedWriteError: ``stop`` said so; the same state.
+            WriteError: the medium failed or is smaller than the image; the same state.
+            InterruptedWriteError: ``stop`` returned true; the same state.
         """
-        # Asked once: of a file the room shrinks as it is written.
+        # Read once: the room for a file shrinks as it is written.
         self._capacity = self.medium.capacity
+        self._left_to_show = self.plan.size_to_write
         try:
             with ThreadPoolExecutor(self.requests, "write") as pool:
                 try:
                     self._write_chunks(pool)
                 finally:
-                    self._abandon()
+                    # After a failure nobody waits for these, but their buffers are in use.
+                    while self._requests:
+                        future, _digest, release = self._requests.popleft()
+                        wait([future])
+                        release()
             self.medium.flush()
         except InterruptedWriteError:
             raise
         except WriteError as error:
-            raise self._failure(str(error), error.code, error.hint) from error
+            raise self._failure(error) from error
         except ImageError as error:
             raise self._image_failure(error) from error
         return Written(
-            tuple(self._records),
+            tuple(self._digests),
             tuple(self._equal),
             tuple(self._past),
             self.patches,
@@ -140,58 +128,117 @@ class Writer:
 
     def _write_chunks(self, pool: ThreadPoolExecutor) -> None:
         for chunk, release in self.queue.chunks(self.stop):
-            if chunk is None or self.stop():
+            try:
+                future, digest = self._submit(pool, chunk)
+            except BaseException:
                 release()
-                raise self._interruption()
-            with released_on_failure(release):
-                self._require_sound(chunk)
-                if chunk.record.extent.start < self.plan.head.end:
-                    self._settle(0)
-                    self._write_end()
-                    self.medium.flush()
-                patched = self._patched(chunk)
-                future = pool.submit(self._write, patched)
-            self._requests.append(_Request(future, patched, release))
-            self._settle(self.requests - 1)
-        self._settle(0)
+                raise
+            self._requests.append((future, digest, release))
+            self._wait_for_requests(self.requests - 1)
+        self._wait_for_requests(0)
+
+    def _submit(
+        self, pool: ThreadPoolExecutor, chunk: Chunk | None
+    ) -> tuple[Future[bool], ChunkDigest]:
+        """Begin to write ``chunk``; before the head, all else is written and flushed."""
+        if chunk is None or self.stop():
+            raise self._interruption()
+        if chunk.fault is not None:
+            raise chunk.fault
+        if chunk.digest.extent.end > self._capacity:
+            raise self._too_small()
+        if chunk.digest.extent.start < self.plan.head.end:
+            self._wait_for_requests(0)
+            self._write_end()
+            self.medium.flush()
+        patched = self._patched(chunk)
+        return pool.submit(self._write, patched), patched.digest
 
     def _patched(self, chunk: Chunk) -> Chunk:
-        """``chunk`` as this target is to hold it; the buffer is shared with other targets."""
-        extent = chunk.record.extent
+        """``chunk`` with the patches of this target; other targets share its buffer."""
+        extent = chunk.digest.extent
         if not any(extent.overlaps(patch.extent) for patch in self.patches):
             return chunk
-        # mmap gives zeroed pages, aligned as O_DIRECT wants them. Of a free chunk nothing was read.
+        # mmap gives zeroed pages, aligned as O_DIRECT wants them. A free chunk has no buffer.
         buffer = memoryview(mmap.mmap(-1, CHUNK_SIZE))
         buffer[: len(chunk.buffer)] = chunk.buffer
         lay_over(self.patches, extent.start, buffer[: extent.size])
         runs = classify(buffer[: extent.size], extent.start, (), coarse=True)
-        return Chunk(chunk.number, make_record(extent, buffer, runs, has_digest=True), buffer)
+        return Chunk(chunk.number, make_digest(extent, buffer, runs, has_digest=True), buffer)
 
     def _write_end(self) -> None:
-        """Write what is to lie past the image, whose size is known now."""
+        """Write what belongs past the image, whose size is known by now."""
         end = plan_end(self.medium, self.patches, max(self._image_size, self.plan.least_size))
         self._wiped = end.wiped
         for patch in end.patches:
-            record = record_bytes(patch.offset, patch.data)
-            if self.skips_equal and self._is_equal(record):
-                self._equal.append(record)
+            extent = patch.extent
+            buffer = memoryview(mmap.mmap(-1, extent.size))
+            buffer[:] = patch.data
+            digest = make_digest(extent, buffer, [Run(extent, Content.DATA)], has_digest=True)
+            if self.skip_equal and self._is_equal(digest):
+                self._equal.append(digest)
                 continue
             if self._begun is Begun.NOTHING:
                 self._begun = Begun.PART
-            self._past.append(record)
-            buffer = memoryview(mmap.mmap(-1, len(patch.data)))
-            buffer[:] = patch.data
-            self.medium.write(patch.offset, buffer)
+            self._past.append(digest)
+            self.medium.write(extent.start, buffer)
 
-    def _require_sound(self, chunk: Chunk) -> None:
-        """Raise unless ``chunk`` is a part of the image, and fits."""
-        if chunk.fault is not None:
-            raise chunk.fault
-        if chunk.record.extent.end > self._capacity:
-            raise self._too_small()
+    def _wait_for_requests(self, left: int) -> None:
+        """Wait until at most ``left`` requests are on their way."""
+        while len(self._requests) > left:
+            was_equal = self._requests[0][0].result()
+            _future, digest, release = self._requests.popleft()
+            release()
+            self._image_size = max(self._image_size, digest.extent.end)
+            if was_equal:
+                self._equal.append(digest)
+            else:
+                self._digests.append(digest)
+                self._accepted += digest.size
+                if digest.size:
+                    self._begun = Begun.PART
+            # How much of a stream is free is not known beforehand, so all of it counts. And short
+            # gaps between data are written, too, which the plan has not counted.
+            done = digest.extent.size if self.plan.free is None else digest.size
+            done = min(done, self._left_to_show)
+            if done > 0:
+                self._left_to_show -= done
+                self.progress.advance(done)
+
+    def _write(self, chunk: Chunk) -> bool:
+        """Write the pieces of ``chunk``; True if the medium held them already."""
+        digest = chunk.digest
+        if digest.pieces:
+            if self.skip_equal and self._is_equal(digest):
+                return True
+            self._zero_head()
+        for piece in digest.pieces:
+            start = piece.extent.start - digest.extent.start
+            length = align_up(piece.extent.size, self.medium.alignment)
+            if piece.is_zero:
+                self.medium.zero(piece.extent.start, length)
+            else:
+                self.medium.write(piece.extent.start, chunk.buffer[start : start + length])
+        return False
+
+    def _zero_head(self) -> None:
+        """Zero the head before anything else changes, once: half an image must not boot."""
+        with self._zeroing:
+            if not self._head_zeroed:
+                size = align_up(self.plan.head.size, self.medium.alignment)
+                self._head_zeroed = True
+                self._begun = Begun.FIRST_WRITE
+                # mmap gives zeroed pages, aligned as O_DIRECT wants them.
+                self.medium.write(self.plan.head.start, memoryview(mmap.mmap(-1, size)))
+                # If it is unplugged now, the zeros must not be left in its cache.
+                self.medium.flush()
+                self._begun = Begun.START_ZEROED
+
+    def _is_equal(self, digest: ChunkDigest) -> bool:
+        return holds(self.medium, digest, memoryview(mmap.mmap(-1, CHUNK_SIZE)))
 
     def _interruption(self) -> InterruptedWriteError:
-        self._settle(0)
+        self._wait_for_requests(0)
         self.medium.flush()
         return InterruptedWriteError(
             f"{self.medium.name}: interrupted after {format_size(self._accepted)}; {self._state}",
@@ -201,118 +248,36 @@ class Writer:
 
     def _image_failure(self, fault: ImageError) -> ImageError | WriteError:
         if fault.code == "image-too-large":
-            error = self._too_small()
-            return self._failure(str(error), error.code, error.hint)
+            return self._failure(self._too_small())
         if self._begun is Begun.NOTHING and not self.medium.was_emptied:
             return fault
         return ImageFailedError(
-            f"{self.medium.name}: writing stopped after {format_size(self._accepted)}, "
-            f"since the image failed: {fault}; {self._state}",
+            f"{self.medium.name}: writing stopped after {format_size(self._accepted)} because "
+            f"the image failed: {fault}; {self._state}",
             written=self._accepted,
-            hint=fault.hint or "Fetch the image again, then write it from the start.",
+            hint=fault.hint or "Download the image again, then write it from the start.",
         )
 
     def _too_small(self) -> WriteError:
-        size = self._capacity
         return WriteError(
-            f"{self.medium.name}: is too small: it has room for {size} bytes "
-            f"({format_size(size)}), and the image has more",
+            f"{self.medium.name}: is too small: it has room for {self._capacity} bytes "
+            f"({format_size(self._capacity)}), and the image has more",
             code="target-too-small",
-            hint="Choose a larger one: a compressed image may tell its size only at its end.",
+            hint="Choose a larger one. The size of some compressed images is known only at the "
+            "end.",
         )
 
-    def _failure(self, fact: str, code: str, hint: str | None) -> WriteError:
+    def _failure(self, error: WriteError) -> WriteError:
+        """``error`` with what was written before, and what the target holds now."""
         written = f"{format_size(self._accepted)} had been written, " if self._accepted else ""
         return WriteError(
-            f"{fact}; {written}{self._state}",
+            f"{error}; {written}{self._state}",
             written=self._accepted,
-            code=code,
-            hint=hint,
+            code=error.code,
+            hint=error.hint,
         )
 
     @property
     def _state(self) -> str:
-        """What the target is now, as the end of a sentence."""
+        """What the target holds now, as the end of a sentence."""
         return self.medium.describe_unfinished(self._begun)
-
-    def _settle(self, left: int) -> None:
-        """Wait until at most ``left`` requests are on their way."""
-        while len(self._requests) > left:
-            was_equal = self._requests[0].future.result()
-            request = self._requests.popleft()
-            request.release()
-            record = request.chunk.record
-            self._image_size = max(self._image_size, record.extent.end)
-            if was_equal:
-                self._equal.append(record)
-            else:
-                self._records.append(record)
-                self._accepted += record.size
-                if record.size:
-                    self._begun = Begun.PART
-            self._show(record)
-
-    def _show(self, record: ChunkRecord) -> None:
-        # Of a stream nobody knows beforehand how much of it is free. And short gaps between data
-        # are written, too, which nobody has counted.
-        done = record.extent.size if self.plan.free is None else record.size
-        done = min(done, self.plan.size_to_write - self._shown)
-        if done > 0:
-            self._shown += done
-            self.progress.advance(done)
-
-    def _abandon(self) -> None:
-        """Give back the buffers of requests whose outcome nobody waits for, when they end."""
-        while self._requests:
-            request = self._requests.popleft()
-            wait([request.future])
-            request.release()
-
-    def _write(self, chunk: Chunk) -> bool:
-        """Write what must be; whether the medium held it already."""
-        record = chunk.record
-        if record.pieces:
-            if self.skips_equal and self._is_equal(record):
-                return True
-            self._wipe_head()
-        for piece in record.pieces:
-            start = piece.extent.start - record.extent.start
-            length = align_up(piece.extent.size, self.medium.alignment)
-            if piece.is_zero:
-                self.medium.zero(piece.extent.start, length)
-            else:
-                self.medium.write(piece.extent.start, chunk.buffer[start : start + length])
-        return False
-
-    def _wipe_head(self) -> None:
-        """Zero the head before anything else changes, once: half an image must not boot."""
-        with self._wiping:
-            if not self._is_wiped:
-                size = align_up(self.plan.head.size, self.medium.alignment)
-                # mmap gives zeroed pages, aligned as O_DIRECT wants them.
-                self._is_wiped = True
-                self._begun = Begun.FIRST_WRITE
-                self.medium.write(self.plan.head.start, memoryview(mmap.mmap(-1, size)))
-                # Should it be pulled out now, its cache must not have kept this for later.
-                self.medium.flush()
-                self._begun = Begun.START_ZEROED
-
-    def _is_equal(self, record: ChunkRecord) -> bool:
-        buffer = memoryview(mmap.mmap(-1, CHUNK_SIZE))
-        read_spans(self.medium, record, buffer)
-        return pieces_digest(record.pieces, buffer, record.extent.start) == record.digest
-
-
-def read_spans(medium: Medium, record: ChunkRecord, buffer: memoryview) -> int:
-    """Read what ``record`` speaks of to its place in ``buffer``; how many bytes were read.
-
-    Raises:
-        WriteError: the medium cannot be read.
-    """
-    count = 0
-    for span in spans(record.pieces):
-        start = span.start - record.extent.start
-        length = align_up(span.size, medium.alignment)
-        medium.readinto(span.start, buffer[start : start + length])
-        count += length
-    return count
