@@ -232,12 +232,12 @@ def test_a_keyfile_of_another_kind_is_refused() -> None:
 @pytest.mark.parametrize(
     ("addresses", "gateways", "dns", "words"),
     [
-        (["192.168.1.5"], [], [], "with its prefix"),
-        (["192.168.1.5/33"], [], [], "with its prefix"),
-        (["lab/24"], [], [], "with its prefix"),
-        ([], ["192.168.1.1"], [], "no IPv4 address"),
-        (["fd00::1/64"], ["192.168.1.1"], [], "no IPv4 address"),
-        (["10.0.0.1/8"], ["10.0.0.1"], [], "both the board's address and its gateway"),
+        (["192.168.1.5"], [], [], "with a prefix"),
+        (["192.168.1.5/33"], [], [], "with a prefix"),
+        (["lab/24"], [], [], "with a prefix"),
+        ([], ["192.168.1.1"], [], "needs an IPv4 address"),
+        (["fd00::1/64"], ["192.168.1.1"], [], "needs an IPv4 address"),
+        (["10.0.0.1/8"], ["10.0.0.1"], [], "both an address of the board and its gateway"),
         (["10.0.0.1/8"], ["10.0.0.2", "10.0.0.3"], [], "several IPv4 gateways"),
         (["10.0.0.1/8"], ["gateway"], [], "not an IP address"),
         ([], [], ["dns.google"], "not an IP address"),

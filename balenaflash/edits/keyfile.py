@@ -1,9 +1,9 @@
-r"""NetworkManager's keyfiles: GLib's key file format, and the escapes within it.
+r"""NetworkManager's keyfiles: GLib's key file format and its escapes.
 
-A file is ``[group]`` lines and ``key=value`` lines below them; ``#`` begins a comment line. In a
-value ``\s \t \n \r \\`` stand for a space, tab, line feed, carriage return and backslash, and a
-value's leading blanks are no part of it (GLib 2.74, ``gkeyfile.c``). Two values have a layer of
-their own on top: an SSID, and a list (``libnm-core-impl/nm-keyfile.c``, NetworkManager 1.52).
+A file consists of ``[group]`` lines with ``key=value`` lines below them; ``#`` begins a comment
+line. In a value ``\s \t \n \r \\`` stand for space, tab, line feed, carriage return and backslash,
+and leading blanks are ignored (GLib 2.74, ``gkeyfile.c``). An SSID and a list have an additional
+encoding (``libnm-core-impl/nm-keyfile.c``, NetworkManager 1.52).
 """
 
 import re
@@ -17,15 +17,14 @@ from balenaflash.units import KIB
 Groups: TypeAlias = Mapping[str, Mapping[str, str]]
 """Group to key to value."""
 
-MAX_SIZE = 256 * KIB
-"""In bytes; a keyfile has a few hundred."""
+MAX_SIZE = 256 * KIB  # bytes; a keyfile has a few hundred
 
 ALIASES = {
     "802-3-ethernet": "ethernet",
     "802-11-wireless": "wifi",
     "802-11-wireless-security": "wifi-security",
 }
-"""Setting name to the short one that keyfiles may use instead, nm-settings-keyfile(5)."""
+"""Setting names with the short names that keyfiles may use instead, nm-settings-keyfile(5)."""
 
 _ESCAPES = {"s": " ", "t": "\t", "n": "\n", "r": "\r", "\\": "\\"}
 _ESCAPED = {"\t": r"\t", "\n": r"\n", "\r": r"\r", "\\": r"\\"}
@@ -40,18 +39,18 @@ _BYTE_MAX = 255
 
 @dataclass(frozen=True, slots=True)
 class Keyfile:
-    """A keyfile that was read."""
+    """The content of a keyfile."""
 
     name: str
-    """What messages call it."""
+    """Its name in messages."""
 
     groups: Groups
-    """With each value as it is in the file, escapes and all."""
+    """Values are as in the file, with their escapes."""
 
     def value(self, group: str, key: str) -> str | None:
-        """The text that ``key`` stands for; ``None`` where there is none.
+        """The value of ``key`` without escapes; ``None`` if it is missing.
 
-        ``group`` is the short name of a setting; the long one is looked for too.
+        ``group`` is the short name of a setting; the long name is searched too.
 
         Raises:
             EditError: it has an escape that GLib does not know.
@@ -62,24 +61,23 @@ class Keyfile:
         return None
 
     def ssid(self) -> bytes | None:
-        """The SSID of a Wi-Fi network; ``None`` where there is none.
+        """The SSID of a Wi-Fi network; ``None`` if it is missing.
 
         Raises:
             EditError: it has an escape that GLib does not know. NetworkManager 1.52 with GLib 2.84
-                then finds no SSID; with GLib 2.74 the escape stood for itself.
+                then reads no SSID; with GLib 2.74 it reads the escape unchanged.
         """
         value = self.value("wifi", "ssid")
         return None if value is None else parse_ssid(value)
 
 
 def parse_keyfile(data: bytes, name: str) -> Keyfile:
-    """The groups in ``data``; ``name`` is what messages call it.
+    """The keyfile in ``data``; ``name`` is its name in messages.
 
-    As in GLib, a group that occurs twice is one group, and of a key that occurs twice the last
-    value counts.
+    As in GLib, a group that occurs twice is one group, and the last value of a key counts.
 
     Raises:
-        EditError: GLib could not read it either; with the line.
+        EditError: GLib could not read it either; the message has the line.
     """
     if len(data) > MAX_SIZE:
         raise _invalid(name, f"has {len(data)} bytes, more than {MAX_SIZE}")
@@ -88,11 +86,11 @@ def parse_keyfile(data: bytes, name: str) -> Keyfile:
     except UnicodeDecodeError as error:
         raise _invalid(name, f"is not UTF-8 at byte {error.start}") from error
     if "\0" in text:
-        raise _invalid(name, "has a NUL character in it")
+        raise _invalid(name, "contains a NUL character")
     groups: dict[str, dict[str, str]] = {}
     current: dict[str, str] | None = None
     for number, line in enumerate(text.split("\n"), 1):
-        # A carriage return before the line feed is no part of the line, as in GLib.
+        # As in GLib, a carriage return before the line feed is ignored.
         content = line.removesuffix("\r").lstrip(" \t\r\v\f")
         if not content or content.startswith("#"):
             continue
@@ -119,9 +117,9 @@ def format_keyfile(groups: Groups) -> bytes:
 
 
 def format_ssid(ssid: bytes) -> str:
-    """The value that stands for ``ssid``, as NetworkManager writes it.
+    """The value for ``ssid`` as NetworkManager writes it.
 
-    Printable ASCII is text with ``;`` escaped; anything else is a list of byte values.
+    Printable ASCII is text with ``;`` escaped; any other SSID is a list of byte values.
     """
     if all(0x20 <= byte <= 0x7E for byte in ssid):  # noqa: PLR2004 -- isprint() in the C locale
         return ssid.decode("ascii").replace(";", r"\;")
@@ -129,7 +127,7 @@ def format_ssid(ssid: bytes) -> str:
 
 
 def parse_ssid(value: str) -> bytes:
-    """The SSID that ``value`` stands for, as NetworkManager reads it."""
+    """The SSID in ``value`` as NetworkManager reads it."""
     if _BYTE_LIST.fullmatch(value):
         numbers = [int(number) for number in value.split(";")[:-1]]
         if max(numbers) <= _BYTE_MAX:
@@ -138,14 +136,14 @@ def parse_ssid(value: str) -> bytes:
 
 
 def format_list(items: tuple[str, ...]) -> str:
-    """The value that stands for a list of ``items``, none of which has a ``;`` in it."""
+    """The value for a list of ``items``, which must not contain a ``;``."""
     return "".join(f"{item};" for item in items)
 
 
 def _escape(value: str) -> str:
     text = "".join(_ESCAPED.get(char, char) for char in value)
     stripped = text.strip(" ")
-    # GLib keeps blanks at the end; escaped they also survive an editor.
+    # GLib keeps blanks at the end; an editor may remove them unless they are escaped.
     head = len(text) - len(text.lstrip(" "))
     tail = len(text) - head - len(stripped)
     return r"\s" * head + stripped + r"\s" * tail

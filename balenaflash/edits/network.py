@@ -1,8 +1,8 @@
-"""The networks a board knows from its first start: connections, and their keyfiles.
+"""The network connections in the boot partition, and the keyfiles that describe them.
 
-balenaOS copies the directory to ``/etc/NetworkManager`` at each start (meta-balena,
-``balena-net-config``). NetworkManager passes over some names there, and that is how balenaOS's
-samples work: ``.ignore`` looks like the end of a temporary file's name.
+balenaOS copies the directory ``system-connections`` to ``/etc/NetworkManager`` at each start
+(meta-balena, ``balena-net-config``). NetworkManager ignores some file names there. balenaOS's
+samples use that: ``.ignore`` looks like the suffix of a temporary file.
 """
 
 import ipaddress
@@ -32,39 +32,41 @@ from balenaflash.formats.fat.volume import FatVolume
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 Interface: TypeAlias = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
-SSID_MAX = 32
-"""Bytes of an SSID, IEEE 802.11-2020, section 9.4.2.2."""
+DIRECTORY = "/system-connections"
+SAMPLE_SUFFIX = ".ignore"  # of sample connections, and of their README
 
+_SSID_MAX = 32  # bytes, IEEE 802.11-2020, section 9.4.2.2
 _UUID_SPACE = uuid.UUID("0a0be8b3-1f5e-5f7e-9a3c-7f6a2a6a3d52")
 _HEX_KEY = re.compile(r"[0-9A-Fa-f]{64}")
-_PASSPHRASE = range(8, 64)
-"""Bytes of a WPA passphrase, IEEE 802.11-2020, section J.4.1."""
-
+_PASSPHRASE = range(8, 64)  # bytes of a WPA passphrase, IEEE 802.11-2020, section J.4.1
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _INTERFACE_NAME = re.compile(r"(?!\.\.?$)[^\s/:%]{1,15}", re.ASCII)  # linux, dev_valid_name()
+_TEMPORARY = re.compile(r"\.[A-Za-z0-9]{6}")  # the suffix of mkstemp(3)
+_CERTIFICATE = re.compile(r".+\.(?:pem|der)", re.IGNORECASE | re.DOTALL)
+_CERTIFICATE_KEYS = ("ca-cert", "client-cert", "private-key", "phase2-ca-cert")
 
 
 class Security(StrEnum):
-    """How a Wi-Fi network is secured; the values are NetworkManager's ``key-mgmt``."""
+    """The security of a Wi-Fi network; the values are NetworkManager's ``key-mgmt``."""
 
     OPEN = "open"
     WPA_PSK = "wpa-psk"
     """A passphrase, with WPA2 or WPA3."""
 
     SAE = "sae"
-    """A passphrase, with WPA3 alone."""
+    """A passphrase, with WPA3 only."""
 
 
 @dataclass(frozen=True, slots=True)
 class IpSettings:
-    """Static addresses and name servers; each family without an address asks the network."""
+    """Static addresses and name servers; an address family without addresses uses DHCP or SLAAC."""
 
     addresses: tuple[Interface, ...] = ()
     gateways: tuple[Address, ...] = ()
     dns: tuple[Address, ...] = ()
 
     def groups(self) -> Groups:
-        """The groups ``ipv4`` and ``ipv6`` of a keyfile."""
+        """The groups ``ipv4`` and ``ipv6`` of the keyfile."""
         return {f"ipv{version}": self._group(version) for version in (4, 6)}
 
     def _group(self, version: int) -> dict[str, str]:
@@ -83,24 +85,24 @@ class IpSettings:
 
 @dataclass(frozen=True, slots=True)
 class Common:
-    """What every kind of connection has."""
+    """The settings that every type of connection has."""
 
     name: str
-    """Of its file and, unless ``id`` says otherwise, of the connection."""
+    """Name of the file and of the connection."""
 
     interface: str | None = None
-    """Such as ``wlan0``; ``None`` for any of its kind."""
+    """Name of the network interface, such as ``wlan0``; ``None`` for any of the type."""
 
     autoconnect: bool = True
     priority: int = 0
-    """Of two networks in reach, the one with the higher priority is used; -999 to 999."""
+    """-999 to 999; NetworkManager prefers the network with the highest priority."""
 
     ip: IpSettings = field(default_factory=IpSettings)
 
     def group(self, kind: str) -> dict[str, str]:
         """The group ``connection`` of a keyfile.
 
-        The UUID follows from the name, so that the same edit always gives the same bytes.
+        The UUID is computed from the name: the same edit always writes the same bytes.
         """
         group = {
             "id": self.name,
@@ -125,13 +127,13 @@ class WifiConnection:
     security: Security = Security.WPA_PSK
     passphrase: str | None = field(default=None, repr=False)
     hidden: bool = False
-    """Whether the network does not announce its SSID."""
+    """True if the network does not announce its SSID."""
 
     def keyfile(self) -> bytes:
-        """Its keyfile.
+        """The keyfile of the connection.
 
         Raises:
-            EditError: the SSID, the passphrase or the interface's name is not one.
+            EditError: the SSID, the passphrase or the name of the interface is not valid.
         """
         wifi = {"hidden": "true"} if self.hidden else {}
         wifi |= {"mode": "infrastructure", "ssid": format_ssid(check_ssid(self.ssid))}
@@ -152,10 +154,10 @@ class EthernetConnection:
     common: Common
 
     def keyfile(self) -> bytes:
-        """Its keyfile.
+        """The keyfile of the connection.
 
         Raises:
-            EditError: the interface's name is not one.
+            EditError: the name of the interface is not valid.
         """
         groups = {"connection": self.common.group("ethernet"), "ethernet": {}}
         return format_keyfile({**groups, **self.common.ip.groups()})
@@ -165,65 +167,65 @@ def parse_ip(addresses: Sequence[str], gateways: Sequence[str], dns: Sequence[st
     """Static settings as users write them: ``192.168.1.111/24``, ``192.168.1.1``, ``8.8.8.8``.
 
     Raises:
-        EditError: one is not an address, or a gateway has no address of its family to go with.
+        EditError: one is not an address, or a gateway has no address of its family.
     """
     settings = IpSettings(
-        tuple(_parse_interface(text) for text in addresses),
-        tuple(_parse_address(text) for text in gateways),
-        tuple(_parse_address(text) for text in dns),
+        tuple(map(_parse_interface, addresses)),
+        tuple(map(_parse_address, gateways)),
+        tuple(map(_parse_address, dns)),
     )
     versions = [gateway.version for gateway in settings.gateways]
     for gateway in settings.gateways:
         if versions.count(gateway.version) > 1:
-            raise _invalid(f"{gateway}: is one of several IPv{gateway.version} gateways")
+            raise _invalid(f"{gateway}: there are several IPv{gateway.version} gateways")
         family = [each for each in settings.addresses if each.version == gateway.version]
         if not family:
-            raise _invalid(f"{gateway}: is a gateway for no IPv{gateway.version} address")
+            raise _invalid(f"{gateway}: the gateway needs an IPv{gateway.version} address")
         if any(gateway == each.ip for each in family):
-            raise _invalid(f"{gateway}: is both the board's address and its gateway")
+            raise _invalid(f"{gateway}: is both an address of the board and its gateway")
     return settings
 
 
 def check_ssid(ssid: bytes) -> bytes:
-    """``ssid``, if it is one.
+    """``ssid``, if it is valid.
 
     Raises:
         EditError: it is empty or too long.
     """
-    if 0 < len(ssid) <= SSID_MAX:
+    if 0 < len(ssid) <= _SSID_MAX:
         return ssid
-    raise _invalid(f"the SSID has {len(ssid)} bytes, where 1 to {SSID_MAX} can be")
+    raise _invalid(f"the SSID has {len(ssid)} bytes, but must have 1 to {_SSID_MAX}")
 
 
 def check_passphrase(passphrase: str, security: Security) -> str:
-    """``passphrase``, if it is one.
+    """``passphrase``, if it is valid.
 
     Raises:
-        EditError: it is too short or too long; the message does not show it.
+        EditError: it is not valid; the message does not show it.
     """
     if _CONTROL.search(passphrase):
-        raise _invalid("the passphrase has a line end or another control character in it")
+        raise _invalid("the passphrase contains a line end or another control character")
     try:
         length = len(passphrase.encode("utf-8"))
     except UnicodeEncodeError as error:  # bytes of the environment, PEP 383
         raise _invalid("the passphrase is not UTF-8") from error
     if BYTE_ORDER_MARK in passphrase:
-        raise _invalid("the passphrase has a byte order mark in it")
+        raise _invalid("the passphrase contains a byte order mark")
     if security is Security.SAE:
         if length == 0:
             raise _invalid("the passphrase is empty")
     elif length not in _PASSPHRASE and not _HEX_KEY.fullmatch(passphrase):
         raise _invalid(
-            f"the passphrase has {length} bytes, where 8 to 63, or 64 hexadecimal digits, can be"
+            f"the passphrase has {length} bytes, but must have 8 to 63, or 64 hexadecimal digits"
         )
     return passphrase
 
 
 def check_interface_name(name: str) -> str:
-    """``name``, if a network interface can have it.
+    """``name``, if it is valid for a network interface.
 
     Raises:
-        EditError: it cannot.
+        EditError: it is not.
     """
     if _INTERFACE_NAME.fullmatch(name):
         return name
@@ -235,8 +237,8 @@ def _parse_interface(text: str) -> Interface:
         try:
             return ipaddress.ip_interface(text)
         except ValueError:
-            pass  # told below, as for an address without its prefix
-    raise _invalid(f"{text!r}: is not an address with its prefix, such as 192.168.1.111/24")
+            pass  # the same message as for an address without a prefix
+    raise _invalid(f"{text!r}: is not an address with a prefix, such as 192.168.1.111/24")
 
 
 def _parse_address(text: str) -> Address:
@@ -250,41 +252,29 @@ def _invalid(message: str) -> EditError:
     return EditError(message, code="network-invalid")
 
 
-DIRECTORY = "/system-connections"
-
-SAMPLE_SUFFIX = ".ignore"
-"""Of files that show how to write one, and of their README."""
-
-_TEMPORARY = re.compile(r"\.[A-Za-z0-9]{6}")
-"""What mkstemp(3) puts at the end of a name."""
-
-_CERTIFICATE = re.compile(r".+\.(?:pem|der)", re.IGNORECASE | re.DOTALL)
-_CERTIFICATE_KEYS = ("ca-cert", "client-cert", "private-key", "phase2-ca-cert")
-
-
 class NetworkState(StrEnum):
-    """What NetworkManager makes of a file."""
+    """NetworkManager's use of a file."""
 
     USED = "used"
     SAMPLE = "sample"
     IGNORED = "ignored"
-    """Its name is one that NetworkManager passes over."""
+    """NetworkManager ignores a file of this name."""
 
     INVALID = "invalid"
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A file of ``system-connections``; ``None`` is what it does not tell."""
+    """A file of ``system-connections``; ``None`` is a setting that the file does not have."""
 
     name: str
     state: NetworkState
     fault: str | None = None
-    """Why it is ignored or invalid."""
+    """The reason why it is ignored or invalid."""
 
     id: str | None = None
     type: str | None = None
-    """Such as ``wifi`` or ``ethernet``; always the short name."""
+    """The short name of the type, such as ``wifi`` or ``ethernet``."""
 
     ssid: bytes | None = None
     security: str | None = None
@@ -292,45 +282,35 @@ class Network:
 
     interface: str | None = None
     addresses: tuple[str, ...] = ()
-    """Static ones, with their prefixes."""
+    """Static addresses with their prefixes."""
 
 
 @dataclass(frozen=True, slots=True)
 class AddNetwork:
-    """Give the board a network."""
+    """Write the keyfile of a network; a missing directory is created."""
 
     name: str
-    """Of the file in ``system-connections``."""
+    """Name of the file in ``system-connections``."""
 
     keyfile: bytes = field(repr=False)
     overwrite: bool = False
-    """Whether a different network of that name may be replaced."""
+    """Replace a different network of the same name."""
 
     def apply(self, volume: FatVolume) -> tuple[FileChange, ...]:
-        """Make it so in ``volume``; the directory is made if it is missing.
-
-        Raises:
-            EditError: NetworkManager would not read a file of this name, or there is another.
-        """
         check_network_name(self.name)
         made = make_directories(volume, DIRECTORY)
         path = join(DIRECTORY, self.name)
         entry = volume.find(path)
-        if (
-            entry is not None
-            and not entry.is_directory
-            and not self.overwrite
-            and volume.read_file(path) != self.keyfile
-        ):
+        is_kept = entry is not None and not entry.is_directory and not self.overwrite
+        if entry and is_kept and volume.read_file(path) != self.keyfile:
             raise ExistsError(
-                f"{entry.path}: is there already, and is different",
+                f"{entry.path}: exists already, with other content",
                 code="network-exists",
-                hint="Replace it with --overwrite, or give another --name.",
+                hint="Replace it with --overwrite, or choose another --name.",
             )
         return (*made, put_file(volume, path, self.keyfile).with_warnings(self._missing_files()))
 
     def describe(self) -> str:
-        """What it does, in a few words."""
         return f"add network {self.name}"
 
     def _missing_files(self) -> Iterator[str]:
@@ -338,44 +318,38 @@ class AddNetwork:
         for key in _CERTIFICATE_KEYS:
             path = keyfile.value("802-1x", key)
             if path and not path.startswith("data:"):
-                yield f"{self.name}: {path} must be there on the board; it is not put there."
+                yield f"{self.name}: {path} must exist on the board; it is not copied there."
 
 
 @dataclass(frozen=True, slots=True)
 class RemoveNetwork:
-    """Take a network from the board."""
+    """Remove the keyfile of a network."""
 
     name: str
 
     def apply(self, volume: FatVolume) -> tuple[FileChange, ...]:
-        """Make it so in ``volume``.
-
-        Raises:
-            EditError: there is no such network, or it is a sample.
-        """
+        path = join(DIRECTORY, self.name)
         if _is_sample(self.name):
             raise EditError(
                 f"{self.name}: is a sample, not a network",
                 code="network-sample",
-                hint=f"Remove it as a file: balenaflash boot rm IMAGE {DIRECTORY}/{self.name}",
+                hint=f"Remove it as a file: balenaflash boot rm IMAGE {path}",
             )
         check_name(self.name)
-        path = join(DIRECTORY, self.name)
         if volume.find(path) is None:
             raise EditError(
-                f"{self.name}: there is no such network",
+                f"{self.name}: no such network",
                 code="network-missing",
-                hint="It is named by its file; see what there is: balenaflash network ls IMAGE",
+                hint="Use the name of its file; list them: balenaflash network ls IMAGE",
             )
         return Remove(path).apply(volume)
 
     def describe(self) -> str:
-        """What it does, in a few words."""
         return f"remove network {self.name}"
 
 
 def list_networks(volume: FatVolume) -> tuple[Network, ...]:
-    """The files of ``system-connections``, by name; empty where there is no such directory."""
+    """The files of ``system-connections``, by name; empty if there is no such directory."""
     entry = volume.find(DIRECTORY)
     if entry is None or not entry.is_directory:
         return ()
@@ -387,7 +361,7 @@ def list_networks(volume: FatVolume) -> tuple[Network, ...]:
 
 
 def default_name(kind: str, text: str) -> str:
-    """A name for a network that every system can hold as a file: letters, digits and hyphens."""
+    """A file name for a network that is valid on every system: letters, digits and hyphens."""
     plain = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
     if text and not plain:
         plain = text.encode("utf-8", "surrogateescape").hex()
@@ -395,21 +369,21 @@ def default_name(kind: str, text: str) -> str:
 
 
 def check_network_name(name: str) -> None:
-    """Return if a file of this name would be read.
+    """Refuse a name that NetworkManager would not read.
 
     Raises:
-        EditError: FAT cannot hold it, or NetworkManager passes it over.
+        EditError: FAT cannot store it, or NetworkManager ignores it.
     """
     check_name(name)
     if fault := _why_ignored(name):
-        raise EditError(f"{name}: NetworkManager would not read it: {fault}", code="network-name")
+        raise EditError(f"{name}: NetworkManager would ignore it: {fault}", code="network-name")
 
 
 def check_keyfile(data: bytes, name: str, kind: str) -> None:
-    """Return if ``data`` is a connection of ``kind`` that NetworkManager can load.
+    """Refuse ``data`` that is not a connection of the type ``kind`` for NetworkManager.
 
     Raises:
-        EditError: it is not, and why.
+        EditError: it is not.
     """
     keyfile = parse_keyfile(data, name)
     given = _type_of(keyfile)
@@ -417,18 +391,15 @@ def check_keyfile(data: bytes, name: str, kind: str) -> None:
         raise EditError(
             f"{name}: is a connection of type {given or 'unknown'}, not {kind}",
             code="keyfile-invalid",
-            hint="[connection] needs a line such as type=wifi.",
+            hint=f"Add a line to [connection]: type={kind}",
         )
-    if kind == "wifi":
-        _check_wifi(keyfile)
-
-
-def _check_wifi(keyfile: Keyfile) -> None:
+    if kind != "wifi":
+        return
     check_ssid(keyfile.ssid() or b"")
     passphrase = keyfile.value("wifi-security", "psk")
     if passphrase is not None:
-        sae = keyfile.value("wifi-security", "key-mgmt") == Security.SAE
-        check_passphrase(passphrase, Security.SAE if sae else Security.WPA_PSK)
+        is_sae = keyfile.value("wifi-security", "key-mgmt") == Security.SAE
+        check_passphrase(passphrase, Security.SAE if is_sae else Security.WPA_PSK)
 
 
 def _read_network(volume: FatVolume, name: str, path: str) -> Network:
@@ -437,12 +408,12 @@ def _read_network(volume: FatVolume, name: str, path: str) -> Network:
     if fault := _why_ignored(name):
         return Network(name, NetworkState.IGNORED, fault)
     try:
-        return _tell(parse_keyfile(volume.read_file(path), name))
+        return _network_in(parse_keyfile(volume.read_file(path), name))
     except (EditError, ImageError) as error:
         return Network(name, NetworkState.INVALID, str(error))
 
 
-def _tell(keyfile: Keyfile) -> Network:
+def _network_in(keyfile: Keyfile) -> Network:
     kind = _type_of(keyfile)
     fault = None if kind else "[connection] has no type"
     return Network(
@@ -473,13 +444,13 @@ def _type_of(keyfile: Keyfile) -> str | None:
 
 
 def _why_ignored(name: str) -> str | None:
-    """What ``nm_keyfile_utils_ignore_filename()`` has against a name (NetworkManager 1.52)."""
+    """The rule of ``nm_keyfile_utils_ignore_filename()`` for the name (NetworkManager 1.52)."""
     if name.startswith("."):
         return "its name begins with a dot"
     if name.endswith("~"):
-        return "its name ends in ~, as a backup's does"
+        return "its name ends in ~ like that of a backup"
     if _TEMPORARY.fullmatch(name[name.rfind(".") :]):
-        return "its name ends in a dot and six letters or digits, as a temporary file's does"
+        return "its name ends in a dot and six letters or digits like that of a temporary file"
     if _CERTIFICATE.fullmatch(name):
-        return "its name ends as a certificate's does"
+        return "its name ends like that of a certificate"
     return None

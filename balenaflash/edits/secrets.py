@@ -1,13 +1,13 @@
-"""Secrets in config.json and in any other text: what must not be shown.
+"""Masking of secrets in config.json and in any other text.
 
-A secret is found by the name before it, in any form in which settings are written, or by its own
-form: a private key, the password in an address, a hash of a password. When in doubt, it is one:
-whatever follows the name of a secret on its line is masked.
+A secret is recognised by the name before it, in every common format of settings, or by its own
+form: a private key, the password in an address, the hash of a password. A text in doubt is masked:
+everything after the name of a secret, to the end of the line.
 """
 
 import base64
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from balenaflash.edits.config.json_text import Json, format_lines, parse_value
 from balenaflash.errors import ConfigError
@@ -21,7 +21,7 @@ _ENDINGS = (
 )
 _WHOLE_NAMES = frozenset({"auth", "pass", "pin", "pw", "simpin", "wpspin"})
 _PUBLIC_ENDINGS = ("sshkeys", "authorizedkeys", "publickey", "publickeys", "pubkey", "pubkeys")
-"""Names with an ending of a secret that hold none: ``os.sshKeys`` has public keys."""
+"""Names of public values that end like those of secrets, such as ``os.sshKeys``."""
 
 _LAST_WORD = re.compile(r"[_.\s-](?:pass|pw)$", re.IGNORECASE)
 
@@ -30,20 +30,20 @@ _NAME = re.compile(
     r"(?P<separator>\\?[\"']?\s*(?:[:+?]?=>?|:(?!//))\s*)(?=\S)",
     re.IGNORECASE,
 )
-"""A name, and what stands between it and its value: ``psk=``, ``"apiKey": ``, ``key := ``."""
+"""A name and the separator before its value: ``psk=``, ``"apiKey": ``, ``key := ``."""
 
 _WORD = re.compile(
     r"(?:^|[\s;{])(?P<name>[\w-]*(?:password|passwd|passphrase|psk|secret))(?P<separator>[ \t]+)"
     r"(?=[^\s=:])",
     re.IGNORECASE,
 )
-"""A name with blanks before its value, as in ``login lab password hunter2``."""
+"""A name and blanks before its value, as in ``login lab password hunter2``."""
 
 _ELEMENT = re.compile(r"(<(?P<name>[\w:.-]+)(?:\s[^<>]*)?>)[^<>]+(?=</)")
 _SECTION = re.compile(r"\s*\[+\s*\"?([^\[\]\"]+)\"?\s*\]+\s*")
 _COMMENT = re.compile(r"\s*(?:#|;|//)")
 _BLOCK_VALUE = re.compile(r"[|>][+-]?\d?\s*(?:#.*)?|\\?")
-"""A value that stands on the lines below, which are indented further, as in YAML."""
+"""A value on the following lines, which are indented further, as in YAML."""
 
 _PRIVATE = re.compile(r"-----BEGIN [\w ]*(?:PRIVATE KEY|Static key)[\w ]*-----")
 _PRIVATE_END = re.compile(r"-----END [\w ]*(?:PRIVATE KEY|Static key)[\w ]*-----")
@@ -56,12 +56,12 @@ _FORMS = (
     re.compile(r"\bgh[pousr]_\w{20,}|\bAGE-SECRET-KEY-1\w+"),
 )
 
-_SHOWN_FROM = 16  # characters; of shorter secrets even four would tell too much
+_SHOWN_FROM = 16  # characters; four characters of a shorter secret would reveal too much
 _SHOWN = 4
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether what has this name is a secret, in any way of joining the words of a name."""
+    """True if ``name`` is the name of a secret, however its words are joined."""
     plain = re.sub(r"[\W_]", "", name.casefold()).rstrip("0123456789")
     if plain.endswith(_PUBLIC_ENDINGS):
         return False
@@ -73,11 +73,10 @@ def is_secret_name(name: str) -> bool:
 
 
 def masked(config: Mapping[str, object]) -> dict[str, object]:
-    """A copy of config.json with its secrets replaced, in the same order.
+    """A copy of config.json with masked secrets, in the same order.
 
-    Below the name of a secret every value is masked, and names stay. In other texts what
-    `mask_lines` masks is. Of a long secret the last four characters are kept, enough to tell
-    two apart.
+    Every value below the name of a secret is masked; names are not. Other texts are masked as in
+    `mask_lines`. A long secret keeps its last four characters, so that two can be told apart.
     """
     return {
         name: _mask_all(value) if is_secret_name(name) else _mask_inside(value)
@@ -86,9 +85,9 @@ def masked(config: Mapping[str, object]) -> dict[str, object]:
 
 
 def shown_lines(content: bytes) -> list[tuple[str, str]] | None:
-    """The lines of a file and how each is shown; ``None`` for what is not text.
+    """The lines of a file, each with its masked form; ``None`` for a file that is not text.
 
-    JSON is laid out anew, so that a secret in it is found wherever its line ends.
+    JSON is formatted anew, so that a secret in it is found wherever its line ends.
     """
     try:
         text = content.decode("utf-8")
@@ -104,8 +103,8 @@ def shown_lines(content: bytes) -> list[tuple[str, str]] | None:
 
 
 def mask_lines(lines: Sequence[str]) -> list[str]:
-    """Each of ``lines``, the secrets in them replaced."""
-    return list(_Masking().mask(lines))
+    """``lines`` with masked secrets."""
+    return list(map(_Masking().mask, lines))
 
 
 def _json_in(text: str) -> Json:
@@ -114,31 +113,28 @@ def _json_in(text: str) -> Json:
     try:
         return parse_value(text, "")
     except ConfigError:
-        return None  # a section of settings, or JSON that is not valid: lines like any other
+        return None  # a section of settings, or invalid JSON: masked as plain lines
 
 
 class _Masking:
-    """One pass over the lines of a text: a secret may go on from one to the next."""
+    """The state between the lines of a text: a secret may continue on the next line."""
 
     def __init__(self) -> None:
         self._in_private_key = False
         self._in_section = False
-        """Whether every value is a secret, as in NetworkManager's ``[vpn-secrets]``."""
+        """Every value is a secret, as in NetworkManager's ``[vpn-secrets]``."""
 
         self._indent: int | None = None
-        """Lines indented further than this belong to a secret."""
+        """Lines with a larger indentation belong to a secret."""
 
         self._quote: str | None = None
-        """The quotation mark that a secret goes on to."""
+        """The quotation mark that ends the secret."""
 
-        self._goes_on = False
-        """Whether the secret goes on in the next line, after a backslash."""
+        self._continues = False
+        """The secret continues on the next line, after a backslash."""
 
-    def mask(self, lines: Sequence[str]) -> Iterator[str]:
-        for line in lines:
-            yield self._mask_line(line)
-
-    def _mask_line(self, line: str) -> str:
+    def mask(self, line: str) -> str:
+        """The next line, masked."""
         if self._in_private_key:
             return self._end_private_key(line)
         if self._belongs_to_secret(line):
@@ -173,8 +169,8 @@ class _Masking:
             if self._quote in line:
                 self._quote = None
             return True
-        if self._goes_on:
-            self._goes_on = line.endswith("\\")
+        if self._continues:
+            self._continues = line.endswith("\\")
             return True
         if self._indent is not None:
             if not line.strip() or _indent_of(line) > self._indent:
@@ -183,7 +179,7 @@ class _Masking:
         return False
 
     def _start_of_secret(self, line: str) -> int | None:
-        """Where the first secret that has a name begins."""
+        """The position of the first secret with a name."""
         found = [
             match.end()
             for match in _NAME.finditer(line)
@@ -192,7 +188,7 @@ class _Masking:
         if not _COMMENT.match(line):
             found += [match.end() for match in _WORD.finditer(line)]
         if block := re.match(r"\s*(?:- )?[\"']?(?P<name>[\w.-]+)[\"']?:\s*$", line):
-            # A mapping or list of YAML below this line.
+            # A mapping or list of YAML follows.
             self._indent = _indent_of(line) if is_secret_name(block["name"]) else None
         return min(found, default=None)
 
@@ -202,7 +198,7 @@ class _Masking:
         quote = value[:1]
         if quote in {'"', "'"} and quote not in value[1:]:
             self._quote = quote
-        self._goes_on = value.endswith("\\")
+        self._continues = value.endswith("\\")
 
 
 def _indent_of(line: str) -> int:

@@ -1,8 +1,8 @@
-"""JSON read and written so that nothing but what was asked for changes.
+"""JSON documents that keep their text where no value changes.
 
-The order of keys, unknown keys, the digits of numbers, indentation and line ends come back as
-they were. Refused is what balenaOS's own readers (jq, serde_json, V8) refuse or disagree on: a
-byte order mark, text that is not UTF-8, ``NaN`` and ``Infinity``, the same key twice.
+The order of keys, the digits of numbers, indentation and line ends are kept. Refused is everything
+that balenaOS's own readers (jq, serde_json, V8) refuse or read differently: a byte order mark, text
+that is not UTF-8, ``NaN`` and ``Infinity``, the same key twice.
 """
 
 import json
@@ -16,25 +16,21 @@ from balenaflash.errors import ConfigError
 from balenaflash.units import MIB, format_size
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
-"""A JSON value; numbers with a fraction or an exponent are `ExactFloat` when they were read."""
+"""A JSON value; a number with a fraction or an exponent is read as `ExactFloat`."""
 
-MAX_SIZE = MIB
-"""In bytes; a config.json has a few KiB."""
-
-MAX_DEPTH = 64
-"""Levels of nesting; a config.json has four."""
+MAX_SIZE = MIB  # bytes of a document; a config.json has a few KiB
+MAX_DEPTH = 64  # levels of nesting; a config.json has four
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _FIRST_KEY = re.compile(r'\s*\{(?P<gap>\s*)"(?:[^"\\]|\\.)*"(?P<colon>\s*:\s*)')
 
 
 class ExactFloat(float):
-    """A number with a fraction or an exponent that keeps the digits it was written with."""
+    """A number with a fraction or an exponent that keeps its digits."""
 
     text: str
 
     def __new__(cls, text: str) -> Self:
-        """The number that ``text`` stands for."""
         number = super().__new__(cls, text)
         number.text = text
         return number
@@ -42,44 +38,43 @@ class ExactFloat(float):
 
 @dataclass(frozen=True, slots=True)
 class JsonStyle:
-    """How a document is laid out."""
+    """The layout of a document."""
 
     indent: str | None = "  "
-    """What each level adds to the start of its lines; ``None`` for all on one line."""
+    """The blanks that each level adds to its lines; ``None`` for a document on one line."""
 
     newline: str = "\n"
     end: str = "\n"
-    """What follows the last brace."""
+    """The text after the last brace."""
 
     colon: str = ": "
 
     @property
     def comma(self) -> str:
-        """Between two items on one line."""
+        """The separator of items on one line."""
         return ", " if self.colon.endswith(" ") else ","
 
 
 BALENA_STYLE = JsonStyle()
-"""As the image build (``jq -S``) and os-config (``to_string_pretty``) write config.json.
+"""The layout of the image build (``jq -S``) and of os-config (``to_string_pretty``).
 
-balena-cli writes it on one line instead; of a file that has no style yet, this is the one that
-people can read.
+balena-cli writes config.json on one line instead. New files get this layout because it is readable.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class JsonDocument:
-    """An object read from a file, and how the file was laid out."""
+    """An object read from a file, and the layout of the file."""
 
     content: dict[str, Json]
     style: JsonStyle = BALENA_STYLE
 
 
 def parse_document(data: bytes, name: str) -> JsonDocument:
-    """The object in ``data``; ``name`` is what messages call it.
+    """The object in ``data``; ``name`` is its name in messages.
 
     Raises:
-        ConfigError: it is not one, with line and column where there are any.
+        ConfigError: it is not a JSON object, with line and column if they are known.
     """
     if len(data) > MAX_SIZE:
         raise ConfigError(f"{name}: {format_size(len(data))} is too large", code="json-too-large")
@@ -87,7 +82,7 @@ def parse_document(data: bytes, name: str) -> JsonDocument:
     content = parse_value(text, name)
     if not isinstance(content, dict):
         raise ConfigError(
-            f"{name}: is {kind_of(content)}, where an object in {{}} is needed", code="json-invalid"
+            f"{name}: is {kind_of(content)}, but must be an object in {{}}", code="json-invalid"
         )
     return JsonDocument(content, _style_of(text))
 
@@ -110,7 +105,7 @@ def parse_value(text: str, name: str) -> Json:
         ) from error
     except ValueError as error:  # an integer of more than sys.get_int_max_str_digits() digits
         raise ConfigError(
-            f"{name}: holds a number too long to read", code="json-invalid"
+            f"{name}: contains a number too long to read", code="json-invalid"
         ) from error
     except RecursionError as error:
         raise _too_deep(name) from error
@@ -119,28 +114,32 @@ def parse_value(text: str, name: str) -> Json:
 
 
 def require_depth(value: Json, name: str) -> None:
-    """Return if ``value`` is nested no deeper than what `parse_value` reads.
+    """Refuse a ``value`` with more than `MAX_DEPTH` levels.
 
     Raises:
-        ConfigError: it is deeper.
+        ConfigError: it has more.
     """
-    if _is_deeper(value, MAX_DEPTH):
-        raise _too_deep(name)
+    level: list[Json] = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [each for outer in level for each in _items(outer)]
+        if not level:
+            return
+    raise _too_deep(name)
 
 
 def is_same(one: Json, other: Json) -> bool:
-    """Whether two values are the same to a reader of JSON.
+    """True if two values are equal as JSON.
 
-    Python alone calls ``true`` equal to ``1``, and numbers equal that differ in a late digit.
+    In Python ``True == 1``, and numbers are equal that differ in a late digit.
     """
     return _comparable(one) == _comparable(other)
 
 
 def format_document(document: JsonDocument) -> bytes:
-    """The bytes of ``document``, laid out in its style."""
+    """The bytes of ``document`` in its layout."""
     style = document.style
     text = _format(document.content, style, style.newline) + style.end
-    # A lone surrogate can only have come from a \\u escape, and goes back into one.
+    # A lone surrogate was read from a \\u escape, and is written as one.
     return text.encode("utf-8", "backslashreplace")
 
 
@@ -155,7 +154,7 @@ def format_lines(value: object) -> list[str]:
 
 
 def kind_of(value: Json) -> str:
-    """What ``value`` is, with its article."""
+    """The type of ``value`` in words, with an article."""
     match value:
         case None:
             return "null"
@@ -173,7 +172,7 @@ def kind_of(value: Json) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Hooks:
-    """What Python's reader lets through and nobody else does."""
+    """Refusals of everything that Python reads and other readers do not."""
 
     name: str
 
@@ -181,7 +180,7 @@ class _Hooks:
         raise ConfigError(f"{self.name}: {constant} is not valid JSON", code="json-invalid")
 
     def read_int(self, digits: str) -> int | ExactFloat:
-        # Python's integers have no negative zero, which JSON's do.
+        # JSON has a negative zero, which Python's integers do not have.
         return ExactFloat(digits) if digits == "-0" else int(digits)
 
     def read_float(self, digits: str) -> ExactFloat:
@@ -235,7 +234,7 @@ def _style_of(text: str) -> JsonStyle:
 
 
 def _format(value: object, style: JsonStyle, line_start: str) -> str:
-    """``value`` as text; ``line_start`` begins a line at the level that ``value`` is on."""
+    """``value`` as text; ``line_start`` is the line end and indentation at its level."""
     inner = line_start + (style.indent or "")
     match value:
         case dict() if value:
@@ -280,16 +279,7 @@ def _comparable(value: Json) -> object:
             return value
 
 
-def _is_deeper(value: Json, limit: int) -> bool:
-    level: list[Json] = [value]
-    for _ in range(limit + 1):
-        level = [each for outer in level for each in _inside(outer)]
-        if not level:
-            return False
-    return True
-
-
-def _inside(value: Json) -> list[Json]:
+def _items(value: Json) -> list[Json]:
     match value:
         case dict():
             return list(value.values())

@@ -1,7 +1,7 @@
-"""Where a value lies in config.json: ``os.sshKeys``, ``deviceApiKeys["api.balena-cloud.com"]``.
+"""The path of a value in config.json: ``os.sshKeys``, ``deviceApiKeys["api.balena-cloud.com"]``.
 
-Names are joined by dots; a name that has a dot or another special character in it is written as
-a JSON string in brackets.
+Names are joined by dots. A name with a dot or another special character is written as a JSON string
+in brackets.
 """
 
 import json
@@ -12,7 +12,7 @@ from balenaflash.edits.config.json_text import MAX_DEPTH, Json, kind_of
 from balenaflash.errors import ConfigError, closest
 
 KeyPath: TypeAlias = tuple[str, ...]
-"""The names from the top of config.json down to a value; never empty."""
+"""The names from the top of config.json to a value; never empty."""
 
 _NAME = r'[^\s.\[\]"=+]+'
 _PART = re.compile(rf'(?P<dot>\.?)(?P<name>{_NAME})|\[(?P<quoted>"(?:[^"\\]|\\.)*")\]')
@@ -20,10 +20,10 @@ _PLAIN = re.compile(_NAME)
 
 
 def split_key(text: str) -> tuple[KeyPath, str]:
-    """The key at the start of ``text``, and what follows it.
+    """The key at the start of ``text``, and the rest.
 
     Raises:
-        ConfigError: ``text`` begins with no key.
+        ConfigError: ``text`` does not begin with a key.
     """
     names: list[str] = []
     position = 0
@@ -43,10 +43,10 @@ def split_key(text: str) -> tuple[KeyPath, str]:
 
 
 def parse_key(text: str) -> KeyPath:
-    """The key that ``text`` is.
+    """The key in ``text``.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is not a key, or not only a key.
     """
     key, rest = split_key(text)
     if rest:
@@ -55,7 +55,7 @@ def parse_key(text: str) -> KeyPath:
 
 
 def format_key(key: KeyPath) -> str:
-    """``key`` as `parse_key` reads it."""
+    """``key`` as text for `parse_key`."""
     text = ""
     for name in key:
         if _PLAIN.fullmatch(name):
@@ -66,7 +66,7 @@ def format_key(key: KeyPath) -> str:
 
 
 def nested(key: KeyPath, value: Json) -> dict[str, Json]:
-    """An object that holds ``value`` at ``key`` and nothing else."""
+    """An object with only ``value`` at ``key``."""
     return {key[0]: nested(key[1:], value) if key[1:] else value}
 
 
@@ -74,13 +74,13 @@ def value_at(config: dict[str, Json], key: KeyPath) -> Json:
     """The value at ``key``.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no such key.
     """
     return holder_of(config, key)[key[-1]]
 
 
 def holder_of(config: dict[str, Json], key: KeyPath) -> dict[str, Json]:
-    """The object that the last name of ``key`` is in; errors as `value_at`."""
+    """The object that contains the last name of ``key``; errors as `value_at`."""
     holder = config
     here: Json = config
     for depth, name in enumerate(key):
@@ -92,16 +92,16 @@ def holder_of(config: dict[str, Json], key: KeyPath) -> dict[str, Json]:
             raise ConfigError(
                 f"config.json has no key {format_key(key)}",
                 code="config-key-missing",
-                hint=f"{meant}List what there is: balenaflash config show IMAGE",
+                hint=f"{meant}List the keys: balenaflash config show IMAGE",
             )
         holder, here = here, here[name]
     return holder
 
 
 def not_an_object(key: KeyPath, value: Json) -> ConfigError:
-    """What to raise where ``key`` holds ``value`` and should hold other keys."""
+    """The error for a ``key`` with ``value``, which should contain other keys."""
     return ConfigError(
-        f"config.json: {format_key(key)} is {kind_of(value)}, not an object that holds keys",
+        f"config.json: {format_key(key)} is {kind_of(value)}, not an object with keys",
         code="config-type",
     )
 
@@ -114,7 +114,7 @@ def _unquoted(quoted: str, text: str) -> str:
 
 
 def _invalid(text: str) -> ConfigError:
-    # Only what precedes the value: it may be a secret.
+    # Without the text after the equals sign, which may be a secret.
     return ConfigError(
         f"{text.partition('=')[0]!r}: is not a key of config.json",
         code="config-key-invalid",
