@@ -1,4 +1,4 @@
-"""Half-open byte ranges, their algebra, and sizes as people write them."""
+"""Byte ranges and their algebra, zeros, and sizes as people write them."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -96,6 +96,21 @@ def align_down(offset: int, unit: int) -> int:
 def align_up(offset: int, unit: int) -> int:
     """``offset`` rounded up to a multiple of ``unit``."""
     return -(-offset // unit) * unit
+
+
+_ZEROS = bytes(64 * KIB)
+
+
+def is_zero(buffer: memoryview) -> bool:
+    """True if ``buffer`` is all zeros.
+
+    ``startswith`` compares with memcmp and without a copy. Measured on 4 MiB: 7 GB/s; a copy
+    and ``==`` 2 to 6, ``rstrip`` 0.1, comparing memoryviews 0.1, a regular expression 0.1.
+    """
+    if len(buffer) <= len(_ZEROS):
+        return _ZEROS.startswith(buffer)
+    steps = range(0, len(buffer), len(_ZEROS))
+    return all(_ZEROS.startswith(buffer[start : start + len(_ZEROS)]) for start in steps)
 
 
 def format_size(size: int) -> str:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balenaflash.units import Extent, align_down, align_up, merge, parse_size
+from balenaflash.units import KIB, Extent, align_down, align_up, is_zero, merge, parse_size
 
 
 @pytest.mark.parametrize(
@@ -96,3 +96,13 @@ def test_an_offset_is_aligned_to_the_nearest_multiple_on_its_side(offset: int, u
     multiples = range(0, 1051, unit)
     assert align_down(offset, unit) == max(each for each in multiples if each <= offset)
     assert align_up(offset, unit) == min(each for each in multiples if each >= offset)
+
+
+@given(
+    size=st.integers(0, 3 * 64 * KIB), marked=st.sets(st.integers(0, 3 * 64 * KIB - 1), max_size=2)
+)
+def test_bytes_are_zero_if_each_is(size: int, marked: set[int]) -> None:
+    content = bytearray(size)
+    for offset in marked & set(range(size)):
+        content[offset] = 1
+    assert is_zero(memoryview(content)) is not any(content)

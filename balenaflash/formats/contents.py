@@ -13,7 +13,8 @@ after a filesystem's end. An image within a file is a file.
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from operator import attrgetter
+from itertools import groupby
+from operator import attrgetter, itemgetter
 from typing import Self
 
 from balenaflash.errors import ImageError
@@ -26,7 +27,7 @@ from balenaflash.formats.filesystems import recognise_filesystem
 from balenaflash.formats.partitions.mbr import Chain
 from balenaflash.formats.partitions.model import Partition, PartitionKind, PartitionTable
 from balenaflash.source.base import Source
-from balenaflash.units import KIB, MIB, Extent, align_down, align_up
+from balenaflash.units import KIB, MIB, Extent, align_down, align_up, is_zero
 
 BLOCK_SIZE = 4 * KIB
 """Size in bytes of the blocks whose content is found; each begins at a multiple of it.
@@ -34,7 +35,7 @@ BLOCK_SIZE = 4 * KIB
 The block size of most filesystems, of a page, and of what most media write in one piece.
 """
 
-_ZEROS = bytes(16 * BLOCK_SIZE)
+_GROUP_SIZE = 16 * BLOCK_SIZE
 """Blocks are compared in groups of this size first: a call for each takes longer than comparing."""
 
 _STEP = 128 * MIB
@@ -73,49 +74,41 @@ def classify(
     other block is data if one of its bytes in the buffer is not zero. With ``coarse``, zeros are
     found in groups of 64 KiB only, which takes a fraction of the time.
     """
-    end = offset + len(buffer)
-    runs: list[Run] = []
-    position = offset
+    runs = []
+    pieces = _pieces(buffer, offset, free, coarse=coarse)
+    for content, group in groupby(pieces, key=itemgetter(1)):
+        extents = [extent for extent, _content in group]
+        runs.append(Run(Extent(extents[0].start, extents[-1].end), content))
+    return tuple(runs)
+
+
+def _pieces(
+    buffer: memoryview, offset: int, free: Sequence[Extent], *, coarse: bool
+) -> Iterator[tuple[Extent, Content]]:
+    """The pieces of ``buffer`` in order, each with its content."""
+    position, end = offset, offset + len(buffer)
     for extent in free:
         first = align_up(max(extent.start, offset), BLOCK_SIZE)
         last = align_down(min(extent.end, end), BLOCK_SIZE)
         if first < last:
-            _append_used(runs, buffer, offset, Extent(position, first), coarse=coarse)
-            _append(runs, Extent(first, last), Content.FREE)
+            yield from _used_pieces(buffer, offset, Extent(position, first), coarse=coarse)
+            yield Extent(first, last), Content.FREE
             position = last
-    _append_used(runs, buffer, offset, Extent(position, end), coarse=coarse)
-    return tuple(runs)
+    yield from _used_pieces(buffer, offset, Extent(position, end), coarse=coarse)
 
 
-def _append_used(
-    runs: list[Run], buffer: memoryview, offset: int, extent: Extent, *, coarse: bool
-) -> None:
-    """Append the runs of data and zeros in ``extent``."""
-    for group in extent.cut(len(_ZEROS)):
-        if _is_zero(buffer[group.start - offset : group.end - offset]):
-            _append(runs, group, Content.ZERO)
+def _used_pieces(
+    buffer: memoryview, offset: int, extent: Extent, *, coarse: bool
+) -> Iterator[tuple[Extent, Content]]:
+    for group in extent.cut(_GROUP_SIZE):
+        if is_zero(buffer[group.start - offset : group.end - offset]):
+            yield group, Content.ZERO
         elif coarse:
-            _append(runs, group, Content.DATA)
+            yield group, Content.DATA
         else:
             for block in group.cut(BLOCK_SIZE):
-                is_zero = _is_zero(buffer[block.start - offset : block.end - offset])
-                _append(runs, block, Content.ZERO if is_zero else Content.DATA)
-
-
-def _is_zero(buffer: memoryview) -> bool:
-    """True if ``buffer``, of at most 64 KiB, is all zeros.
-
-    ``startswith`` compares with memcmp and without a copy. Measured on 4 MiB: 7 GB/s; a copy
-    and ``==`` 2 to 6, ``rstrip`` 0.1, comparing memoryviews 0.1, a regular expression 0.1.
-    """
-    return _ZEROS.startswith(buffer)
-
-
-def _append(runs: list[Run], extent: Extent, content: Content) -> None:
-    """Append ``extent``, which begins at the end of the last run."""
-    if runs and runs[-1].content is content:
-        extent = Extent(runs.pop().extent.start, extent.end)
-    runs.append(Run(extent, content))
+                zero = is_zero(buffer[block.start - offset : block.end - offset])
+                yield block, Content.ZERO if zero else Content.DATA
 
 
 class FatFreeSpace:

@@ -73,22 +73,20 @@ def _find_partition(partitions: Sequence[Partition], offset: int) -> Partition |
 
 
 def _describe_in_fat(source: Source, extent: Extent, offset: int) -> str | None:
-    volume = FatVolume.open(source, extent)
     inside = offset - extent.start
-    entries = (entry for entry in chain([volume.find("/")], volume.walk()) if entry is not None)
-    owner = _search(
-        (
-            (_name(entry.path, is_directory=entry.is_directory), volume.extents(entry.path))
-            for entry in entries
-        ),
-        inside,
-        extent.size,
-    )
+    owner = _search(_fat_entries(FatVolume.open(source, extent)), inside, extent.size)
     if owner != _METADATA or inside < read_layout(Window(source, extent)).data_offset:
         return owner
     # A cluster without an owner may also be a bad one.
     free = FatFreeSpace.open(source, extent).free_extents(Extent(offset, offset + 1))
     return next((_FREE for _extent in free), None)
+
+
+def _fat_entries(volume: FatVolume) -> Iterator[tuple[str, Iterable[Extent]]]:
+    """Name and places of each file and directory."""
+    for entry in chain([volume.find("/")], volume.walk()):
+        if entry is not None:
+            yield _name(entry.path, is_directory=entry.is_directory), volume.extents(entry.path)
 
 
 def _describe_in_ext4(volume: Ext4Volume, offset: int) -> str | None:

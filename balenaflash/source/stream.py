@@ -18,13 +18,12 @@ from operator import attrgetter
 from balenaflash.errors import ImageError
 from balenaflash.source.base import Source, Wrapped
 from balenaflash.source.container.decoder import Decoder
-from balenaflash.units import GIB, KIB, MIB, Extent, format_size, merge
+from balenaflash.units import GIB, KIB, MIB, Extent, format_size, is_zero, merge
 
 _MOST_KEPT = 4 * GIB
 """Bytes that are kept at most. Zeros do not count: they take no room."""
 
 _SPOOL_PIECE = 64 * KIB  # bytes; a piece of zeros stays a hole
-_ZEROS = bytearray(_SPOOL_PIECE)  # a bytearray compares by memcmp, a memoryview byte by byte
 
 
 class Spool:
@@ -59,8 +58,7 @@ class Spool:
                 self._descriptor = _open_nameless()
             for start in range(0, len(content), _SPOOL_PIECE):
                 piece = content[start : start + _SPOOL_PIECE]
-                zeros = _ZEROS if len(piece) == _SPOOL_PIECE else bytearray(len(piece))
-                if zeros != piece:
+                if not is_zero(piece):
                     self._take_room(len(piece))
                     done = 0
                     while done < len(piece):

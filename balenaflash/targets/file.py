@@ -19,7 +19,7 @@ from balenaflash.durable import (
 )
 from balenaflash.errors import TargetRefusedError, WriteError, refusal
 from balenaflash.targets.medium import Begun, DescriptorMedium, DirectReader, describe_failure
-from balenaflash.units import KIB
+from balenaflash.units import KIB, is_zero
 
 _BLOCK = 64 * KIB  # zeros of this size become a hole
 _SHARED_MEMORY = "/dev/shm"  # noqa: S108 - a tmpfs for files, shm_overview(7)
@@ -31,7 +31,6 @@ class FileMedium(DescriptorMedium):
     def __init__(self, path: Path, descriptor: int, size: int, *, is_new: bool = False) -> None:
         super().__init__(str(path), descriptor, size)
         self._is_new = is_new
-        self._zeros = bytearray()
         self._direct: DirectReader | None = None
 
     @property
@@ -53,7 +52,7 @@ class FileMedium(DescriptorMedium):
 
     def write(self, offset: int, buffer: memoryview) -> None:
         """Write all of ``buffer`` at ``offset``; zeros over a hole leave it a hole."""
-        if self._is_zero(buffer) and self._is_hole(offset, len(buffer)):
+        if is_zero(buffer) and self._is_hole(offset, len(buffer)):
             self._written += len(buffer)
         else:
             super().write(offset, buffer)
@@ -79,14 +78,6 @@ class FileMedium(DescriptorMedium):
         if self._direct is None:
             return super()._read_some(offset, buffer)
         return self._direct.read_some(offset, buffer)
-
-    def _is_zero(self, buffer: memoryview) -> bool:
-        zeros = self._zeros
-        if len(zeros) != len(buffer):
-            # Another thread may need another size at the same time.
-            zeros = self._zeros = bytearray(len(buffer))
-        # bytearray compares by memcmp; memoryview would compare byte by byte.
-        return zeros == buffer
 
     def _is_hole(self, offset: int, length: int) -> bool:
         """True if the range is known to be a hole; some filesystems report everything as data."""

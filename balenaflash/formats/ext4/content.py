@@ -35,7 +35,7 @@ _MAX_LENGTH = 32768  # blocks; a longer stored length marks an extent that was n
 _DIRECT = 12  # pointers to content in the inode; one each of single, double, triple follows
 
 
-class Run(NamedTuple):
+class BlockRun(NamedTuple):
     """Blocks that lie together, both in a file and in the filesystem."""
 
     logical: int
@@ -67,7 +67,7 @@ class BlockWalk:
         self.visited: set[int] = set()
         """Numbers of the nodes and blocks of pointers read so far."""
 
-    def runs(self) -> Iterator[Run]:
+    def runs(self) -> Iterator[BlockRun]:
         """The runs of blocks, in the order of the file.
 
         Raises:
@@ -82,7 +82,7 @@ class BlockWalk:
             raise self._broken_tree(f"a depth of {depth}")
         yield from self._follow_node(root, depth)
 
-    def _follow_node(self, node: bytes, depth: int) -> Iterator[Run]:
+    def _follow_node(self, node: bytes, depth: int) -> Iterator[BlockRun]:
         magic, count, maximum, stored_depth = _HEADER.unpack_from(node)
         room = len(node) // _HEADER.size - 1  # an entry is as long as the header
         if magic != _MAGIC or stored_depth != depth or not count <= maximum <= room:
@@ -95,7 +95,7 @@ class BlockWalk:
             self._advance(logical, 0)
             yield from self._follow_node(self._read_node(low | high << 32), depth - 1)
 
-    def _follow_leaf(self, entries: bytes) -> Iterator[Run]:
+    def _follow_leaf(self, entries: bytes) -> Iterator[BlockRun]:
         for logical, stored_length, high, low in _LEAF.iter_unpack(entries):
             is_written = stored_length <= _MAX_LENGTH
             length = stored_length if is_written else stored_length - _MAX_LENGTH
@@ -104,7 +104,7 @@ class BlockWalk:
             self._advance(logical, length)
             physical = low | high << 32
             self._blocks.require(physical, length)
-            yield Run(logical, physical, length, is_written)
+            yield BlockRun(logical, physical, length, is_written)
 
     def _advance(self, logical: int, length: int) -> None:
         if logical < self._next or logical + length > 1 << 32:
@@ -127,7 +127,7 @@ class BlockWalk:
     def _broken_tree(self, fault: str) -> ImageError:
         return self._blocks.broken(f"inode {self._inode.number}: its extent tree has {fault}")
 
-    def _follow_inode_pointers(self) -> Iterator[Run]:
+    def _follow_inode_pointers(self) -> Iterator[BlockRun]:
         pointers = struct.unpack(f"<{BLOCK_FIELD_SIZE // 4}I", self._inode.block_field)
         yield from self._join(0, pointers[:_DIRECT])
         logical = _DIRECT
@@ -135,7 +135,7 @@ class BlockWalk:
             yield from self._follow_pointer(logical, pointer, level)
             logical += (self._blocks.size // 4) ** level
 
-    def _follow_pointer(self, logical: int, pointer: int, level: int) -> Iterator[Run]:
+    def _follow_pointer(self, logical: int, pointer: int, level: int) -> Iterator[BlockRun]:
         """Follow the pointer to a block of pointers, ``level`` steps above the content."""
         if pointer == 0 or logical >= self._end:
             return
@@ -152,7 +152,7 @@ class BlockWalk:
             yield from self._follow_pointer(logical, below, level - 1)
             logical += (self._blocks.size // 4) ** (level - 1)
 
-    def _join(self, logical: int, pointers: tuple[int, ...]) -> Iterator[Run]:
+    def _join(self, logical: int, pointers: tuple[int, ...]) -> Iterator[BlockRun]:
         """The runs of blocks to which pointers lead; a pointer of zero is a hole."""
         first = start = count = 0
         for position, pointer in enumerate(pointers[: self._end - logical], start=logical):
@@ -161,11 +161,11 @@ class BlockWalk:
                 continue
             if count:
                 self._blocks.require(start, count)
-                yield Run(first, start, count)
+                yield BlockRun(first, start, count)
             first, start, count = position, pointer, int(pointer != 0)
         if count:
             self._blocks.require(start, count)
-            yield Run(first, start, count)
+            yield BlockRun(first, start, count)
 
 
 MAX_RUNS = 4_000_000
