@@ -375,10 +375,10 @@ def judged(decoder: Decoder) -> bytes | tuple[str, str]:
 def judged_by_both(origin: FileOrigin) -> bytes | tuple[str, str]:
     program = shutil.which("lbzip2")
     assert program is not None
-    decoder = bzip2.CompressedBzip2(origin, program).open_decoder()
+    decoder = bzip2.open_bzip2(origin, program)
     assert isinstance(decoder, ProgramDecoder)
     verdict = judged(decoder)
-    assert verdict == judged(bzip2.CompressedBzip2(origin).open_decoder())
+    assert verdict == judged(bzip2.open_bzip2(origin))
     return verdict
 
 
@@ -430,7 +430,7 @@ def test_a_bzip2_stream_behind_zeros_is_missed(
 def test_an_image_is_whole_although_lbzip2_was_killed(
     in_file: Callable[[bytes], FileOrigin],
 ) -> None:
-    decoder = bzip2.CompressedBzip2(in_file(bz2.compress(IMAGE * 4)), "lbzip2").open_decoder()
+    decoder = bzip2.open_bzip2(in_file(bz2.compress(IMAGE * 4)), "lbzip2")
     assert isinstance(decoder, ProgramDecoder)
     buffer = memoryview(bytearray(len(IMAGE)))
     assert decoder.readinto(buffer) == len(IMAGE)
@@ -444,7 +444,7 @@ def test_an_image_is_whole_although_lbzip2_was_killed(
 def test_a_decoder_in_a_process_can_be_closed_in_the_middle(
     in_file: Callable[[bytes], FileOrigin],
 ) -> None:
-    decoder = bzip2.CompressedBzip2(in_file(bz2.compress(IMAGE)), "lbzip2").open_decoder()
+    decoder = bzip2.open_bzip2(in_file(bz2.compress(IMAGE)), "lbzip2")
     assert decoder.readinto(memoryview(bytearray(1000))) == 1000
     decoder.close()
     decoder.close()

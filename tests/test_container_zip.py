@@ -133,7 +133,7 @@ def test_of_two_images_one_has_to_be_named() -> None:
     assert caught.value.hint == "Name one of them with --member NAME."
     assert decoded(MemoryOrigin(stored), member="2.img") == b"two"
     assert decoded(MemoryOrigin(stored), member="a/1.img") == b"one"
-    with pytest.raises(ImageError, match=r"holds no file '3\.img'"):
+    with pytest.raises(ImageError, match=r"contains no file '3\.img'"):
         recognise(MemoryOrigin(stored), "3.img")
 
 
@@ -200,7 +200,7 @@ def test_a_member_is_decoded_no_further_than_it_says(
     size = 20 * 1024 * 1024
     stored = zipped(("a.img", bytes(size)), method=method)
     # In the member's header and in the directory.
-    told = stored.replace(size.to_bytes(4, "little"), (1000).to_bytes(4, "little"))
+    told = stored.replace(size.to_bytes(4, "little"), (300_000).to_bytes(4, "little"))
     assert len(stored) < 50_000
     assert stored.count(size.to_bytes(4, "little")) == 2
     compressed = recognise(new_origin(told))

@@ -71,7 +71,7 @@ def test_what_root_has_decoded_is_decoded_by_nobody(
     ask = "id -u; id -g; id -G; env; echo; head -c 3; cat /proc/self/status; exit 1"
     program = make_program(open_folder / "lbzip2", ask)
     with file_origin(path) as origin:
-        decoder = bzip2.CompressedBzip2(origin, str(program)).open_decoder()
+        decoder = bzip2.open_bzip2(origin, str(program))
         with closing(decoder):
             buffer = bytearray(2000)
             decoder.readinto(memoryview(buffer))

@@ -1,38 +1,45 @@
 """Containers, the origin of their bytes, and the interface of every decoder."""
 
 import os
+import shlex
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from typing import Protocol
 
 from balenaflash.errors import ImageError
 from balenaflash.rereading import Rereads
+from balenaflash.units import KIB
+
+CHUNK_SIZE = 256 * KIB
+"""Bytes read or decoded at a time: few enough to stay in the processor's cache while in work."""
 
 
 class Origin(Protocol):
-    """Where the bytes of a container come from, read-only and as stored."""
+    """Source of the bytes of a container, read-only and as stored."""
 
     @property
     def name(self) -> str:
-        """What to call it in messages: its path as the user gave it."""
+        """Name for messages: the path as the user gave it."""
 
     @property
     def size(self) -> int | None:
-        """Bytes from start to end; ``None`` where that is known only at the end."""
+        """Bytes from start to end; ``None`` if that is known only at the end."""
 
     @property
     def seekable(self) -> bool:
-        """Whether any bytes may be asked for, again and in any order.
+        """True if any bytes may be read, again and in any order.
 
-        Where not, each offset asked for is the end of what was read before.
+        Otherwise each offset must be the end of the bytes read before.
         """
 
     @property
     def is_local(self) -> bool:
-        """Whether a few bytes here and there cost next to nothing: a request each elsewhere."""
+        """True if a small read costs next to nothing; otherwise each one is a request."""
 
     def read_at(self, offset: int, length: int) -> bytes:
-        """The bytes from ``offset`` on: ``length`` of them, fewer only where the end comes first.
+        """The ``length`` bytes from ``offset`` on, fewer only at the end.
 
         Called by one thread at a time.
 
@@ -41,56 +48,35 @@ class Origin(Protocol):
         """
 
     def open_file(self) -> int | None:
-        """A descriptor to read them with, at the first byte, for a program; the caller closes it.
+        """A new descriptor at the first byte, for a program; the caller closes it.
 
-        ``None`` where they are in no file.
+        ``None`` if the bytes are not in a file.
         """
 
 
 class FileOrigin:
-    """A container in a regular file or on a block device."""
+    """A container in a regular file or on a block device; ``size`` is that at opening."""
+
+    seekable = True
+    is_local = True
 
     def __init__(
         self, name: str, descriptor: int, size: int, rereads: Rereads | None = None
     ) -> None:
-        self._rereads = rereads or Rereads()
-        self._name = name
+        self.name = name
+        self.size = size
         self._descriptor = descriptor
-        self._size = size
-
-    @property
-    def name(self) -> str:
-        """The path as the user gave it."""
-        return self._name
-
-    @property
-    def size(self) -> int:
-        """Bytes from start to end, as they were at opening."""
-        return self._size
-
-    @property
-    def seekable(self) -> bool:
-        """Always: any bytes may be asked for."""
-        return True
-
-    @property
-    def is_local(self) -> bool:
-        """Always."""
-        return True
+        self._rereads = rereads or Rereads()
 
     def read_at(self, offset: int, length: int) -> bytes:
-        """The bytes from ``offset`` on; short reads are continued."""
-        wanted = max(0, min(length, self._size - offset))
+        wanted = max(0, min(length, self.size - offset))
         data = self._pread(offset, wanted)
-        while len(data) < wanted:
-            more = self._pread(offset + len(data), wanted - len(data))
-            if not more:
-                break
+        while len(data) < wanted and (more := self._pread(offset + len(data), wanted - len(data))):
             data += more
         return data
 
     def open_file(self) -> int | None:
-        """The file opened once more; it may have lost its name. ``None`` without /proc."""
+        # The file may have lost its name; without /proc it cannot be opened again.
         try:
             return os.open(f"/proc/self/fd/{self._descriptor}", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
@@ -107,52 +93,82 @@ class FileOrigin:
 
 
 class Peeked:
-    """An origin whose first bytes may be looked at before it is read from the start."""
+    """An origin whose first bytes can be inspected before it is read from the start."""
 
     def __init__(self, origin: Origin) -> None:
+        self.name = origin.name
+        self.seekable = origin.seekable
+        self.is_local = origin.is_local
         self._origin = origin
         self._head = b""
 
     @property
-    def name(self) -> str:
-        """The origin's."""
-        return self._origin.name
-
-    @property
     def size(self) -> int | None:
-        """The origin's."""
         return self._origin.size
 
-    @property
-    def seekable(self) -> bool:
-        """The origin's."""
-        return self._origin.seekable
-
-    @property
-    def is_local(self) -> bool:
-        """The origin's."""
-        return self._origin.is_local
-
     def peek(self, length: int) -> bytes:
-        """The first ``length`` bytes, fewer where there are not that many; they are kept."""
+        """The first ``length`` bytes, fewer only if the origin is shorter."""
         if length > len(self._head):
             self._head += self._origin.read_at(len(self._head), length - len(self._head))
         return self._head[:length]
 
     def read_at(self, offset: int, length: int) -> bytes:
-        """The bytes from ``offset`` on; those looked at before are not read again."""
         head = self._head[offset : offset + length]
         if len(head) == length:
             return head
         return head + self._origin.read_at(offset + len(head), length - len(head))
 
     def open_file(self) -> int | None:
-        """The origin's."""
         return self._origin.open_file()
 
 
+class Input:
+    """The bytes of an origin from an offset on, in order."""
+
+    def __init__(self, origin: Origin, offset: int = 0) -> None:
+        self.name = origin.name
+        self.position = offset
+        """Offset of the next byte in the origin."""
+        self._origin = origin
+        self._data = b""
+        """The bytes read from the origin last."""
+        self._used = 0
+        """Number of these that lie before ``position``."""
+
+    def read(self, length: int = CHUNK_SIZE) -> bytes:
+        """The next ``length`` bytes, fewer only at the origin's end."""
+        data = self._data[self._used : self._used + length]
+        self.position += len(data)
+        self._used += len(data)
+        if len(data) < length:
+            more = self._origin.read_at(self.position, length - len(data))
+            self.position += len(more)
+            self._data, self._used = more, len(more)
+            # Most often nothing was left of the last chunk, and nothing is copied.
+            data = data + more if data else more
+        return data
+
+    def peek(self, length: int) -> bytes:
+        """The next ``length`` bytes, fewer only at the origin's end, without moving on."""
+        while len(rest := self._data[self._used : self._used + length]) < length:
+            end = self.position + len(rest)
+            more = self._origin.read_at(end, CHUNK_SIZE)
+            if not more:
+                break
+            self._data, self._used = rest + more, 0
+        return rest
+
+    def put_back(self, data: bytes) -> None:
+        """Read ``data``, the last bytes that were read, once more."""
+        self.position -= len(data)
+        if len(data) <= self._used:
+            self._used -= len(data)
+        else:
+            self._data, self._used = data + self._data[self._used :], 0
+
+
 class Container(StrEnum):
-    """What an image is stored in."""
+    """The form in which an image is stored."""
 
     RAW = "raw"
     BLOCK_DEVICE = "block-device"
@@ -162,33 +178,25 @@ class Container(StrEnum):
     ZSTD = "zstd"
     ZIP = "zip"
 
-    @property
-    def is_compressed(self) -> bool:
-        """Whether the image has to be got out of it."""
-        return self not in {Container.RAW, Container.BLOCK_DEVICE}
-
-
-DOWNLOAD_AGAIN = "The file is probably an incomplete download or copy."
-"""The hint for a container that ends early."""
-
 
 class Decoder(Protocol):
     """The bytes of an image in order, decoded and checked on the way. For one thread at a time."""
 
     def readinto(self, buffer: memoryview) -> int:
-        """Fill ``buffer`` with the next bytes of the image and return how many there were.
+        """Fill ``buffer`` with the next bytes of the image and return their number.
 
-        Fewer than fit only where the image ends. 0 means that the image is whole: everything that
-        the container has to check it by, its trailer too, was read and agrees.
+        It is less than the buffer's size only at the end of the image. 0 means that the image is
+        complete: all checksums and sizes in the container were read and agree. After an error the
+        decoder can only be closed.
 
         Raises:
             ImageError: the container is damaged (``image-corrupt``), ends early
-                (``image-cut-short``), is followed by what does not belong to it
-                (``image-trailing-garbage``), or cannot be read.
+                (``image-cut-short``), is followed by other data (``image-trailing-garbage``), or
+                cannot be read.
         """
 
     def close(self) -> None:
-        """Give memory and threads back; the decoder is of no more use. May be called again."""
+        """Release memory and threads; nothing more is read. May be called again."""
 
 
 class PlainDecoder:
@@ -208,94 +216,120 @@ class PlainDecoder:
         """Do nothing: the opener of the origin closes it."""
 
 
-class Compressed(Protocol):
+Pieces = Generator[bytes | memoryview, None, None]
+"""Parts of an image in order, decoded one after another. None of them is empty."""
+
+
+class PiecesDecoder:
+    """A decoder that copies an image from its pieces."""
+
+    def __init__(self, pieces: Pieces) -> None:
+        self._pieces = pieces
+        self._rest = memoryview(b"")
+
+    def readinto(self, buffer: memoryview) -> int:
+        filled = 0
+        while filled < len(buffer) and self._has_more():
+            count = min(len(self._rest), len(buffer) - filled)
+            buffer[filled : filled + count] = self._rest[:count]
+            self._rest = self._rest[count:]
+            filled += count
+        return filled
+
+    def skip(self, length: int) -> bool:
+        """Decode the next ``length`` bytes without copying them; False if there are fewer."""
+        while length and self._has_more():
+            count = min(len(self._rest), length)
+            self._rest = self._rest[count:]
+            length -= count
+        return not length
+
+    def _has_more(self) -> bool:
+        if not self._rest:
+            self._rest = memoryview(next(self._pieces, b""))
+        return bool(self._rest)
+
+    def close(self) -> None:
+        self._rest = memoryview(b"")
+        self._pieces.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Compressed:
     """An image in a container that was recognised."""
 
-    @property
-    def container(self) -> Container:
-        """What it is compressed or packed with; the outermost where there are two."""
+    container: Container
+    """Its format; of two, one inside the other, the outer one."""
 
-    @property
-    def size(self) -> int | None:
-        """Bytes of the image, where the container says so truly."""
+    opener: Callable[[int], Decoder]
+    """Opens a decoder from an offset on, which is 0 unless ``seekable``."""
 
-    @property
-    def member(self) -> str | None:
-        """Its name among the container's members; ``None`` where a container has none."""
+    size: int | None = None
+    """Bytes of the image, if the container states them reliably."""
 
-    @property
-    def seekable(self) -> bool:
-        """Whether a decoder may start elsewhere than at the start, without decoding all before."""
+    member: str | None = None
+    """Name among the container's members; ``None`` if the format has none."""
+
+    seekable: bool = False
+    """True if a decoder can start inside the image without decoding everything before."""
 
     def open_decoder(self, at: int = 0) -> Decoder:
-        """A decoder whose first byte is the image's byte ``at``.
+        """A decoder whose first byte is the image's byte ``at``, which is 0 unless ``seekable``.
 
-        ``at`` is 0 unless ``seekable``. An origin that is not seekable gives one decoder only.
+        Only one decoder can be opened if the origin is not seekable.
 
         Raises:
             ImageError: the container cannot be read.
         """
+        if at and not self.seekable:
+            raise ValueError(at)
+        return self.opener(at)
 
 
-class Input:
-    """The bytes of an origin from an offset on, in order."""
-
-    CHUNK_SIZE = 256 * 1024
-    """Bytes read at a time: few enough to stay in the processor's cache while they are decoded."""
-
-    def __init__(self, origin: Origin, offset: int = 0) -> None:
-        self._origin = origin
-        self.position = offset
-        """Offset of the next byte to be read."""
-        self._put_back = b""
-
-    @property
-    def name(self) -> str:
-        """The origin's name."""
-        return self._origin.name
-
-    def read(self, length: int = CHUNK_SIZE) -> bytes:
-        """The next ``length`` bytes; fewer, or none, only at the origin's end."""
-        data, self._put_back = self._put_back[:length], self._put_back[length:]
-        missing = length - len(data)
-        if missing:
-            # Most often nothing was put back, and nothing is copied.
-            more = self._origin.read_at(self.position + len(data), missing)
-            data = data + more if data else more
-        self.position += len(data)
-        return data
-
-    def put_back(self, data: bytes) -> None:
-        """Have ``data``, the last bytes that were read, read again."""
-        self._put_back = data + self._put_back
-        self.position -= len(data)
+DOWNLOAD_AGAIN = "The file is probably an incomplete download or copy."
+"""The hint for a container that ends early."""
 
 
 def corrupt(name: str, container: Container, place: int, image_place: int, why: str) -> ImageError:
-    """The error for a container that is damaged near byte ``place`` of it."""
+    """The error for a container that is damaged near its byte ``place``."""
     return ImageError(
         f"{name}: is damaged: the {container} data near byte {place} (byte {image_place} of the "
         f"image) {why}",
         code="image-corrupt",
-        hint="Compare the file's checksum with the one published, and download or copy it again.",
+        hint="Compare the file's checksum with the published one, and download or copy it again.",
     )
 
 
 def cut_short(name: str, container: Container, place: int, image_place: int) -> ImageError:
-    """The error for a container that ends at byte ``place``, before it should."""
+    """The error for a container that ends at its byte ``place``, before it is complete."""
     return ImageError(
-        f"{name}: is cut short: the {container} data goes on behind byte {place}, where the file "
-        f"ends (byte {image_place} of the image)",
+        f"{name}: is truncated: the file ends at byte {place}, inside the {container} data "
+        f"(byte {image_place} of the image)",
         code="image-cut-short",
         hint=DOWNLOAD_AGAIN,
     )
 
 
 def trailing_garbage(name: str, container: Container, place: int, image_place: int) -> ImageError:
-    """The error for bytes that follow a container from byte ``place`` on."""
+    """The error for other data that follows a container from its byte ``place`` on."""
     return ImageError(
         f"{name}: the {container} data ends at byte {place} (byte {image_place} of the image), but "
-        "something else follows",
+        "other data follows",
         code="image-trailing-garbage",
         hint="Part of the image may be missing: download or copy the file again.",
     )
+
+
+def unsupported(name: str, fact: str, hint: str | None = None) -> ImageError:
+    """The error for a container that cannot be decoded here; ``fact`` follows the name."""
+    return ImageError(f"{name}: {fact}", code="image-unsupported", hint=hint)
+
+
+def shell_name(name: str) -> str:
+    """The ``name`` of an origin in a command to type; FILE if it is not the path of a file."""
+    return "FILE" if name == "-" or "://" in name else shlex.quote(name)
+
+
+def usable_cores() -> int:
+    """Number of processors that this process may run on."""
+    return len(os.sched_getaffinity(0))

@@ -3,149 +3,92 @@
 Magic numbers are those of each format's own description; most are also in file(1)'s.
 """
 
-import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from balenaflash.errors import ImageError
 from balenaflash.source.base import RandomAccess, Source
+from balenaflash.source.container.bzip2 import BZIP2, recognise_bzip2
 from balenaflash.source.container.decoder import (
     Compressed,
-    Container,
     Decoder,
     Origin,
     Peeked,
     PlainDecoder,
+    shell_name,
 )
+from balenaflash.source.container.streams import GZIP, streams_of
+from balenaflash.source.container.xz import XZ, recognise_xz
+from balenaflash.source.container.zip import END_MAGIC, find_streamed, find_zipped
+from balenaflash.source.container.zip_member import LOCAL_MAGIC
+from balenaflash.source.container.zstd import ZSTD, ZSTD_MAGIC, recognise_zstd
 from balenaflash.units import KIB
 
-_ZIP_STARTS = (b"PK\3\4", b"PK\5\6")  # APPNOTE 6.3.10, 4.3.7 and, of an empty one, 4.3.16
-_GZIP_START = b"\x1f\x8b\x08"  # RFC 1952, 2.3.1: the magic, and deflate as the method
-_BZIP2_START = b"BZh"
-_XZ_START = b"\xfd7zXZ\0"  # The .xz File Format 1.2.1, 2.1.1.1
-_ZSTD_STARTS = (b"\x28\xb5\x2f\xfd", *(bytes([0x50 + n]) + b"\x2a\x4d\x18" for n in range(16)))
-"""RFC 8878, 3.1.1 of a frame with content, and 3.1.2 of the sixteen kinds to be skipped."""
+_LONGEST_MAGIC = 6  # bytes, of xz
 
 
 def recognise(
     origin: Origin, member: str | None = None, warn: Callable[[str], None] = lambda _: None
 ) -> Compressed | None:
-    """What ``origin`` is compressed or packed with; ``None`` where it is none of what is known.
+    """The container of the image in ``origin``; ``None`` if it is not one of those known here.
 
-    ``member`` is the name of the image in a container that has members; it is of no meaning for
-    the others. A member that is compressed itself is decoded too, so that what comes is the image.
-    ``warn`` is called with what turns out only at the end, and is no failure.
+    ``member`` is the name of the image in a zip file, and is ignored for other containers. A member
+    that is itself compressed is decoded too, so that the result is the image. ``warn`` is called
+    with warnings that are known only at the end.
 
     Raises:
-        ImageError: it cannot be read, or is a container without a usable image in it.
+        ImageError: ``origin`` cannot be read, or is a container without a usable image in it.
     """
     peeked = Peeked(origin)
-    if peeked.peek(4) in _ZIP_STARTS:
-        return _recognise_zip(peeked, member, warn)
-    return _recognise_streams(peeked)
-
-
-# What decodes a container is loaded when there is one: all of it takes longer to load than a raw
-# image takes to be looked into.
+    # The second is the start of an empty zip file.
+    if not peeked.peek(_LONGEST_MAGIC).startswith((LOCAL_MAGIC, END_MAGIC)):
+        return _recognise_streams(peeked)
+    if peeked.seekable and peeked.size is not None:
+        zipped = find_zipped(peeked, peeked.size, member)
+        return _look_inside(peeked.name, zipped, is_repeatable=True)
+    zipped = find_streamed(peeked, member, warn)
+    return _look_inside(peeked.name, zipped, is_repeatable=False)
 
 
 def _recognise_streams(peeked: Peeked) -> Compressed | None:
-    start = peeked.peek(len(_XZ_START))
-    if start.startswith(_GZIP_START):
-        from balenaflash.source.container.streams import (  # noqa: PLC0415 - see above
-            GZIP,
-            CompressedStreams,
-        )
-
-        return CompressedStreams(peeked, GZIP)
-    if start.startswith(_BZIP2_START):
-        from balenaflash.source.container.bzip2 import recognise_bzip2  # noqa: PLC0415
-
+    start = peeked.peek(_LONGEST_MAGIC)
+    if start.startswith(GZIP.magics):
+        return streams_of(peeked, GZIP)
+    if start.startswith(BZIP2.magics):
         return recognise_bzip2(peeked)
-    if start == _XZ_START:
-        from balenaflash.source.container.xz import recognise_xz  # noqa: PLC0415
-
+    if start.startswith(XZ.magics):
         return recognise_xz(peeked)
-    if start.startswith(_ZSTD_STARTS):
-        from balenaflash.source.container.zstd import recognise_zstd  # noqa: PLC0415
-
+    if start.startswith(ZSTD.magics):
         return recognise_zstd(peeked)
     return None
 
 
-def _recognise_zip(peeked: Peeked, member: str | None, warn: Callable[[str], None]) -> Compressed:
-    from balenaflash.source.container.zip import (  # noqa: PLC0415 - see above
-        find_streamed,
-        find_zipped,
-    )
+def _look_inside(name: str, zipped: Compressed, *, is_repeatable: bool) -> Compressed:
+    """``zipped``, or the image that is compressed in its member.
 
-    is_seekable = peeked.seekable and peeked.size is not None
-    outer: Compressed
-    if is_seekable and peeked.size is not None:
-        outer = find_zipped(peeked, peeked.size, member)
-    else:
-        outer = find_streamed(peeked, member, warn)
-    return look_inside(peeked.name, outer, _recognise_streams, again=is_seekable)
-
-
-@dataclass(frozen=True, slots=True)
-class Nested:
-    """A member of a zip file, decoded by what its own content asks for."""
-
-    outer: Compressed
-    size: int | None
-    open_inner: Callable[[], Decoder]
-
-    @property
-    def container(self) -> Container:
-        """The outer one."""
-        return self.outer.container
-
-    @property
-    def member(self) -> str | None:
-        """Its name in the outer one."""
-        return self.outer.member
-
-    @property
-    def seekable(self) -> bool:
-        """Never."""
-        return False
-
-    def open_decoder(self, at: int = 0) -> Decoder:
-        """A decoder from the start; see ``Compressed``."""
-        if at:
-            raise ValueError(at)
-        return self.open_inner()
-
-
-def look_inside(
-    name: str, outer: Compressed, recognise: Callable[[Peeked], Compressed | None], *, again: bool
-) -> Compressed:
-    """``outer``, or the image that is compressed in its member by what ``recognise`` knows.
-
-    ``again`` is whether ``outer`` can be decoded more than once.
+    ``is_repeatable`` is True if ``zipped`` can be decoded more than once.
 
     Raises:
         ImageError: the member's start cannot be decoded.
     """
 
-    def open_member() -> tuple[Peeked, Compressed | None]:
-        peeked = Peeked(_MemberOrigin(f"{name} ({outer.member})", outer.open_decoder()))
-        return peeked, recognise(peeked)
+    def open_member() -> tuple[Compressed | None, Decoder]:
+        member = Peeked(_MemberOrigin(f"{name} ({zipped.member})", zipped.open_decoder()))
+        inner = _recognise_streams(member)
+        return inner, PlainDecoder(member) if inner is None else inner.open_decoder()
 
-    def reopen() -> Decoder:
-        peeked, inner = open_member()
-        return PlainDecoder(peeked) if inner is None else inner.open_decoder()
-
-    peeked, inner = open_member()
-    if not again:
-        size = outer.size if inner is None else None
-        return Nested(outer, size, inner.open_decoder if inner else lambda: PlainDecoder(peeked))
-    return outer if inner is None else Nested(outer, None, reopen)
+    inner, decoder = open_member()
+    if not is_repeatable:
+        size = zipped.size if inner is None else None
+        return replace(zipped, opener=lambda _at: decoder, size=size)
+    decoder.close()
+    if inner is None:
+        return zipped
+    return replace(zipped, opener=lambda _at: open_member()[1], size=None, seekable=False)
 
 
 class _MemberOrigin:
-    """The bytes of a member, as an origin to be read once from the start."""
+    """The content of a member, as an origin that is read once from the start."""
 
     size = None
     seekable = False
@@ -157,8 +100,7 @@ class _MemberOrigin:
         self._ended = False
 
     def read_at(self, offset: int, length: int) -> bytes:
-        """The next bytes; ``offset`` is where the last ones ended."""
-        del offset
+        del offset  # the end of the bytes read before
         if self._ended:
             return b""
         buffer = bytearray(length)
@@ -167,29 +109,33 @@ class _MemberOrigin:
         return bytes(memoryview(buffer)[:filled])
 
     def open_file(self) -> None:
-        """They are in no file."""
-
-
-_ISO_PLACE = 32 * KIB + 1  # ECMA-119, section 8.1.2: in the 17th sector of 2048 bytes
-_ISO_MAGIC = b"CD001"
-_TAR_PLACE = 257  # POSIX.1-2017, pax, ustar header
-_VDI_PLACE = 64  # of a VDI file's signature, after a text that tells its maker
-_HEAD = _ISO_PLACE + len(_ISO_MAGIC)
-
-_CONVERT = "Convert it first: qemu-img convert -O raw {} image.img"
-_UNPACK = "Unpack it first: 7z x {}"
-_TAR = "Unpack it first, and give the image in it: tar -xf {}"
-_PAGE = "Look at it in a browser: a login may be asked for, or the address is not the image's."
-_ANSWER = "A server's error, most likely: look at it, and give the address of the image itself."
-_OTHER = "Give a disk image: its name mostly ends in .img, .img.gz or .zip."
+        """The bytes are not in a file."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
+    """A foreign format, recognised by ``starts`` at the offset ``place``."""
+
     what: str
     hint: str
-    starts: tuple[bytes, ...] = ()
+    starts: tuple[bytes, ...]
+    place: int = 0
+    reads_stored: bool = False
+    """True if the program in the hint can read the file even if it is compressed."""
 
+
+_CONVERT = "Convert it first: qemu-img convert -O raw {} image.img"
+_UNPACK = "Unpack it first: 7z x {}"
+_PAGE = "Open the address in a browser: it may ask for a login, or not be that of an image."
+_ANSWER = "It is probably a server's error message: read it, and use the address of the image."
+_OTHER = "Use a disk image: its name mostly ends in .img, .img.gz or .zip."
+
+_ISO = _Kind(
+    "the image of a CD (ISO 9660)",
+    "Use the image of a disk: those of balenaOS end in .img or .zip.",
+    (b"CD001",),
+    32 * KIB + 1,  # ECMA-119, section 8.1.2: in the 17th sector of 2048 bytes
+)
 
 _KINDS = (
     _Kind("a QEMU disk (qcow2)", _CONVERT, (b"QFI\xfb",)),
@@ -198,11 +144,7 @@ _KINDS = (
     _Kind("a Hyper-V disk (VHDX)", _CONVERT, (b"vhdxfile",)),
     _Kind("a Virtual PC disk (VHD)", _CONVERT, (b"conectix",)),
     _Kind("a Parallels disk", _CONVERT, (b"WithoutFreeSpace", b"WithouFreSpacExt")),
-    _Kind(
-        "a sparse image of Android",
-        "Convert it first: simg2img {} image.img",
-        (b"\x3a\xff\x26\xed",),
-    ),
+    _Kind("a sparse image of Android", "Convert it first: simg2img {} image.img", (b":\xff&\xed",)),
     _Kind("a 7z archive", _UNPACK, (b"7z\xbc\xaf\x27\x1c",)),
     _Kind("a RAR archive", _UNPACK, (b"Rar!\x1a\x07",)),
     _Kind("a WIM archive of Windows", _UNPACK, (b"MSWIM\0\0\0",)),
@@ -210,77 +152,84 @@ _KINDS = (
     _Kind("a cpio archive", "Unpack it first: cpio -i < {}", (b"070701", b"070702", b"070707")),
     _Kind("a Debian package", "Unpack it first: ar x {}", (b"!<arch>\n",)),
     _Kind("an RPM package", "Unpack it first: rpm2cpio {} | cpio -id", (b"\xed\xab\xee\xdb",)),
-    _Kind(
-        "compressed with lz4", "Decompress it first: lz4 -d {} image.img", (b"\x04\x22\x4d\x18",)
-    ),
+    _Kind("compressed with lz4", "Decompress it first: lz4 -d {} image.img", (b"\4\x22M\x18",)),
     _Kind("compressed with lzip", "Decompress it first: lzip -dc {} > image.img", (b"LZIP",)),
     _Kind("compressed with lzop", "Decompress it first: lzop -dc {} > image.img", (b"\x89LZO\0",)),
     _Kind("compressed with lzma", "Decompress it first: xz -dc {} > image.img", (b"]\0\0",)),
     _Kind("compressed with compress", "Decompress it first: zcat {} > image.img", (b"\x1f\x9d",)),
-    # What is known is decoded once, so these are inside of something.
-    _Kind("compressed twice, with gzip inside", "Decompress it once: zcat", (b"\x1f\x8b\x08",)),
-    _Kind("compressed twice, with xz inside", "Decompress it once: xz -dc", (b"\xfd7zXZ\0",)),
-    _Kind("compressed twice, with bzip2 inside", "Decompress it once: bzip2 -dc", (b"BZh",)),
-    _Kind(
-        "compressed twice, with zstd inside", "Decompress it once: zstd -dc", (b"\x28\xb5\x2f\xfd",)
-    ),
-    _Kind("a zip file in something compressed", "Decompress it once first.", (b"PK\3\4",)),
+    # One container is decoded, so these are inside another one.
+    _Kind("compressed twice, with gzip inside", _UNPACK, GZIP.magics, reads_stored=True),
+    _Kind("compressed twice, with xz inside", _UNPACK, XZ.magics, reads_stored=True),
+    _Kind("compressed twice, with bzip2 inside", _UNPACK, BZIP2.magics, reads_stored=True),
+    _Kind("compressed twice, with zstd inside", _UNPACK, (ZSTD_MAGIC,), reads_stored=True),
+    _Kind("a compressed zip file", _UNPACK, (LOCAL_MAGIC,), reads_stored=True),
     _Kind("a PDF document", _OTHER, (b"%PDF-",)),
     _Kind("a program", _OTHER, (b"\x7fELF",)),
     _Kind(
         "a pointer of Git LFS, in place of the file",
-        "Fetch the file itself, where the repository is: git lfs pull",
+        "Fetch the file itself, in its repository: git lfs pull",
         (b"version https://git-lfs.github.com/spec/",),
     ),
+    _Kind(
+        "a tar archive",
+        "Unpack it first, and use the image in it: tar -xf {}",
+        (b"ustar",),
+        257,  # POSIX.1-2017, pax, ustar header
+        reads_stored=True,
+    ),
+    # The signature comes after a text with the program that made it.
+    _Kind("a VirtualBox disk (VDI)", _CONVERT, (b"\x7f\x10\xda\xbe",), 64),
+    _ISO,
 )
-_TAR_KIND = _Kind("a tar archive", _TAR)
-_VDI_KIND = _Kind("a VirtualBox disk (VDI)", _CONVERT)
-_ISO_KIND = _Kind(
-    "the image of a CD (ISO 9660)", "Give the image of a disk: balenaOS comes as .img or .zip."
+
+_TEXTS = (
+    _Kind("a web page", _PAGE, (b"<!doctype html", b"<html", b"<head", b"<script", b"<!--")),
+    _Kind("an XML document", _ANSWER, (b"<?xml", b"<error")),
+    _Kind("a JSON document", _ANSWER, (b'{"', b"{\n", b"{\r", b"{ ", b'[{"', b"{}")),
 )
-_HTML_KIND = _Kind("a web page", _PAGE)
-_XML_KIND = _Kind("an XML document", _ANSWER)
-_JSON_KIND = _Kind("a JSON document", _ANSWER)
+"""Formats of text, in lower case and without space in front."""
+
+_HEAD = _ISO.place + len(_ISO.starts[0])  # bytes in which a format is recognised
 
 
 def refuse_foreign(source: Source) -> None:
-    """Refuse what is no disk image and known by its first bytes.
-
-    Raises:
-        ImageError: it is (``image-foreign``).
-    """
-    head = _read_head(source)
-    kind = next((kind for kind in _KINDS if head.startswith(kind.starts)), None) or next(
-        (kind for kind, is_it in _OTHERS if is_it(head)), None
-    )
-    if kind is not None:
-        raise _foreign(source, kind)
-
-
-def refuse_iso(source: Source) -> None:
-    """Refuse the image of a CD, which may have a partition table besides.
+    """Refuse a file in a format that is known, but is not a disk image.
 
     Raises:
         ImageError: it is one (``image-foreign``).
     """
-    if _is_iso(_read_head(source)):
-        raise _foreign(source, _ISO_KIND)
+    head = _read_head(source)
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:512].lower()
+    if text.startswith(b"<?xml") and b"<html" in text:
+        text = b"<html"  # XHTML begins as XML does
+    candidates = ((head, _KINDS), (text, _TEXTS))
+    for start, kinds in candidates:
+        for kind in kinds:
+            if start.startswith(kind.starts, kind.place):
+                raise _foreign(source, kind)
+
+
+def refuse_iso(source: Source) -> None:
+    """Refuse the image of a CD, which may have a partition table as well.
+
+    Raises:
+        ImageError: it is one (``image-foreign``).
+    """
+    if _read_head(source).startswith(_ISO.starts, _ISO.place):
+        raise _foreign(source, _ISO)
 
 
 def _foreign(source: Source, kind: _Kind) -> ImageError:
-    is_file = source.name != "-" and "://" not in source.name
-    # What had to be decompressed is in no file; only tar takes it as it is.
-    is_file = is_file and (isinstance(source, RandomAccess) or kind is _TAR_KIND)
-    name = shlex.quote(source.name) if is_file else "FILE"
+    # The decompressed content is not in a file.
+    is_file = isinstance(source, RandomAccess) or kind.reads_stored
     return ImageError(
         f"{source.name}: is {kind.what}, not a disk image",
         code="image-foreign",
-        hint=kind.hint.format(name),
+        hint=kind.hint.format(shell_name(source.name) if is_file else "FILE"),
     )
 
 
 def _read_head(source: Source) -> bytes:
-    """The first bytes, as many as there are."""
     size = _HEAD if source.size is None else min(source.size, _HEAD)
     try:
         return source.read(0, size)
@@ -289,45 +238,3 @@ def _read_head(source: Source) -> bytes:
         if source.size is None or source.size >= size:
             raise
         return source.read(0, source.size)
-
-
-def _is_iso(head: bytes) -> bool:
-    return head[_ISO_PLACE:_HEAD] == _ISO_MAGIC
-
-
-def _is_tar(head: bytes) -> bool:
-    return head[_TAR_PLACE : _TAR_PLACE + 5] == b"ustar"
-
-
-def _is_vdi(head: bytes) -> bool:
-    return head[_VDI_PLACE : _VDI_PLACE + 4] == b"\x7f\x10\xda\xbe"
-
-
-def _text(head: bytes) -> bytes:
-    return head.removeprefix(b"\xef\xbb\xbf").lstrip()[:512].lower()
-
-
-def _is_html(head: bytes) -> bool:
-    text = _text(head)
-    # XHTML begins as XML does.
-    return text.startswith((b"<!doctype html", b"<html", b"<head", b"<script", b"<!--")) or (
-        text.startswith(b"<?xml") and b"<html" in text
-    )
-
-
-def _is_xml(head: bytes) -> bool:
-    return _text(head).startswith((b"<?xml", b"<error"))
-
-
-def _is_json(head: bytes) -> bool:
-    return _text(head).startswith((b'{"', b"{\n", b"{\r", b"{ ", b'[{"', b"{}"))
-
-
-_OTHERS: tuple[tuple[_Kind, Callable[[bytes], bool]], ...] = (
-    (_TAR_KIND, _is_tar),
-    (_VDI_KIND, _is_vdi),
-    (_ISO_KIND, _is_iso),
-    (_HTML_KIND, _is_html),
-    (_XML_KIND, _is_xml),
-    (_JSON_KIND, _is_json),
-)

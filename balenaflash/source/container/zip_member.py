@@ -1,69 +1,121 @@
-"""One member of a zip file: its header, its method, its bytes decoded and checked."""
+"""One member of a zip file: its header, its method, its bytes decoded and checked.
 
-import bz2
+Sections are those of APPNOTE 6.3.10.
+"""
+
 import lzma
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from balenaflash.errors import ImageError
-from balenaflash.source.container.decoder import Container, Input, corrupt, cut_short
+from balenaflash.source.container.bzip2 import BZIP2
+from balenaflash.source.container.decoder import (
+    CHUNK_SIZE,
+    Container,
+    Input,
+    Pieces,
+    corrupt,
+    cut_short,
+    shell_name,
+    unsupported,
+)
 from balenaflash.source.container.streams import (
-    DEFLATE64_FAILURES,
     DEFLATE_FAILURES,
     Engine,
     crc32,
-    new_deflate64_engine,
+    engine_pieces,
     new_deflate_engine,
 )
-from balenaflash.source.container.xz import MEMORY_LIMIT, new_xz_engine
-from balenaflash.source.container.zstd import ZSTD_FAILURES, new_zstd_engine
-from balenaflash.units import KIB
+from balenaflash.source.container.xz import MEMORY_LIMIT, XZ
+from balenaflash.source.container.zstd import ZSTD
 
-
-@dataclass(frozen=True, slots=True)
-class Method:
-    """A way to compress a member."""
-
-    new_engine: Callable[[], Engine]
-
-    failures: tuple[type[Exception], ...]
-    """What an engine raises for damaged data."""
+if TYPE_CHECKING:
+    from inflate64 import Inflater
 
 
 class _StoredEngine:
-    """Passes on what it is given; it has no end of its own."""
+    """Returns its input; the end is known from the member's size."""
 
     eof = False
+    needs_input = True
     unused_data = b""
 
-    def __init__(self) -> None:
-        self._rest = memoryview(b"")
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes:
+        del max_length
+        return data
+
+
+_FEED = 128
+"""Bytes decoded in one call: the library does not limit the output, which may be 32 MiB."""
+
+
+class _Deflate64Engine:
+    """Decodes one deflate64 stream."""
+
+    def __init__(self, inflater: "Inflater") -> None:
+        self._inflater = inflater
+        self._input = memoryview(b"")
+        self._output = memoryview(b"")
+
+    @property
+    def eof(self) -> bool:
+        return bool(self._inflater.eof) and not self._output
 
     @property
     def needs_input(self) -> bool:
-        return not self._rest
+        return not self._input and not self._output and not self.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        # Without the bytes that the library itself has read beyond the end.
+        return bytes(self._input)
 
     def decompress(self, data: bytes, max_length: int = -1) -> bytes:
-        if not self._rest and len(data) <= max_length:
-            return data
-        rest = memoryview(bytes(self._rest) + data) if data else self._rest
-        self._rest = rest[max_length:]
-        return bytes(rest[:max_length])
+        if data:
+            self._input = memoryview(bytes(self._input) + data)
+        while self._input and not self._output and not self._inflater.eof:
+            feed, self._input = self._input[:_FEED], self._input[_FEED:]
+            self._output = memoryview(self._inflater.inflate(bytes(feed)))
+        length = len(self._output) if max_length < 0 else max_length
+        piece, self._output = self._output[:length], self._output[length:]
+        return bytes(piece)
+
+
+def _new_deflate64_engine() -> Engine:
+    """An engine for deflate64 as in zip files.
+
+    Raises:
+        ImageError: the library is not installed.
+    """
+    try:
+        from inflate64 import Inflater  # noqa: PLC0415 - it need not be installed
+    except ImportError as error:
+        raise ImageError(
+            "deflate64 cannot be decoded: the Python package inflate64 is not installed",
+            code="image-unsupported",
+            hint="Install it: pip install 'balenaflash[deflate64]'; or unpack the image: unzip",
+        ) from error
+    return _Deflate64Engine(Inflater())
+
+
+_LZMA_VERSION = 4  # bytes in front of the properties: version of the SDK, size of the properties
+_LZMA_PROPERTIES = 5  # bytes
 
 
 class _LzmaEngine:
-    """LZMA with zip's own header (APPNOTE 6.3.10, section 5.8.8), turned into that of .lzma."""
+    """LZMA with zip's own header (section 5.8.8), which is turned into that of .lzma.
 
-    _VERSION_SIZE = 4  # bytes: the version of the SDK, and the size of the properties
-    _PROPERTIES_SIZE = 5
+    ``size`` is that of the content if its end is not marked. Without it a decoder would go on into
+    the last bytes and produce extra ones.
+    """
 
     def __init__(self, size: int | None = None) -> None:
-        """``size`` is that of the content, where its end is not marked."""
         self._engine = lzma.LZMADecompressor(lzma.FORMAT_ALONE, MEMORY_LIMIT)
         self._head: bytes | None = b""
-        # Unknown, as .lzma has it.
+        # All bits set mean "unknown" in .lzma.
         self._size = b"\xff" * 8 if size is None else size.to_bytes(8, "little")
 
     @property
@@ -81,49 +133,47 @@ class _LzmaEngine:
     def decompress(self, data: bytes, max_length: int = -1) -> bytes:
         if self._head is not None:
             self._head += data
-            size = self._VERSION_SIZE + self._PROPERTIES_SIZE
+            size = _LZMA_VERSION + _LZMA_PROPERTIES
             if len(self._head) < size:
                 return b""
-            if int.from_bytes(self._head[2:4], "little") != self._PROPERTIES_SIZE:
+            if int.from_bytes(self._head[2:_LZMA_VERSION], "little") != _LZMA_PROPERTIES:
                 raise lzma.LZMAError("properties of an unknown size")
-            data = self._head[4:size] + self._size + self._head[size:]
+            data = self._head[_LZMA_VERSION:size] + self._size + self._head[size:]
             self._head = None
         return self._engine.decompress(data, max_length)
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A compression method of members."""
+
+    new_engine: Callable[[], Engine]
+
+    failures: tuple[type[Exception], ...]
+    """Exceptions of an engine for damaged data."""
 
 
 STORED = 0
 """The method of a member that is not compressed."""
 
-DEFLATE64 = 9
-LZMA = 14
+_DEFLATE64 = 9
+_LZMA = 14
 
-METHODS = {
+_METHODS = {
     STORED: Method(_StoredEngine, ()),
     8: Method(new_deflate_engine, DEFLATE_FAILURES),
-    DEFLATE64: Method(new_deflate64_engine, DEFLATE64_FAILURES),
-    12: Method(bz2.BZ2Decompressor, (OSError,)),
-    LZMA: Method(_LzmaEngine, (lzma.LZMAError,)),
-    93: Method(new_zstd_engine, ZSTD_FAILURES),
-    95: Method(new_xz_engine, (lzma.LZMAError,)),
+    _DEFLATE64: Method(_new_deflate64_engine, (ValueError, RuntimeError)),
+    12: Method(BZIP2.new_engine, BZIP2.failures),
+    _LZMA: Method(_LzmaEngine, XZ.failures),
+    93: Method(ZSTD.new_engine, ZSTD.failures),
+    95: Method(XZ.new_engine, XZ.failures),
 }
-"""APPNOTE 6.3.10, section 4.4.5, to what decodes it."""
-
-
-def lzma_of_size(size: int) -> Method:
-    """What decodes LZMA without a mark at its end, of ``size`` bytes when decoded.
-
-    Without the size a decoder goes on into the last bytes and makes up some more.
-    """
-    return Method(partial(_LzmaEngine, size), (lzma.LZMAError,))
-
-
-_PIECE_SIZE = 256 * KIB
-"""Bytes decoded in one call at most: they are copied while they are in the processor's cache."""
+"""Number of a method (section 4.4.5) to its decoder."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemberSizes:
-    """What a member is to be checked by."""
+    """Sizes and checksum of a member."""
 
     stored: int
     """Bytes in the zip file."""
@@ -135,89 +185,11 @@ class MemberSizes:
     """CRC-32 of the content."""
 
 
-class MemberDecoder:
-    """A member, decoded from its start on, where ``source`` stands.
-
-    Without ``sizes`` the member ends where its method says; what was read behind it is then put
-    back, and ``seen`` is what the member turned out to be.
-    """
-
-    def __init__(self, source: Input, method: Method, sizes: MemberSizes | None) -> None:
-        self._input = source
-        self._method = method
-        self._engine: Engine | None = method.new_engine()
-        self._sizes = sizes
-        self._start = source.position
-        self._done = 0
-        self._crc = 0
-
-    @property
-    def seen(self) -> MemberSizes:
-        """Sizes and CRC-32 of what was decoded so far."""
-        return MemberSizes(self._input.position - self._start, self._done, self._crc)
-
-    def readinto(self, buffer: memoryview) -> int:
-        """Fill ``buffer``; see ``Decoder``."""
-        filled = 0
-        while filled < len(buffer) and self._engine is not None:
-            if self._engine.eof or self._is_complete(self._engine):
-                self._finish(self._engine)
-                break
-            piece = self._decode(self._engine, min(_PIECE_SIZE, len(buffer) - filled))
-            end = filled + len(piece)
-            buffer[filled:end] = piece
-            self._crc = crc32(piece, self._crc)
-            self._done += len(piece)
-            filled = end
-            if self._sizes is not None and self._done > self._sizes.content:
-                raise self._corrupt(f"unpacks to more than the {self._sizes.content} bytes it says")
-        return filled
-
-    def close(self) -> None:
-        """Give the engine's memory back."""
-        self._engine = None
-
-    def _is_complete(self, engine: Engine) -> bool:
-        """Whether a member whose method marks no end is decoded whole."""
-        return self._left() == 0 and engine.needs_input
-
-    def _left(self) -> int | None:
-        """Bytes of the member still to be read, as far as that is known."""
-        if self._sizes is None:
-            return None
-        return self._sizes.stored - (self._input.position - self._start)
-
-    def _decode(self, engine: Engine, length: int) -> bytes:
-        data = b""
-        if engine.needs_input:
-            left = self._left()
-            wanted = Input.CHUNK_SIZE if left is None else min(left, Input.CHUNK_SIZE)
-            data = self._input.read(wanted)
-            if not data:
-                raise cut_short(self._input.name, Container.ZIP, self._input.position, self._done)
-        try:
-            return engine.decompress(data, length)
-        except self._method.failures as error:
-            raise self._corrupt(f"cannot be decoded: {error}") from error
-
-    def _finish(self, engine: Engine) -> None:
-        self._engine = None
-        self._input.put_back(engine.unused_data)
-        if self._sizes is not None and self.seen != self._sizes:
-            raise self._corrupt("does not have the size and CRC-32 that it should")
-
-    def _corrupt(self, why: str) -> ImageError:
-        return corrupt(self._input.name, Container.ZIP, self._input.position, self._done, why)
-
-
-LOCAL_MAGIC = b"PK\x03\x04"
-
-FIXED_SIZE = 30
-"""Bytes in front of the name."""
-
+LOCAL_MAGIC = b"PK\x03\x04"  # section 4.3.7
+FIXED_SIZE = 30  # bytes of a local header in front of the name
 _FIELDS = struct.Struct("<4s H H H 4s III HH")
 _ENCRYPTED = 0x0001 | 0x0040 | 0x2000  # section 4.4.4: bits 0, 6 and 13
-_LZMA_MARKED = 0x0002  # bit 1, of LZMA: its end is marked
+_LZMA_MARKED = 0x0002  # bit 1, for LZMA: its end is marked
 _DESCRIPTOR = 0x0008  # bit 3: sizes and CRC follow the data
 _UTF8 = 0x0800  # bit 11
 _IN_ZIP64 = 0xFFFFFFFF  # section 4.4.8: the size is in the extra field
@@ -227,32 +199,32 @@ _ZIP64_SIZES = struct.Struct("<QQ")
 
 @dataclass(frozen=True, slots=True)
 class LocalHeader:
-    """What stands in front of a member's data."""
+    """The header before a member's data."""
 
     name: str
     flags: int
     method: int
     sizes: MemberSizes | None
-    """``None`` where they follow the data."""
+    """``None`` if they follow the data."""
 
     length: int
-    """Bytes of the header itself: the data comes right behind."""
+    """Bytes of the header itself; the data follows at once."""
 
 
-def lengths_behind(fixed: bytes) -> int:
+def variable_size(fixed: bytes) -> int:
     """Bytes of name and extra field that follow the ``fixed`` part of a header."""
     return sum(struct.unpack("<HH", fixed[26:30]))
 
 
 def parse_header(zip_name: str, data: bytes, place: int) -> LocalHeader:
-    """The header in ``data``, which stands at byte ``place`` of the zip file.
+    """The header in ``data``, which begins at byte ``place`` of the zip file.
 
     Raises:
-        ImageError: it is none, or ends early.
+        ImageError: it is not a header, or ends early.
     """
     if data[:4] != LOCAL_MAGIC[: len(data[:4])]:
         raise corrupt(zip_name, Container.ZIP, place, 0, "is not the header of a member")
-    if len(data) < FIXED_SIZE or len(data) < FIXED_SIZE + lengths_behind(data[:FIXED_SIZE]):
+    if len(data) < FIXED_SIZE or len(data) < FIXED_SIZE + variable_size(data[:FIXED_SIZE]):
         raise cut_short(zip_name, Container.ZIP, place + len(data), 0)
     fields = _FIELDS.unpack_from(data)
     _, _, flags, method, _, crc, stored, content, name_length, extra_length = fields
@@ -260,8 +232,9 @@ def parse_header(zip_name: str, data: bytes, place: int) -> LocalHeader:
     zip64 = _zip64_sizes(data[extra_start : extra_start + extra_length])
     if zip64 is not None and content == _IN_ZIP64:
         content, stored = zip64
+    name = data[FIXED_SIZE:extra_start].decode("utf-8" if flags & _UTF8 else "cp437", "replace")
     return LocalHeader(
-        name=_decode_name(data[FIXED_SIZE:extra_start], flags),
+        name=name.partition("\0")[0],  # as ``zipfile``: a NUL ends it
         flags=flags,
         method=method,
         sizes=None if flags & _DESCRIPTOR else MemberSizes(stored, content, crc),
@@ -269,45 +242,8 @@ def parse_header(zip_name: str, data: bytes, place: int) -> LocalHeader:
     )
 
 
-def usable_method(zip_name: str, header: LocalHeader) -> Method:
-    """What decodes a member.
-
-    Raises:
-        ImageError: nothing that is here does.
-    """
-    if header.flags & _ENCRYPTED:
-        raise ImageError(
-            f"{zip_name}: {header.name!r} in it is encrypted",
-            code="image-unsupported",
-            hint="Unpack it first, with its password: 7z x",
-        )
-    if header.method not in METHODS:
-        raise ImageError(
-            f"{zip_name}: {header.name!r} in it is compressed by a method (number "
-            f"{header.method}) that is not known",
-            code="image-unsupported",
-            hint="Unpack it first: 7z x",
-        )
-    if header.method == LZMA and header.sizes is not None and not marks_its_end(header):
-        return lzma_of_size(header.sizes.content)
-    return METHODS[header.method]
-
-
-def marks_its_end(header: LocalHeader) -> bool:
-    """Whether the data of a member tells where it ends."""
-    if header.method == LZMA:
-        return bool(header.flags & _LZMA_MARKED)
-    # Deflate64 does mark it, but what decodes it does not say how much it has read.
-    return header.method not in {STORED, DEFLATE64}
-
-
-def _decode_name(name: bytes, flags: int) -> str:
-    """As ``zipfile`` gives it: a NUL ends it."""
-    return name.decode("utf-8" if flags & _UTF8 else "cp437", "replace").partition("\0")[0]
-
-
 def _zip64_sizes(extra: bytes) -> tuple[int, int] | None:
-    """Content and stored size of a zip64 extra field, if there is one with both (section 4.5.3)."""
+    """Content and stored size of a zip64 extra field that has both (section 4.5.3)."""
     offset = 0
     while offset + 4 <= len(extra):
         kind, length = struct.unpack_from("<HH", extra, offset)
@@ -316,3 +252,106 @@ def _zip64_sizes(extra: bytes) -> tuple[int, int] | None:
             return content, stored
         offset += 4 + length
     return None
+
+
+def usable_method(zip_name: str, header: LocalHeader) -> Method:
+    """The method of a member.
+
+    Raises:
+        ImageError: the member cannot be decoded here.
+    """
+    hint = f"Unpack it first: 7z x {shell_name(zip_name)}"
+    if header.flags & _ENCRYPTED:
+        raise unsupported(zip_name, f"{header.name!r} in it is encrypted", hint)
+    if header.method not in _METHODS:
+        fact = f"{header.name!r} in it has an unknown compression method (number {header.method})"
+        raise unsupported(zip_name, fact, hint)
+    if header.method == _LZMA and header.sizes is not None and not marks_its_end(header):
+        return Method(partial(_LzmaEngine, header.sizes.content), XZ.failures)
+    return _METHODS[header.method]
+
+
+def marks_its_end(header: LocalHeader) -> bool:
+    """True if the end of a member can be recognised in its data."""
+    if header.method == _LZMA:
+        return bool(header.flags & _LZMA_MARKED)
+    # Deflate64 does mark it, but its decoder does not report how much it has read.
+    return header.method not in {STORED, _DEFLATE64}
+
+
+def member_pieces(source: Input, header: LocalHeader) -> Pieces:
+    """The content of the member whose data begins at the position of ``source``.
+
+    Without sizes in its header the member ends where its method marks the end; its sizes and
+    CRC-32 follow, and are read too.
+
+    Raises:
+        ImageError: as `usable_method`; later, the member is damaged, or the zip file ends early.
+    """
+    return _decode(source, usable_method(source.name, header), header.sizes)
+
+
+def _decode(source: Input, method: Method, sizes: MemberSizes | None) -> Pieces:
+    start = source.position
+    content = crc = 0
+    engine = method.new_engine()
+    try:
+        for piece in engine_pieces(engine, _stored(source, sizes)):
+            content += len(piece)
+            crc = crc32(piece, crc)
+            if sizes is not None and content > sizes.content:
+                why = f"is decoded to more than the {sizes.content} bytes in its header"
+                raise corrupt(source.name, Container.ZIP, source.position, content, why)
+            yield piece
+    except method.failures as error:
+        why = f"cannot be decoded: {error}"
+        raise corrupt(source.name, Container.ZIP, source.position, content, why) from error
+    is_whole = sizes is not None and source.position == start + sizes.stored
+    if not engine.eof and not is_whole:
+        raise cut_short(source.name, Container.ZIP, source.position, content)
+    source.put_back(engine.unused_data)
+    seen = MemberSizes(source.position - start, content, crc)
+    if sizes is None:
+        _check_descriptor(source, seen)
+    elif seen != sizes:
+        raise _differs(source, seen)
+
+
+def _stored(source: Input, sizes: MemberSizes | None) -> Iterator[bytes]:
+    """The bytes of a member, at most, as they are stored; ``source`` may end before."""
+    if sizes is None:
+        yield from iter(source.read, b"")
+        return
+    left = sizes.stored
+    while left and (data := source.read(min(left, CHUNK_SIZE))):
+        left -= len(data)
+        yield data
+
+
+_DESCRIPTOR_MAGIC = b"PK\x07\x08"  # section 4.3.9
+_DESCRIPTOR_LAYOUTS = (struct.Struct("<IQQ"), struct.Struct("<III"))
+
+
+def _check_descriptor(source: Input, seen: MemberSizes) -> None:
+    """Compare a member with the CRC and sizes that follow it (section 4.3.9).
+
+    Sizes have 8 bytes if the header has a zip64 field. Go and Java, which cannot know beforehand,
+    never write such a field, and write 8 bytes for members larger than 4 GiB; others always write
+    8. So both lengths are tried. The magic in front may be missing.
+    """
+    wanted = (seen.crc, seen.stored, seen.content)
+    data = source.read(4 + _DESCRIPTOR_LAYOUTS[0].size)
+    for start in (4, 0) if data[:4] == _DESCRIPTOR_MAGIC else (0,):
+        for layout in _DESCRIPTOR_LAYOUTS:
+            end = start + layout.size
+            if len(data) >= end and layout.unpack_from(data, start) == wanted:
+                source.put_back(data[end:])
+                return
+    if len(data) < 4 + _DESCRIPTOR_LAYOUTS[1].size:
+        raise cut_short(source.name, Container.ZIP, source.position, seen.content)
+    raise _differs(source, seen)
+
+
+def _differs(source: Input, seen: MemberSizes) -> ImageError:
+    why = "differs from the size or CRC-32 that is stored for it"
+    return corrupt(source.name, Container.ZIP, source.position, seen.content, why)
