@@ -135,7 +135,7 @@ def test_secrets_of_the_carried_image_are_masked_unless_asked_for(
     [
         (["rm /etc/resin-init-flasher.conf"], "/etc/resin-init-flasher.conf"),
         (["rm {image}"], "has no file"),
-        (["rm {image}", "write {text} {image}"], "holds no partition table"),
+        (["rm {image}", "write {text} {image}"], "contains no partition table"),
     ],
     ids=["no settings", "no image", "no image of ours"],
 )

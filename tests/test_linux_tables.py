@@ -186,7 +186,7 @@ def test_zeros_in_place_of_the_last_extended_record_end_the_chain(empty: Path) -
     write_at(empty, 1024 * 512, boot_record((0x83, 32, 32), (0x05, 64, 64)))
     assert found(empty) == by_sfdisk(empty)
     assert 5 in found(empty)
-    assert "holds only zeros" in table_of(empty).warnings[0]
+    assert "contains only zeros" in table_of(empty).warnings[0]
 
 
 @pytest.mark.needs("dosfstools")
@@ -201,7 +201,7 @@ def test_boot_code_that_is_that_of_a_fat_does_not_hide_the_partitions(
     subprocess.run(["mkfs.vfat", "-F", bits, whole], check=True, capture_output=True)
     write_at(empty, 0, whole.read_bytes()[:446] + boot_record((0x0C, 64, 128))[446:])
     assert found(empty) == by_sfdisk(empty) == {1: (64 * 512, 192 * 512)}
-    assert "also that of a FAT" in table_of(empty).warnings[0]
+    assert "also the boot sector of a FAT" in table_of(empty).warnings[0]
 
 
 def test_an_entry_without_a_type_that_linux_shows_is_warned_of(empty: Path) -> None:

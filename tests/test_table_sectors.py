@@ -171,7 +171,7 @@ def test_a_cut_chain_is_a_cut_image(sectors: int) -> None:
 def test_what_is_no_table_is_told_in_one_line(content: bytes) -> None:
     error = refusal(content)
     assert error.code == "table-missing"
-    assert str(error) == "image in memory: holds no partition table"
+    assert str(error) == "image in memory: contains no partition table"
 
 
 def _entry(array: bytearray, number: int, first: int, last: int) -> None:

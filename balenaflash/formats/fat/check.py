@@ -187,7 +187,7 @@ class Check:
         for cut in self._cuts:
             self._make_cut(cut)
         for slot in self._links:
-            self._set_cluster(slot, 0)
+            self._clear_cluster(slot)
         if self._lost:
             self._free_lost()
         self._table[1] |= _CLEAN[self._layout.fat_type]
@@ -296,7 +296,7 @@ class Check:
         if cut.kept:
             self._table[cut.kept] = self._table.last
         else:
-            self._set_cluster(cut.slot, 0)
+            self._clear_cluster(cut.slot)
         cluster = cut.first
         while FIRST_CLUSTER <= cluster < self._layout.end_cluster:
             following = self._table[cluster]
@@ -304,10 +304,10 @@ class Check:
                 self._table[cluster] = FREE
             cluster = following
 
-    def _set_cluster(self, slot: int, cluster: int) -> None:
-        self._window.write_at(slot + _CLUSTER_LOW, (cluster & 0xFFFF).to_bytes(2, "little"))
+    def _clear_cluster(self, slot: int) -> None:
+        self._window.write_at(slot + _CLUSTER_LOW, bytes(2))
         if self._layout.fat_type is FatType.FAT32:
-            self._window.write_at(slot + _CLUSTER_HIGH, (cluster >> 16).to_bytes(2, "little"))
+            self._window.write_at(slot + _CLUSTER_HIGH, bytes(2))
 
     def _require_little(self) -> None:
         if self._window.changed_size > _MAX_REPAIR:

@@ -1,4 +1,7 @@
-"""GUID partition tables: two headers and arrays, which are sound, and moving the backup."""
+"""GUID partition tables: read from the first sound copy; their backup moved to the end of a disk.
+
+A GPT has two copies, each a header and an array of entries (UEFI 2.10, section 5.3).
+"""
 
 import struct
 import uuid
@@ -8,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from balenaflash.errors import ImageError
-from balenaflash.formats.partitions.mbr import PROTECTIVE, find_protective, is_hybrid, read_entries
+from balenaflash.formats.partitions.mbr import find_protective, is_hybrid, stretch_protection
 from balenaflash.formats.partitions.model import (
     Partition,
     PartitionKind,
@@ -27,26 +30,25 @@ SIGNATURE = b"EFI PART"
 PRIMARY_LBA = 1
 ENTRY_SIZE = 128  # bytes; the only size that Linux reads, is_gpt_valid() of block/partitions/efi.c
 _SECTOR_SIZES = (SECTOR_SIZE, 4 * KIB)
-_HEADER = struct.Struct("<8sIIIIQQQQ16sQIII")  # UEFI 2.10, table 5.5
-_SIZE_OFFSET = 12  # of the header's size in it
-_HEADER_CRC = slice(16, 20)  # taken as zero when the checksum is computed
+_HEAD = struct.Struct("<8sIIII")  # signature, revision, size, checksum, 0; UEFI 2.10, table 5.5
+_FIELDS = struct.Struct("<QQQQ16sQIII")  # the other fields, in the order of `_Header`
+_CHECKSUM = slice(16, 20)  # counted as zero in the checksum itself
 _REVISION = 0x00010000
 _ENTRY = struct.Struct("<16s16sQQQ72s")  # UEFI 2.10, table 5.6
 _ENTRY_SIZES = range(ENTRY_SIZE, 4 * KIB + 1, 8)  # libparted and sfdisk read these
 _LEAST_ENTRIES = 128  # UEFI 2.10, section 5.3.1: 16 KiB
 _MAX_SIZE = 1 << 62  # bytes, above any disk; Linux counts them in 63 bits
-_MAX_ARRAY = MIB  # far above the 16 KiB in use, far below what a hostile header can ask for
+_MAX_ARRAY = MIB  # far above the 16 KiB in use, far below the size that a hostile header can name
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
-    """The fields of a header that are needed, and the bytes it was read from."""
+class _Header:
+    """A header: its sector as read, and its fields."""
 
     sector: bytes
     size: int
-    """Bytes of the sector that belong to it; the checksum covers these."""
+    """Bytes of the sector that belong to the header; the checksum covers these."""
 
-    crc_valid: bool
     own_lba: int
     alternate_lba: int
     first_usable: int
@@ -59,43 +61,67 @@ class Header:
 
     @classmethod
     def parse(cls, sector: bytes) -> Self | None:
-        """The header in a sector; ``None`` without its signature or with an absurd size."""
-        signature, _revision, size, crc, _reserved, *rest = _HEADER.unpack_from(sector)
-        if signature != SIGNATURE or not _HEADER.size <= size <= len(sector):
+        """The header in a sector; ``None`` unless its signature, size and checksum are right."""
+        signature, _revision, size, checksum, _reserved = _HEAD.unpack_from(sector)
+        if signature != SIGNATURE or not _HEAD.size + _FIELDS.size <= size <= len(sector):
             return None
-        covered = bytearray(sector[:size])
-        covered[_HEADER_CRC] = bytes(4)
-        return cls(sector, size, zlib.crc32(covered) == crc, *rest)
+        if checksum != _checksum(sector[:size]):
+            return None
+        return cls(sector, size, *_FIELDS.unpack_from(sector, _HEAD.size))
+
+    def encode(self) -> bytes:
+        """The sector with the present fields and their checksum."""
+        sector = bytearray(self.sector)
+        _FIELDS.pack_into(
+            sector,
+            _HEAD.size,
+            self.own_lba,
+            self.alternate_lba,
+            self.first_usable,
+            self.last_usable,
+            self.disk_guid,
+            self.array_lba,
+            self.entry_count,
+            self.entry_size,
+            self.array_crc,
+        )
+        sector[_CHECKSUM] = _checksum(sector[: self.size]).to_bytes(4, "little")
+        return bytes(sector)
 
     @property
     def array_size(self) -> int:
         """Bytes of all entries."""
         return self.entry_count * self.entry_size
 
+    def array(self, sector_size: int) -> range:
+        """The sectors of the entries."""
+        return range(self.array_lba, self.array_lba - (-self.array_size // sector_size))
+
+
+def _checksum(header: bytes | bytearray) -> int:
+    covered = bytearray(header)
+    covered[_CHECKSUM] = bytes(4)
+    return zlib.crc32(covered)
+
 
 @dataclass(frozen=True, slots=True)
-class Copy:
-    """One sound copy of the table: the checksums of its header and of its entries are right."""
+class _Copy:
+    """A sound copy of the table: the checksums of its header and of its entries are right."""
 
-    header: Header
+    header: _Header
     entries: bytes
     sectors: tuple[TableSectors, TableSectors]
-    """The header's, then those of the entries."""
-
-
-def read_copy(source: Source, lba: int, *, sector_size: int) -> Copy | None:
-    """The copy whose header is at ``lba``; ``None`` if it is damaged, or there is none."""
-    return _Reader(source, sector_size).read_copy(lba)
+    """The sector of the header, then those of the entries."""
 
 
 def read_gpt(source: Source, mbr: bytes) -> TableReading:
-    """The GPT behind the protective record ``mbr``, from its first sound copy.
+    """The GPT after the protective record ``mbr``, from its first sound copy.
 
-    One damaged copy is a warning. Sectors may be of 512 or 4096 bytes; what decides is
-    where a sound header lies.
+    One damaged copy is a warning. The place of a sound header tells if sectors have 512 or 4096
+    bytes.
 
     Raises:
-        ImageError: no copy is sound, the image is cut off, or a partition lies outside the disk.
+        ImageError: no copy is sound, the image is truncated, or a partition lies outside the disk.
     """
     for sector_size in _SECTOR_SIZES:
         reading = _Reader(source, sector_size).read()
@@ -113,7 +139,7 @@ def read_gpt(source: Source, mbr: bytes) -> TableReading:
 
 def _no_sound_copy(source: Source) -> ImageError:
     if source.seekable:
-        fact = "a protective MBR announces a GPT, and neither of its copies is intact"
+        fact = "a protective MBR announces a GPT, but neither of its copies is intact"
         return invalid_table(source, fact)
     return invalid_table(
         source,
@@ -123,7 +149,7 @@ def _no_sound_copy(source: Source) -> ImageError:
 
 
 def _warn_of_record(mbr: bytes) -> Iterator[str]:
-    """What is odd about the protective record, by the rules of Linux."""
+    """Warnings about the protective record, by the rules of Linux."""
     first = find_protective(mbr)
     if first != PRIMARY_LBA:
         yield (
@@ -135,6 +161,8 @@ def _warn_of_record(mbr: bytes) -> Iterator[str]:
 
 
 class _Reader:
+    """The copies of a GPT on a disk with one size of sectors."""
+
     def __init__(self, source: Source, sector_size: int) -> None:
         self._source = source
         self._sector_size = sector_size
@@ -143,7 +171,7 @@ class _Reader:
     def read(self) -> TableReading | None:
         """The table for this size of sectors; ``None`` if no copy is sound."""
         header = self._read_header(PRIMARY_LBA)
-        primary = None if header is None else self._complete(header)
+        primary = self._complete(header)
         if not self._source.seekable:
             return self._read_without_backup(header, primary)
         backup = self._find_backup(header, primary)
@@ -155,31 +183,29 @@ class _Reader:
             return self._reading(primary, None, ["The backup GPT is damaged."])
         return self._reading(primary, backup, self._compare(primary, backup))
 
-    def read_copy(self, lba: int) -> Copy | None:
-        header = self._read_header(lba)
-        return None if header is None else self._complete(header)
+    def read_copy(self, lba: int) -> _Copy | None:
+        """The copy with its header at ``lba``; ``None`` if it is damaged or missing."""
+        return self._complete(self._read_header(lba))
 
     def _read_without_backup(
-        self, header: Header | None, primary: Copy | None
+        self, header: _Header | None, primary: _Copy | None
     ) -> TableReading | None:
         """The table of a stream, whose end is out of reach."""
         if header is None:
             return None
         refuse_truncated(self._source, (header.alternate_lba + 1) * self._sector_size)
         if max(header.alternate_lba, header.last_usable) >= self._count:
-            fact = (
-                f"its GPT is that of a disk of {header.alternate_lba + 1} sectors: none is so large"
-            )
-            raise invalid_table(self._source, fact)
+            size = f"{header.alternate_lba + 1} sectors"
+            raise invalid_table(self._source, f"its GPT is for a disk of {size}, more than any has")
         if primary is None:
             raise _no_sound_copy(self._source)
         return self._reading(primary, None, [])
 
-    def _find_backup(self, header: Header | None, primary: Copy | None) -> Copy | None:
-        """The backup where the sound header of a primary copy says that it is, or at the end.
+    def _find_backup(self, header: _Header | None, primary: _Copy | None) -> _Copy | None:
+        """The backup in the place that the sound header of a primary copy names, or at the end.
 
-        At the end only where it is needed, and only one of the same disk: what else lies there
-        is left of another table.
+        The end is read only where that is needed. A copy there counts only if it is of the same
+        disk: otherwise it is left of another table.
         """
         last = self._count - 1
         if header is not None and header.alternate_lba <= last:
@@ -190,21 +216,21 @@ class _Reader:
         is_of_disk = backup is None or header is None or backup.header.disk_guid == header.disk_guid
         return backup if is_of_disk else None
 
-    def _read_backup_copy(self, lba: int) -> Copy | None:
+    def _read_backup_copy(self, lba: int) -> _Copy | None:
         """The copy at ``lba``, which must point back to the primary (UEFI 2.10, table 5.5)."""
         backup = self.read_copy(lba) if lba > PRIMARY_LBA else None
         return backup if backup and backup.header.alternate_lba == PRIMARY_LBA else None
 
-    def _read_backup(self, header: Header | None, backup: Copy) -> TableReading:
+    def _read_backup(self, header: _Header | None, backup: _Copy) -> TableReading:
         part = "entries" if header is not None and self._array_extent(header) else "header"
         damage = (
             f"The primary GPT is damaged (its {part}): the backup at sector "
-            f"{backup.header.own_lba} is used here. Linux, started with the option gpt, uses one "
-            "at the end of the disk, otherwise none."
+            f"{backup.header.own_lba} is used instead. Linux uses a backup only at the end of "
+            "the disk, and only if it was started with the option gpt."
         )
         return self._reading(backup, None, [damage, *self._warn_of_place(backup)])
 
-    def _compare(self, primary: Copy, backup: Copy) -> list[str]:
+    def _compare(self, primary: _Copy, backup: _Copy) -> list[str]:
         warnings = []
         if primary.entries != backup.entries:
             warnings.append("The two copies of the GPT differ; the primary is used.")
@@ -216,48 +242,52 @@ class _Reader:
             )
         return [*warnings, *self._warn_of_place(backup)]
 
-    def _warn_of_place(self, backup: Copy) -> list[str]:
-        behind = (self._count - backup.header.own_lba - 1) * self._sector_size
-        if behind < self._sector_size:
-            return []
-        where = f"The backup GPT lies {format_size(behind)} before the end"
-        return [f"{where}: the image has grown, or lies on a larger disk."]
+    def _warn_of_place(self, backup: _Copy) -> Iterator[str]:
+        after = (self._count - backup.header.own_lba - 1) * self._sector_size
+        if after:
+            where = f"The backup GPT lies {format_size(after)} before the end"
+            yield f"{where}: the image has grown, or is on a larger disk."
 
-    def _read_header(self, lba: int) -> Header | None:
-        """The header at ``lba`` that its own checksum and place prove, whatever its entries are."""
+    def _read_header(self, lba: int) -> _Header | None:
+        """The header at ``lba`` if its checksum and place are right, whatever its entries are."""
         if not PRIMARY_LBA <= lba < self._count:
             return None
-        header = Header.parse(self._source.read(lba * self._sector_size, self._sector_size))
-        return None if header is None or not header.crc_valid or header.own_lba != lba else header
+        header = _Header.parse(self._source.read(lba * self._sector_size, self._sector_size))
+        return header if header is not None and header.own_lba == lba else None
 
-    def _complete(self, header: Header) -> Copy | None:
-        """The copy with that header; ``None`` if its entries are not those of its checksum."""
-        extent = self._array_extent(header)
-        if extent is None:
+    def _complete(self, header: _Header | None) -> _Copy | None:
+        """The copy with that header; ``None`` if the checksum of its entries is wrong."""
+        extent = None if header is None else self._array_extent(header)
+        if header is None or extent is None:
             return None
         data = self._source.read(extent.start, extent.size)
         entries = data[: header.array_size]
         if zlib.crc32(entries) != header.array_crc:
             return None
         own = TableSectors(header.own_lba * self._sector_size, header.sector)
-        return Copy(header, entries, (own, TableSectors(extent.start, data)))
+        return _Copy(header, entries, (own, TableSectors(extent.start, data)))
 
-    def _array_extent(self, header: Header) -> Extent | None:
+    def _array_extent(self, header: _Header) -> Extent | None:
         """The whole sectors of the entries; ``None`` if Linux would not read them for the header.
 
-        The size of an entry is an exception: Linux reads those of 128 bytes only.
+        The size of an entry is an exception: Linux reads entries of 128 bytes only.
         """
         if header.entry_size not in _ENTRY_SIZES or not 0 < header.array_size <= _MAX_ARRAY:
             return None
         if not header.first_usable <= header.last_usable < self._count:
             return None
-        array = _array_of(header, self._sector_size)
+        array = header.array(self._sector_size)
         if array.start <= PRIMARY_LBA or array.stop > self._count or header.own_lba in array:
             return None
-        return Extent.from_lba(array.start, array.stop - 1, sector_size=self._sector_size)
+        return self._extent(array.start, array.stop - 1)
 
-    def _reading(self, used: Copy, backup: Copy | None, warnings: list[str]) -> TableReading:
-        disk_size = self._disk_size(used.header)
+    def _extent(self, first: int, last: int) -> Extent:
+        return Extent.from_lba(first, last, sector_size=self._sector_size)
+
+    def _reading(self, used: _Copy, backup: _Copy | None, warnings: list[str]) -> TableReading:
+        # The disk by the word of the table, but no more than the image has.
+        last = max(used.header.own_lba, used.header.alternate_lba, used.header.last_usable)
+        disk_size = min(last + 1, self._count) * self._sector_size
         partitions = tuple(self._partitions(used, disk_size))
         table = PartitionTable(
             TableKind.GPT,
@@ -267,35 +297,29 @@ class _Reader:
             (*warnings, *self._warn_of_entries(used.header, partitions)),
             disk_size=disk_size,
         )
-        if backup is None:
-            return TableReading(table, used.sectors, self._made_up(used, disk_size))
-        sectors = (*used.sectors, *backup.sectors)
         is_usual = (
-            used.header.alternate_lba == backup.header.own_lba
+            backup is not None
+            and used.header.alternate_lba == backup.header.own_lba
             and self._is_usual(used.header)
             and self._is_usual(backup.header)
         )
+        sectors = used.sectors if backup is None else (*used.sectors, *backup.sectors)
         return TableReading(table, sectors, () if is_usual else self._made_up(used, disk_size))
 
-    def _disk_size(self, header: Header) -> int:
-        """Bytes of the disk that the table is for; no more than the image has."""
-        last = max(header.own_lba, header.alternate_lba, header.last_usable)
-        return min(last + 1, self._count) * self._sector_size
-
-    def _is_usual(self, header: Header) -> bool:
-        """Whether the range for partitions lies between the copies, as UEFI wants it."""
-        array = _array_of(header, self._sector_size)
+    def _is_usual(self, header: _Header) -> bool:
+        """True if the range for partitions lies between the copies, as UEFI requires."""
+        array = header.array(self._sector_size)
         farther = max(header.own_lba, header.alternate_lba)
         is_between = header.first_usable > PRIMARY_LBA and header.last_usable < farther
         return is_between and not (
             array.stop > header.first_usable and array.start <= header.last_usable
         )
 
-    def _made_up(self, used: Copy, disk_size: int) -> tuple[TableSectors, ...]:
-        """Two copies with the entries of ``used``, the second one behind the disk.
+    def _made_up(self, used: _Copy, disk_size: int) -> tuple[TableSectors, ...]:
+        """Two copies with the entries of ``used``, the second one after the disk.
 
-        libparted 3.5 crashes on odd ranges, and reads a backup only where the primary or the end
-        has it.
+        libparted 3.5 crashes on odd ranges, and reads a backup only in the place that the primary
+        names, or at the end.
         """
         size = used.header.entry_size
         entries = b"".join(
@@ -305,81 +329,64 @@ class _Reader:
         sectors = -(-count * ENTRY_SIZE // self._sector_size)
         array = entries.ljust(sectors * self._sector_size, b"\0")
         end = max(disk_size // self._sector_size, self._count if self._source.size else 0)
-        usable = (PRIMARY_LBA + sectors + 1, end - 1)
-        runs = list[TableSectors]()
-        last = end + sectors
-        for own, other, array_lba in (
-            (PRIMARY_LBA, last, PRIMARY_LBA + 1),
-            (last, PRIMARY_LBA, end),
-        ):
-            fields = (own, other, *usable, used.header.disk_guid, array_lba, count, ENTRY_SIZE)
-            header = seal_header(
-                _HEADER.pack(
-                    SIGNATURE,
-                    _REVISION,
-                    _HEADER.size,
-                    0,
-                    0,
-                    *fields,
-                    zlib.crc32(array[: count * ENTRY_SIZE]),
-                ).ljust(self._sector_size, b"\0")
-            )
-            runs.append(TableSectors(own * self._sector_size, header))
-            runs.append(TableSectors(array_lba * self._sector_size, array))
-        return tuple(runs)
+        head = _HEAD.pack(SIGNATURE, _REVISION, _HEAD.size + _FIELDS.size, 0, 0)
+        primary = _Header(
+            head.ljust(self._sector_size, b"\0"),
+            _HEAD.size + _FIELDS.size,
+            own_lba=PRIMARY_LBA,
+            alternate_lba=end + sectors,
+            first_usable=PRIMARY_LBA + sectors + 1,
+            last_usable=end - 1,
+            disk_guid=used.header.disk_guid,
+            array_lba=PRIMARY_LBA + 1,
+            entry_count=count,
+            entry_size=ENTRY_SIZE,
+            array_crc=zlib.crc32(array[: count * ENTRY_SIZE]),
+        )
+        backup = replace(primary, own_lba=end + sectors, alternate_lba=PRIMARY_LBA, array_lba=end)
+        return tuple(
+            TableSectors(lba * self._sector_size, data)
+            for header in (primary, backup)
+            for lba, data in ((header.own_lba, header.encode()), (header.array_lba, array))
+        )
 
-    def _partitions(self, copy: Copy, disk_size: int) -> Iterator[Partition]:
+    def _partitions(self, copy: _Copy, disk_size: int) -> Iterator[Partition]:
         disk = Extent(0, disk_size if self._source.size is None else self._source.size)
         for index in range(copy.header.entry_count):
             fields = _ENTRY.unpack_from(copy.entries, index * copy.header.entry_size)
             type_guid, own_guid, first, last, _attributes, name = fields
             if not any(type_guid):
                 continue
-            extent = Extent.from_lba(first, last, sector_size=self._sector_size)
+            extent = self._extent(first, last)
             if extent.size <= 0:
                 raise invalid_table(self._source, f"partition {index + 1} ends before it starts")
             refuse_truncated(self._source, extent.end)
             if not disk.encloses(extent):
-                fact = f"partition {index + 1} reaches past the end of the disk that the GPT is for"
+                fact = f"partition {index + 1} ends after the disk that the GPT is for"
                 raise invalid_table(self._source, fact)
             yield Partition(
                 number=index + 1,
                 extent=extent,
                 kind=PartitionKind.PRIMARY,
                 type_id=_guid(type_guid),
-                name=_name(name),
+                # 36 UTF-16 units, up to the first NUL; invalid ones become U+FFFD.
+                name=name.decode("utf-16-le", errors="replace").partition("\0")[0],
                 uuid=_guid(own_guid),
             )
 
-    def _warn_of_entries(self, header: Header, partitions: Iterable[Partition]) -> Iterator[str]:
+    def _warn_of_entries(self, header: _Header, partitions: Iterable[Partition]) -> Iterator[str]:
         if header.entry_size != ENTRY_SIZE:
             yield (
                 f"Linux does not read this GPT: its entries have {header.entry_size} bytes, "
                 f"not {ENTRY_SIZE}."
             )
-        usable = Extent.from_lba(
-            header.first_usable, header.last_usable, sector_size=self._sector_size
-        )
+        usable = self._extent(header.first_usable, header.last_usable)
         for partition in partitions:
             if not usable.encloses(partition.extent):
                 yield (
-                    f"Partition {partition.number} lies outside the range that the GPT gives "
+                    f"Partition {partition.number} lies outside the range that the GPT has for "
                     "partitions: Linux reads it, blkid and partx do not."
                 )
-
-
-def _array_of(header: Header, sector_size: int) -> range:
-    """The sectors of a header's entries."""
-    return range(header.array_lba, header.array_lba - (-header.array_size // sector_size))
-
-
-def seal_header(sector: bytes | bytearray) -> bytes:
-    """The sector of a header, with the checksum that is right for it."""
-    sealed = bytearray(sector)
-    (size,) = struct.unpack_from("<I", sealed, _SIZE_OFFSET)
-    sealed[_HEADER_CRC] = bytes(4)
-    struct.pack_into("<I", sealed, _HEADER_CRC.start, zlib.crc32(sealed[:size]))
-    return bytes(sealed)
 
 
 def _guid(data: bytes) -> str:
@@ -387,34 +394,21 @@ def _guid(data: bytes) -> str:
     return str(uuid.UUID(bytes_le=data)).upper()
 
 
-def _name(data: bytes) -> str:
-    """Up to 36 UTF-16 units, to the first NUL; what is no character becomes U+FFFD."""
-    text = data.decode("utf-16-le", errors="replace")
-    return text.partition("\0")[0]
-
-
-_OWN_LBA_OFFSET, _LAST_USABLE_OFFSET, _ARRAY_LBA_OFFSET = 24, 48, 72
-"""Of fields in a header, UEFI 2.10, table 5.5. The LBA of the other copy follows the own one."""
-
-_ENTRIES_OFFSET, _ENTRY_SIZE, _COUNT_OFFSET = 446, 16, 12  # of a boot record, UEFI 2.10, table 5.1
-_MAX_COUNT = 0xFFFFFFFF  # sectors; also of a larger disk, UEFI 2.10, table 5.4
-
-
 def move_backup(source: Source, table: PartitionTable, disk_size: int) -> tuple[Patch, ...]:
-    """What to write, in this order, so that the GPT of an image uses a whole disk.
+    """The writes, in this order, that make the GPT of an image use a whole disk.
 
-    First the new backup at the end of the disk of ``disk_size`` bytes, which may not be smaller
-    than the image, then the primary header, the protective record last: each state in between
-    has a sound copy. The backup of before stays in the middle, where nothing refers to it, as
-    sgdisk and parted leave it. Empty if a sound backup lies at the end already.
+    The new backup at the end of the disk of ``disk_size`` bytes comes first, which may not be
+    smaller than the image. Then comes the primary header, and the protective record last: so each
+    state in between has a sound copy. The old backup stays in the middle, where nothing refers to
+    it, as sgdisk and parted leave it. Empty if a sound backup is already at the end.
 
     Raises:
-        ImageError: the primary copy is damaged (``gpt-damaged``): a damaged one is never copied,
-            and what lies in its place may be a boot loader. Or a partition lies where the backup
-            would go (``gpt-no-room``).
+        ImageError: the primary copy is damaged (``gpt-damaged``); a damaged copy is never copied,
+            and its place may contain a boot loader. Or a partition overlaps the place of the new
+            backup (``gpt-no-room``).
     """
-    sector_size = table.sector_size
-    copy = read_copy(source, PRIMARY_LBA, sector_size=sector_size)
+    reader = _Reader(source, table.sector_size)
+    copy = reader.read_copy(PRIMARY_LBA)
     if copy is None:
         raise ImageError(
             f"{source.name}: its primary GPT is damaged, so its backup is not moved",
@@ -422,51 +416,27 @@ def move_backup(source: Source, table: PartitionTable, disk_size: int) -> tuple[
             hint="Repair the image first, with gdisk; or write it without --fix-gpt.",
         )
     header, array = copy.header, copy.sectors[1].data
-    last = disk_size // sector_size - 1
-    # Whether there is a backup at the end of a stream is not known before all of it has passed.
-    if header.alternate_lba == last and (
-        not source.seekable or read_copy(source, last, sector_size=sector_size)
-    ):
+    last = disk_size // table.sector_size - 1
+    # The end of a stream is unknown before all of it is read.
+    if header.alternate_lba == last and (not source.seekable or reader.read_copy(last)):
         return ()
-    first = last - len(array) // sector_size
-    _require_room(source, table, Extent.from_lba(first, last, sector_size=sector_size))
-    backup = _change(header, own=last, other=PRIMARY_LBA, array=first)
-    primary = _change(header, own=PRIMARY_LBA, other=last, array=header.array_lba)
-    for sector in (backup, primary):
-        struct.pack_into("<Q", sector, _LAST_USABLE_OFFSET, first - 1)
-    return (
-        Patch(first * sector_size, array),
-        Patch(last * sector_size, seal_header(backup)),
-        Patch(PRIMARY_LBA * sector_size, seal_header(primary)),
-        *_stretch_protection(source.read(0, sector_size), last),
-    )
-
-
-def _require_room(source: Source, table: PartitionTable, place: Extent) -> None:
+    first = last - len(array) // table.sector_size
+    place = Extent.from_lba(first, last, sector_size=table.sector_size)
     for partition in table.partitions:
         if partition.extent.overlaps(place):
             raise ImageError(
-                f"{source.name}: partition {partition.number} lies where the backup of its GPT "
-                "would go, so the backup is not moved",
+                f"{source.name}: partition {partition.number} overlaps the new place of the "
+                "backup GPT, so the backup is not moved",
                 code="gpt-no-room",
                 hint="Use a larger disk, or write the image without --fix-gpt.",
             )
-
-
-def _change(header: Header, *, own: int, other: int, array: int) -> bytearray:
-    sector = bytearray(header.sector)
-    struct.pack_into("<QQ", sector, _OWN_LBA_OFFSET, own, other)
-    struct.pack_into("<Q", sector, _ARRAY_LBA_OFFSET, array)
-    return sector
-
-
-def _stretch_protection(sector: bytes, last: int) -> Iterator[Patch]:
-    """The protective record, its entry up to the sector ``last``; nothing of a hybrid one."""
-    entries = read_entries(sector[:SECTOR_SIZE]) or ()
-    if len(entries) != 1 or entries[0].type_id != PROTECTIVE or entries[0].first != 1:
-        return
-    record = bytearray(sector)
-    place = _ENTRIES_OFFSET + entries[0].slot * _ENTRY_SIZE + _COUNT_OFFSET
-    struct.pack_into("<I", record, place, min(last, _MAX_COUNT))
-    if record != sector:
-        yield Patch(0, bytes(record))
+    primary = replace(header, alternate_lba=last, last_usable=first - 1)
+    backup = replace(primary, own_lba=last, alternate_lba=PRIMARY_LBA, array_lba=first)
+    record = source.read(0, table.sector_size)
+    stretched = stretch_protection(record, last)
+    return (
+        Patch(first * table.sector_size, array),
+        Patch(last * table.sector_size, backup.encode()),
+        Patch(PRIMARY_LBA * table.sector_size, primary.encode()),
+        *([Patch(0, stretched)] if stretched != record else []),
+    )

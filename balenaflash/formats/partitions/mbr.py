@@ -19,15 +19,17 @@ from balenaflash.units import SECTOR_SIZE, Extent
 
 PROTECTIVE = 0xEE  # type of the entry that protects a GPT, UEFI 2.10, table 5.4
 _PROTECTED = 1  # where such an entry starts: the sector of the primary header
-_EXTENDED = frozenset({0x05, 0x0F, 0x85})  # CHS, LBA and Linux, as the kernel's msdos.c takes them
+_EXTENDED = frozenset({0x05, 0x0F, 0x85})  # CHS, LBA and Linux, as in the kernel's msdos.c
 _BOOT_INDICATORS = frozenset({0x00, 0x80})
 _ENTRIES_OFFSET = 446
 _ENTRY = struct.Struct("<B3xB3xII")  # boot indicator, type, first sector, number of sectors
+_COUNT_OFFSET = 12  # of the number of sectors in an entry, UEFI 2.10, table 5.1
+_MAX_COUNT = 0xFFFFFFFF  # sectors; also for a larger disk, UEFI 2.10, table 5.4
 _DISK_ID_OFFSET = 440
 _SIGNATURE = b"\x55\xaa"
 _FIRST_LOGICAL = 5
 _MAX_LOGICAL = 251  # Linux numbers partitions up to 255, DISK_MAX_PARTS in linux/blkdev.h
-_MAX_SHOWN = 60  # libparted holds 64 partitions on msdos (dos.c)
+_MAX_SHOWN = 60  # libparted reads up to 64 partitions on msdos (dos.c)
 _FAT_PARAMETERS = slice(11, 36)  # of the boot sector of any FAT, Microsoft's fatgen103
 
 
@@ -36,10 +38,9 @@ class MbrEntry:
     """A used entry of a boot record."""
 
     slot: int
-    """Place in the record, 0 to 3."""
+    """Index in the record, 0 to 3."""
 
     type_id: int
-
     first: int
     """First sector, from a base that depends on the record."""
 
@@ -47,21 +48,27 @@ class MbrEntry:
     """Number of sectors, never 0."""
 
     @property
+    def place(self) -> slice:
+        """Bytes of the entry in the record."""
+        start = _ENTRIES_OFFSET + self.slot * _ENTRY.size
+        return slice(start, start + _ENTRY.size)
+
+    @property
     def is_extended(self) -> bool:
-        """Whether it leads to extended boot records."""
+        """True if it leads to extended boot records."""
         return self.type_id in _EXTENDED
 
     def extent(self, base: int = 0) -> Extent:
-        """Its bytes, where ``base`` is the sector it counts from."""
+        """Bytes of the partition; ``base`` is the sector that ``first`` counts from."""
         first = base + self.first
         return Extent.from_lba(first, first + self.count - 1)
 
 
 def read_entries(sector: bytes) -> tuple[MbrEntry, ...] | None:
-    """The used entries of a boot record; ``None`` if the sector is no boot record.
+    """The used entries of a boot record; ``None`` if the sector is not a boot record.
 
-    Boot indicators other than 0 and 0x80 tell the boot sector of a filesystem from a
-    boot record, as in the kernel's ``block/partitions/msdos.c``.
+    Boot indicators other than 0 and 0x80 show that it is the boot sector of a filesystem, as in
+    the kernel's ``block/partitions/msdos.c``.
     """
     if sector[SECTOR_SIZE - 2 : SECTOR_SIZE] != _SIGNATURE:
         return None
@@ -75,27 +82,27 @@ def read_entries(sector: bytes) -> tuple[MbrEntry, ...] | None:
 
 
 def canonical_record(sector: bytes) -> bytes:
-    """A boot record with its used entries only, and those without cylinders, heads and sectors.
+    """A boot record with its used entries only, without their cylinders, heads and sectors.
 
-    A sector of zeros, which stands for a record without entries, becomes one. It has no
-    parameters of a FAT, for which libparted would take the whole image; Linux does not look
-    at them in a record whose boot indicators are right.
+    A sector of zeros becomes a record without entries. The parameters of a FAT are removed: with
+    them, libparted would take the whole image for a FAT. Linux ignores them in a record with
+    valid boot indicators.
     """
     record = bytearray(sector)
     record[_FAT_PARAMETERS] = bytes(_FAT_PARAMETERS.stop - _FAT_PARAMETERS.start)
     record[_ENTRIES_OFFSET:] = bytes(4 * _ENTRY.size) + _SIGNATURE
     for entry in read_entries(sector) or ():
-        offset = _ENTRIES_OFFSET + entry.slot * _ENTRY.size
-        _ENTRY.pack_into(record, offset, sector[offset], entry.type_id, entry.first, entry.count)
+        indicator = sector[entry.place.start]
+        record[entry.place] = _ENTRY.pack(indicator, entry.type_id, entry.first, entry.count)
     return bytes(record)
 
 
 def find_protective(sector: bytes) -> int | None:
     """The first sector of the entry that protects a GPT; ``None`` if there is none.
 
-    For Linux its type and its start make it one, whatever its size and whatever the other
-    entries are (``pmbr_part_valid`` of ``block/partitions/efi.c``). One that starts elsewhere
-    still makes it a GPT for libparted.
+    For Linux, the type and the first sector of an entry decide, not its size and not the other
+    entries (``pmbr_part_valid`` of ``block/partitions/efi.c``). For libparted, an entry that
+    starts elsewhere also announces a GPT.
     """
     if sector[SECTOR_SIZE - 2 : SECTOR_SIZE] != _SIGNATURE:
         return None
@@ -106,12 +113,12 @@ def find_protective(sector: bytes) -> int | None:
 
 
 def is_hybrid(sector: bytes) -> bool:
-    """Whether a protective record lists other partitions as well, by the rule of Linux."""
+    """True if a protective record also lists other partitions, by the rule of Linux."""
     return any(type_id not in {0, PROTECTIVE} for _, type_id, _, _ in _raw_entries(sector))
 
 
 def plain_protection(sector: bytes) -> bytes:
-    """A protective record with nothing but the type, start and size of each entry."""
+    """A protective record with only the type, start and size of each entry."""
     record = bytearray(SECTOR_SIZE)
     for slot, (_, *rest) in enumerate(_raw_entries(sector)):
         _ENTRY.pack_into(record, _ENTRIES_OFFSET + slot * _ENTRY.size, 0, *rest)
@@ -119,8 +126,19 @@ def plain_protection(sector: bytes) -> bytes:
     return bytes(record)
 
 
+def stretch_protection(sector: bytes, last: int) -> bytes:
+    """A protective record, with its entry up to the sector ``last``; a hybrid one unchanged."""
+    entries = read_entries(sector[:SECTOR_SIZE]) or ()
+    if len(entries) != 1 or entries[0].type_id != PROTECTIVE or entries[0].first != _PROTECTED:
+        return sector
+    record = bytearray(sector)
+    count = min(last, _MAX_COUNT)
+    struct.pack_into("<I", record, entries[0].place.start + _COUNT_OFFSET, count)
+    return bytes(record)
+
+
 def _raw_entries(sector: bytes) -> Iterator[tuple[int, int, int, int]]:
-    """Boot indicator, type, first sector and number of sectors of each of the four."""
+    """Boot indicator, type, first sector and number of sectors of the four entries."""
     return _ENTRY.iter_unpack(sector[_ENTRIES_OFFSET : _ENTRIES_OFFSET + 4 * _ENTRY.size])
 
 
@@ -129,27 +147,42 @@ EMPTY_RECORD = canonical_record(bytes(SECTOR_SIZE))
 
 
 def read_mbr(source: Source, sector: bytes, entries: tuple[MbrEntry, ...]) -> TableReading:
-    """The msdos table that starts with the record ``sector``, whose ``entries`` are given.
+    """The msdos table with the first record ``sector``, which has ``entries``.
 
-    The records of logical partitions are spread over the whole disk, so those of a stream are
-    left out, as the table then says.
+    The records of logical partitions are spread over the whole disk. Those of a stream are not
+    read, and the table is not complete then.
 
-    Sectors are taken to be 512 bytes: the record does not say, and no balenaOS image differs.
+    Sectors have 512 bytes: the record does not tell, and no balenaOS image differs.
 
     Raises:
-        ImageError: a partition reaches past the end of the image, or the chain of
-            extended boot records leaves its partition, loops, or is not a chain.
+        ImageError: a partition ends after the image, or the chain of extended boot records
+            leaves its partition, loops, or is not a chain.
     """
     refuse_truncated(source, max((entry.extent().end for entry in entries), default=0))
-    partitions = [_primary(entry) for entry in entries]
-    sectors, warnings = [TableSectors(0, sector)], [*_warn_of_typeless(sector)]
+    partitions = [
+        _partition(
+            entry.slot + 1,
+            entry,
+            entry.extent(),
+            PartitionKind.EXTENDED if entry.is_extended else PartitionKind.PRIMARY,
+        )
+        for entry in entries
+    ]
+    warnings = [
+        f"Entry {slot + 1} of the boot record has no type: Linux shows it as a partition, parted "
+        "does not, and it is omitted here."
+        for slot, (_, type_id, _, count) in enumerate(_raw_entries(sector))
+        if count and not type_id
+    ]
+    sectors = [TableSectors(0, sector)]
     shown: tuple[TableSectors, ...] = ()
     extended = [each for each in partitions if each.kind is PartitionKind.EXTENDED]
     if len(extended) > 1:
         raise invalid_table(source, "has more than one extended partition")
     if extended and source.seekable:
         chain = Chain(source, extended[0].extent)
-        chain.walk()
+        while chain.next is not None:
+            chain.step()
         if len(chain.partitions) > _MAX_SHOWN:
             warnings.append(
                 f"The table has {len(chain.partitions)} logical partitions: parted reads no more "
@@ -171,56 +204,29 @@ def read_mbr(source: Source, sector: bytes, entries: tuple[MbrEntry, ...]) -> Ta
     return TableReading(table, tuple(sectors), (sectors[0], *shown) if shown else ())
 
 
-def _warn_of_typeless(sector: bytes) -> Iterator[str]:
-    for slot, (_, type_id, _, count) in enumerate(_raw_entries(sector)):
-        if count and not type_id:
-            yield (
-                f"Entry {slot + 1} of the boot record has no type: Linux shows it as a "
-                "partition, parted does not, and it is left out here."
-            )
-
-
-def _primary(entry: MbrEntry) -> Partition:
-    kind = PartitionKind.EXTENDED if entry.is_extended else PartitionKind.PRIMARY
-    return _partition(entry.slot + 1, entry, entry.extent(), kind)
-
-
 def _partition(number: int, entry: MbrEntry, extent: Extent, kind: PartitionKind) -> Partition:
     return Partition(number, extent, kind, f"0x{entry.type_id:02x}", name=None, uuid=None)
-
-
-def _without_entry(sector: bytes, slot: int) -> bytes:
-    record = bytearray(sector)
-    start = _ENTRIES_OFFSET + slot * _ENTRY.size
-    record[start : start + _ENTRY.size] = bytes(_ENTRY.size)
-    return bytes(record)
 
 
 class Chain:
     """The extended boot records of one extended partition, each with one logical partition."""
 
     def __init__(self, source: Source, extended: Extent) -> None:
-        """Read nothing yet."""
         self._source = source
         self._extended = extended
         self._seen = set[int]()
         self.next: int | None = extended.start
-        """Offset in bytes of the record that `step` reads; ``None`` behind the last."""
+        """Offset in bytes of the record that ``step`` reads next; ``None`` after the last."""
 
         self.partitions: list[Partition] = []
         self.records: list[TableSectors] = []
         self.warnings: list[str] = []
 
-    def walk(self) -> None:
-        """Follow the chain from the first sector of the extended partition to its end."""
-        while self.next is not None:
-            self.step()
-
     def step(self) -> None:
-        """Take in the next record, and what it describes.
+        """Read the next record, and add its partition.
 
         Raises:
-            ImageError: it is none, describes what it must not, or was read before.
+            ImageError: the record is damaged, describes an invalid partition, or was read before.
         """
         offset = self.next
         if offset is None:
@@ -228,13 +234,13 @@ class Chain:
         if offset in self._seen:
             raise self._invalid(offset, "is reached a second time")
         if len(self._seen) >= _MAX_LOGICAL:
-            fact = f"is number {len(self._seen) + 1} of its chain, and Linux shows no more than"
+            fact = f"is number {len(self._seen) + 1} of its chain, but Linux shows at most"
             raise self._invalid(offset, f"{fact} {_MAX_LOGICAL} logical partitions")
         self._seen.add(offset)
-        self.next = self._take_in(offset)
+        self.next = self._read(offset)
 
     def cut_for_libparted(self) -> tuple[TableSectors, ...]:
-        """The records up to the last one that libparted can hold; empty if it can hold all."""
+        """The records up to the last one that libparted can read; empty if it can read all."""
         if len(self.partitions) <= _MAX_SHOWN:
             return ()
         shown, count = list[TableSectors](), 0
@@ -242,14 +248,16 @@ class Chain:
             entries = read_entries(record.data) or ()
             count += sum(not entry.is_extended for entry in entries)
             if count == _MAX_SHOWN:
-                link = next((entry for entry in entries if entry.is_extended), None)
-                data = record.data if link is None else _without_entry(record.data, link.slot)
-                return (*shown, TableSectors(record.offset, data))
+                last = bytearray(record.data)
+                for entry in entries:
+                    if entry.is_extended:
+                        last[entry.place] = bytes(_ENTRY.size)
+                return (*shown, TableSectors(record.offset, bytes(last)))
             shown.append(record)
         return tuple(shown)
 
-    def _take_in(self, offset: int) -> int | None:
-        """Read the record at ``offset``; the offset of the next one."""
+    def _read(self, offset: int) -> int | None:
+        """Read the record at ``offset``, and return the offset of the next one."""
         if not self._extended.encloses(Extent(offset, offset + SECTOR_SIZE)):
             raise self._invalid(offset, "lies outside the extended partition")
         sector = self._source.read(offset, SECTOR_SIZE)
@@ -261,21 +269,21 @@ class Chain:
         links = [entry for entry in entries if entry.is_extended]
         logical = [entry for entry in entries if not entry.is_extended]
         if len(links) > 1 or len(logical) > 1:
-            raise self._invalid(offset, "holds more than one partition and one link")
+            raise self._invalid(offset, "contains more than one partition and one link")
         for entry in logical:
             self._add(offset, entry)
-        # Links count from the start of the extended partition, partitions from their record.
+        # Links count from the start of the extended partition, partitions from their own record.
         return self._extended.start + links[0].first * SECTOR_SIZE if links else None
 
     def _accept_zeros(self, offset: int, sector: bytes) -> None:
-        """Zeros in place of a record end the chain for Linux, as any sector without its mark."""
+        """End the chain at a record of zeros, as Linux does at any sector without its mark."""
         if any(sector):
             raise self._invalid(offset, "is damaged")
         if offset == self._extended.start:
-            self.warnings.append("The extended partition holds no logical partitions.")
+            self.warnings.append("The extended partition contains no logical partitions.")
         else:
             self.warnings.append(
-                f"The last extended boot record, at byte {offset}, holds only zeros: "
+                f"The last extended boot record, at byte {offset}, contains only zeros: "
                 "Linux reads the partitions before it, parted reads none."
             )
 

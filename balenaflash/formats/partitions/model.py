@@ -1,4 +1,4 @@
-"""What a partition table says, whoever has read it."""
+"""A partition table and its partitions, as read from an image."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,7 +16,7 @@ class TableKind(StrEnum):
 
 
 class PartitionKind(StrEnum):
-    """Where a partition is listed; all those of a GPT are primary."""
+    """The kind of a partition; all partitions of a GPT are primary."""
 
     PRIMARY = "primary"
     EXTENDED = "extended"
@@ -28,58 +28,58 @@ class Partition:
     """One partition of an image."""
 
     number: int
-    """As Linux counts: the slot in the table, from 1; logical partitions from 5."""
+    """Number that Linux gives it: the slot in the table, from 1; logical partitions from 5."""
 
     extent: Extent
-    """Its bytes, from the start of the image; an extended partition encloses its logical ones."""
+    """Bytes of the image; an extended partition encloses its logical ones."""
 
     kind: PartitionKind
 
     type_id: str
-    """``0x0c`` on msdos; on GPT the type GUID in capitals."""
+    """Type, such as ``0x0c`` on msdos; on GPT the type GUID in capitals."""
 
     name: str | None
-    """The name a GPT gives, ``None`` on msdos. It may hold anything, control characters too."""
+    """Name in a GPT, ``None`` on msdos. It may contain any characters, also control characters."""
 
     uuid: str | None
-    """The partition's own GUID in capitals, ``None`` on msdos."""
+    """GUID of the partition in capitals, ``None`` on msdos."""
 
     flags: tuple[str, ...] = ()
-    """libparted's names, sorted."""
+    """Flags by libparted's names, sorted."""
 
 
 @dataclass(frozen=True, slots=True)
 class PartitionTable:
-    """The partitions of an image, in the order of their numbers, and what was odd."""
+    """The partitions of an image, in the order of their numbers, and warnings about them."""
 
     kind: TableKind
 
     sector_size: int
-    """Bytes of the sectors the table counts in: 512, or 4096."""
+    """Bytes of a sector of the table: 512 or 4096."""
 
     disk_id: str
-    """``0x1234abcd`` on msdos; on GPT the disk GUID in capitals."""
+    """Disk identifier, such as ``0x1234abcd``, on msdos; on GPT the disk GUID in capitals."""
 
     partitions: tuple[Partition, ...]
 
     warnings: tuple[str, ...] = ()
-    """Sentences about what is wrong and did not hinder the reading."""
+    """Sentences about faults that did not prevent the reading."""
 
     disk_size: int | None = None
-    """Bytes of the disk by the GPT's own word; ``None`` on msdos, which does not tell."""
+    """Size of the disk in the GPT, in bytes; ``None`` on msdos, which does not store it."""
 
     is_complete: bool = True
-    """False where logical partitions were not looked for: they lie too far into a stream."""
+    """False if logical partitions were not read, because they are too far into a stream."""
 
     @property
     def end(self) -> int:
-        """Offset one past the last byte that the table speaks of: the image is not smaller."""
+        """Offset one past the last byte that the table describes; the image is not smaller."""
         return self.disk_size or max((each.extent.end for each in self.partitions), default=0)
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class TableSectors:
-    """Whole sectors that hold a part of a table."""
+    """Whole sectors that contain a part of a table."""
 
     offset: int
     """Offset of the first byte, in bytes from the start of the image."""
@@ -88,7 +88,7 @@ class TableSectors:
 
     @property
     def extent(self) -> Extent:
-        """The bytes of the image they take."""
+        """Bytes of the image that they occupy."""
         return Extent(self.offset, self.offset + len(self.data))
 
 
@@ -97,32 +97,30 @@ class TableReading:
     """A table, and exactly the sectors it was read from."""
 
     table: PartitionTable
-
     sectors: tuple[TableSectors, ...]
-    """In ascending order; sectors of a damaged copy of a GPT are not among them."""
+    """Sectors in ascending order, without those of a damaged copy of a GPT."""
 
     made_up: tuple[TableSectors, ...] = ()
-    """What libparted is shown in place of ``sectors``, where it could not read those.
-
-    Of a GPT without the protective record."""
+    """Sectors for libparted, where it cannot read ``sectors``; for a GPT without the protective
+    record."""
 
 
 def invalid_table(source: Source, fact: str, *, hint: str | None = None) -> ImageError:
-    """The error for a table that contradicts itself; ``fact`` ends the sentence."""
+    """The error for an invalid table; ``fact`` ends the sentence."""
     return ImageError(f"{source.name}: {fact}", code="table-invalid", hint=hint)
 
 
 def refuse_truncated(source: Source, end: int) -> None:
-    """Raise unless the image has all the bytes up to ``end``, which its table speaks of.
+    """Raise if the image ends before the byte ``end``, which its table names.
 
-    Of a stream that does not tell its size it is found out later.
+    A stream of unknown size passes; its end is checked later.
 
     Raises:
-        ImageError: it is too short; the message says by how much.
+        ImageError: the image is too short; the message tells the missing bytes.
     """
     if source.size is not None and end > source.size:
         raise ImageError(
-            f"{source.name}: is cut off: its partition table reaches byte {end}, "
+            f"{source.name}: is truncated: its partition table needs bytes up to {end}, "
             f"but the image ends at byte {source.size}; {end - source.size} bytes are missing",
             code="image-truncated",
             hint="The file is probably an incomplete download or copy.",

@@ -1,16 +1,15 @@
-"""Partition tables of images, read by libparted and by ourselves; the only home of pyparted.
+"""Partition tables of images, read by our own code and by libparted; the only home of pyparted.
 
-libparted can be shown those sectors alone, and it does not tell type GUIDs, UUIDs, which
-copy of a GPT is damaged, or that an image is cut off (libparted 3.5). Everything in a
-table is checked here before libparted sees it, for it ends the process when one of its own
-assertions fails.
+libparted does not report type GUIDs, UUIDs, a damaged copy of a GPT, or a truncated image
+(libparted 3.5). So the table is read here first. It is also checked here before libparted reads
+it, because a failed assertion of libparted ends the process.
 
-libparted opens what it reads for writing, tries to open paths that start with the same
-name (``image1`` to ``image63``), and keeps devices by path for the life of the process. So it never
-sees an image: it is given a stand-in in memory, as long as the image, that holds the sectors of the
-table and nothing else. Each stand-in has a path of its own, so that libparted's memory of
-paths cannot be stale; ``device_free_all`` is never called, for it frees what Python objects still
-hold (pyparted 3.13.0).
+libparted opens its device for writing, tries to open paths that start with the same name
+(``image1`` to ``image63``), and keeps devices by path until the process ends. So it never sees an
+image, but a stand-in in memory: as long as the image, with only the sectors of the table. Each
+stand-in has its own path, so that a device kept by libparted is never used again.
+``device_free_all`` is never called: it frees memory that Python objects still use
+(pyparted 3.13.0).
 """
 
 import itertools
@@ -37,16 +36,16 @@ from balenaflash.source.base import Source
 from balenaflash.source.container.recognise import refuse_foreign, refuse_iso
 from balenaflash.units import MIB, SECTOR_SIZE, Extent
 
-_PROBED = MIB  # bytes; every signature that is looked for lies within
+_PROBED = MIB  # bytes that contain every known signature
 
 
 def read_table_sectors(source: Source) -> TableReading:
-    """The partition table of an image, without libparted's flags, and the sectors it lies in.
+    """The partition table of an image, without libparted's flags, and its sectors.
 
     Raises:
         ImageError: there is no table (``table-missing``), it contradicts itself
-            (``table-invalid``), or the image is shorter than it says (``image-truncated``).
-        ImageError: it is not a disk image (``image-foreign``).
+            (``table-invalid``), the image is shorter than the table requires
+            (``image-truncated``), or it is not a disk image (``image-foreign``).
     """
     if source.size is not None and source.size < SECTOR_SIZE:
         raise _missing(source)
@@ -67,8 +66,8 @@ def _warn_of_fat(source: Source, reading: TableReading) -> TableReading:
     if whole is None or whole.type != "vfat":
         return reading
     warning = (
-        "The boot record is also that of a FAT: Linux reads its partitions, but blkid and "
-        "parted see one filesystem."
+        "The boot record is also the boot sector of a FAT: Linux reads its partitions, but blkid "
+        "and parted see one filesystem."
     )
     warnings = (*reading.table.warnings, warning)
     return replace(reading, table=replace(reading.table, warnings=warnings))
@@ -77,10 +76,9 @@ def _warn_of_fat(source: Source, reading: TableReading) -> TableReading:
 def _missing(source: Source) -> ImageError:
     refuse_foreign(source)
     whole = _probe_whole(source)
+    fact = "contains no partition table"
     if whole is not None:
         fact = f"is one {whole.type} filesystem, without a partition table"
-    else:
-        fact = "holds no partition table"
     return ImageError(
         f"{source.name}: {fact}",
         code="table-missing",
@@ -89,7 +87,7 @@ def _missing(source: Source) -> ImageError:
 
 
 def _probe_whole(source: Source) -> filesystems.Filesystem | None:
-    """A filesystem that starts where the image does; only its first MiB is looked at."""
+    """A filesystem at the start of the image; only its first MiB is read."""
     size = _PROBED if source.size is None else min(source.size, _PROBED)
     return filesystems.recognise_filesystem(source, Extent(0, size))
 
@@ -114,7 +112,7 @@ def _refuse_overlaps(source: Source, reading: TableReading) -> None:
 
 @contextmanager
 def _environment(name: str, value: str) -> Iterator[None]:
-    """A variable of the environment has that value, whatever the user's own is."""
+    """Set a variable of the environment in the block, and restore it afterwards."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:
@@ -126,8 +124,8 @@ def _environment(name: str, value: str) -> Iterator[None]:
             os.environ[name] = before
 
 
-# When it is loaded, libparted runs ``sh -c "dmidecode ..."`` to know whether the machine is one
-# of Apple's (libparted 3.5, labels/gpt.c). By this path no program is found.
+# On loading, libparted runs ``sh -c "dmidecode ..."`` to recognise an Apple machine (libparted 3.5,
+# labels/gpt.c). On this path it finds no program.
 with _environment("PATH", "/nonexistent"):
     import _ped
     import parted
@@ -151,21 +149,21 @@ LIBPARTED_ERRORS: tuple[type[Exception], ...] = (
     _ped.UnknownDeviceException,
     _ped.UnknownTypeException,
 )
-"""All that pyparted raises; the classes have no common base of their own."""
+"""All exceptions of pyparted; the classes have no common base of their own."""
 
 _MAX_NUMBER = 64  # of a partition on msdos in libparted (MAX_TOTAL_PART in dos.c)
 _SECTOR_SIZE_VARIABLE = "PARTED_SECTOR_SIZE"  # libparted/arch/linux.c, read when a file is opened
 _numbers = itertools.count()
 
 _GO_ON_BROKEN = _ped.EXCEPTION_RESOLVE_IGNORE | _ped.EXCEPTION_RESOLVE_CANCEL
-"""The choices where libparted would go on with what it knows to be wrong, into its assertions."""
+"""The choices of a question where "ignore" leads libparted into its own assertions."""
 
 _HARMLESS_ANSWERS = (
     _ped.EXCEPTION_RESOLVE_IGNORE,
     _ped.EXCEPTION_RESOLVE_OK,
     _ped.EXCEPTION_RESOLVE_NO,
 )
-"""In this order, so that libparted reads on and repairs nothing."""
+"""Answers by preference, with which libparted reads on and repairs nothing."""
 
 
 def libparted_version() -> str:
@@ -174,14 +172,13 @@ def libparted_version() -> str:
 
 
 def read_table(source: Source) -> PartitionTable:
-    """The partition table of an image.
+    """The partition table of an image, which is only read.
 
-    The image is read and nothing else. Not to be called from two threads at once:
-    libparted's handler of messages and its sector size belong to the whole process.
+    Not thread-safe: libparted's message handler and sector size belong to the whole process.
 
     Raises:
-        ImageError: there is no table (``table-missing``), it is not valid, or libparted reads
-            it differently (``table-invalid``), or the image is shorter than its table says
+        ImageError: there is no table (``table-missing``), it is invalid or libparted reads it
+            differently (``table-invalid``), or the image is shorter than the table requires
             (``image-truncated``).
     """
     refuse_iso(source)
@@ -189,33 +186,29 @@ def read_table(source: Source) -> PartitionTable:
     seen = _read_with_libparted(source, reading)
     difference = _find_difference(reading.table, seen)
     if difference is not None:
-        raise invalid_table(
-            source, f"its partition table can be read in two ways: {difference}{seen.told()}"
-        )
+        said = f" (libparted: {'; '.join(seen.messages)})" if seen.messages else ""
+        raise invalid_table(source, f"its partition table is ambiguous: {difference}{said}")
     flags = {each.number: each.flags for each in seen.partitions}
     partitions = tuple(
         replace(partition, flags=flags.get(partition.number, ()))
         for partition in reading.table.partitions
     )
-    # A warning of our own says what libparted says, in terms of the image.
+    # Our own warnings say the same as libparted's messages, in terms of the image.
     warnings = reading.table.warnings or tuple(f"libparted: {text}" for text in seen.messages)
     return replace(reading.table, partitions=partitions, warnings=warnings)
 
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """libparted's view, copied out of its objects."""
+    """The table as libparted reads it, copied out of its objects."""
 
     kind: str
     partitions: tuple[Partition, ...]
     messages: tuple[str, ...]
 
-    def told(self) -> str:
-        return f" (libparted: {'; '.join(self.messages)})" if self.messages else ""
-
 
 def _find_difference(ours: PartitionTable, seen: _Seen) -> str | None:
-    """The first difference between the two views, in words; ``None`` if there is none."""
+    """The first difference between the two readings, in words; ``None`` if there is none."""
     if ours.kind != seen.kind:
         return f"as {ours.kind}, and by libparted as {seen.kind}"
     mine = {each.number: each for each in ours.partitions}
@@ -226,7 +219,7 @@ def _find_difference(ours: PartitionTable, seen: _Seen) -> str | None:
                 continue
             return f"libparted does not see partition {number}"
         if number not in mine:
-            return f"libparted sees a partition {number} that is not listed"
+            return f"libparted sees a partition {number} that is not in the table"
         one, other = mine[number], theirs[number]
         if one.extent != other.extent:
             return (
@@ -256,9 +249,10 @@ def _read_with_libparted(source: Source, reading: TableReading) -> _Seen:
 def _copy(partition: "parted.Partition", sector_size: int) -> Partition:
     """The numbers of a libparted partition, so that no object of the library lives on.
 
-    Type, name and UUID stay out: libparted 3.5 does not tell them all, and recodes names.
+    Type, name and UUID are omitted: libparted 3.5 does not report them all, and recodes names.
     """
-    geometry = partition.geometry
+    geometry, bits = partition.geometry, int(partition.type)
+    kind = PartitionKind.LOGICAL if bits & parted.PARTITION_LOGICAL else PartitionKind.PRIMARY
     return Partition(
         number=int(partition.number),
         extent=Extent.from_lba(
@@ -266,7 +260,7 @@ def _copy(partition: "parted.Partition", sector_size: int) -> Partition:
             int(geometry.start) + int(geometry.length) - 1,
             sector_size=sector_size,
         ),
-        kind=_kind(int(partition.type)),
+        kind=PartitionKind.EXTENDED if bits & parted.PARTITION_EXTENDED else kind,
         type_id="",
         name=None,
         uuid=None,
@@ -274,20 +268,12 @@ def _copy(partition: "parted.Partition", sector_size: int) -> Partition:
     )
 
 
-def _kind(bits: int) -> PartitionKind:
-    if bits & parted.PARTITION_EXTENDED:
-        return PartitionKind.EXTENDED
-    if bits & parted.PARTITION_LOGICAL:
-        return PartitionKind.LOGICAL
-    return PartitionKind.PRIMARY
-
-
 @contextmanager
 def _stand_in(source: Source, reading: TableReading) -> Iterator[str]:
-    """A path that libparted may open, write and put digits after; it lies in no folder.
+    """Path of the stand-in for libparted, which may write it; it lies in no directory.
 
-    After a digit libparted puts a ``p`` first (3.5, libparted/arch/linux.c), so that what it tries
-    to open names no other open file of this process.
+    libparted also tries the path with ``p`` and digits after it (3.5, libparted/arch/linux.c), as
+    the path ends in a digit. So it cannot open another open file of this process.
     """
     sector_size = reading.table.sector_size
     descriptor = os.memfd_create("table", os.MFD_CLOEXEC)
@@ -297,7 +283,7 @@ def _stand_in(source: Source, reading: TableReading) -> Iterator[str]:
         os.truncate(descriptor, max(source.size or reading.table.end, *ends))
         for offset, data in shown:
             os.pwrite(descriptor, data, offset)
-        # The same file by other steps each time.
+        # A new path to the file each time.
         steps = f"{next(_numbers):032b}".replace("0", "/").replace("1", "./")
         with _environment(_SECTOR_SIZE_VARIABLE, str(sector_size)):
             yield f"/proc/self/{steps}fd/{descriptor}"
@@ -306,7 +292,7 @@ def _stand_in(source: Source, reading: TableReading) -> Iterator[str]:
 
 
 def _shown(reading: TableReading) -> Iterator[tuple[int, bytes]]:
-    """Offsets in the stand-in and what is written there."""
+    """Offset and content of each piece of the stand-in."""
     if reading.table.kind is TableKind.GPT:
         record, *copies = reading.sectors
         yield record.offset, mbr.plain_protection(record.data)
@@ -319,13 +305,13 @@ def _shown(reading: TableReading) -> Iterator[tuple[int, bytes]]:
                 yield partition.extent.start, mbr.EMPTY_RECORD
     for run in reading.made_up or reading.sectors:
         # libparted follows links of no sectors, and guesses a geometry from cylinders and
-        # heads; either may end the process where the values are odd (libparted 3.5).
+        # heads; both may end the process if the values are odd (libparted 3.5).
         yield run.offset, mbr.canonical_record(run.data)
 
 
 @contextmanager
 def _messages_collected(messages: list[str]) -> Iterator[None]:
-    """What libparted would ask or tell a user goes to ``messages``, with a fixed answer."""
+    """Append libparted's messages to ``messages``, and give its questions a fixed answer."""
 
     def answer(_severity: int, options: int, message: str) -> int:
         messages.append(message)
@@ -345,11 +331,11 @@ def _messages_collected(messages: list[str]) -> Iterator[None]:
 
 @contextmanager
 def _errors_mapped(source: Source, messages: list[str]) -> Iterator[None]:
-    """Turn exceptions of libparted into one of ours, with the last thing it had to say."""
+    """Turn exceptions of libparted into ``ImageError``, with its last message."""
     try:
         yield
     except NotImplementedError as error:
-        # pyparted's own word about a disk label of AIX (_pedmodule.c, 3.13.0).
+        # pyparted raises it for a disk label of AIX (_pedmodule.c, 3.13.0).
         raise invalid_table(
             source, f"libparted takes its partition table for another kind: {error}"
         ) from error
@@ -363,5 +349,5 @@ def _errors_mapped(source: Source, messages: list[str]) -> Iterator[None]:
         raise ImageError(
             f"{source.name}: its partition table cannot be copied: {error.strerror}",
             code="table-unreadable",
-            hint="Memory for it, and /proc, are needed.",
+            hint="Free memory and a mounted /proc are needed.",
         ) from error
