@@ -17,7 +17,6 @@ from balenaflash.cli.invocation import as_called
 from balenaflash.cli.output import printable
 from balenaflash.cli.session import Session
 from balenaflash.edits.given_text import given_text
-from balenaflash.edits.paths import volume_path
 from balenaflash.errors import BalenaflashError, ConfigError, EditError, ImageError, Problem
 from balenaflash.source.location import ImageLocation, StandardInput, parse_location
 from balenaflash.targets.disks import list_disks
@@ -34,11 +33,10 @@ from balenaflash.targets.safety import assess_all
 from balenaflash.units import GIB, MIB, format_size
 
 if TYPE_CHECKING:
-    _PathType = click.ParamType[str]
     _ImageType = click.ParamType[ImageLocation]
     _TargetType = click.ParamType[TargetName]
 else:
-    _PathType = _ImageType = _TargetType = click.ParamType  # generic since click 8.4
+    _ImageType = _TargetType = click.ParamType  # generic since click 8.4
 
 
 class WrongUsageError(BalenaflashError):
@@ -67,31 +65,6 @@ def words_of_command_line() -> Iterator[None]:
         yield
     except (ConfigError, EditError) as error:
         raise WrongUsageError(error) from error
-
-
-class BootPath(_PathType):
-    """A path in the boot partition, or a pattern of some."""
-
-    name = "path"
-
-    def convert(
-        self,
-        value: str,
-        param: click.Parameter | None,  # noqa: ARG002 - click's interface
-        ctx: click.Context | None,  # noqa: ARG002 - click's interface
-    ) -> str:
-        """``value`` as it is.
-
-        Raises:
-            WrongUsageError: no image can hold such a path.
-        """
-        with words_of_command_line():
-            volume_path(value)
-        return value
-
-
-BOOT_PATH = BootPath()
-"""The type to give to ``click.argument("path", ...)``."""
 
 
 STANDARD_INPUT = "-"

@@ -9,7 +9,6 @@ from typing import TextIO
 import click
 
 from balenaflash.cli.output import printable
-from balenaflash.commands.write import find_content
 from balenaflash.errors import TargetRefusedError, refusal
 from balenaflash.targets.disks import Disk
 from balenaflash.targets.safety import Assessment
@@ -154,6 +153,9 @@ def short_description(disk: Disk) -> list[str]:
 
 def describe_content(assessment: Assessment) -> list[str]:
     """What is on a disk now: its partitions or its one filesystem, and where they are mounted."""
+    # What reads a disk is loaded where one is shown.
+    from balenaflash.commands.disk_content import find_content
+
     texts = []
     for each in find_content(assessment.disk):
         label = f" {each.label}" if each.label else ""

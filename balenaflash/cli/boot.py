@@ -6,18 +6,18 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from balenaflash.cli.arguments import (
-    BOOT_PATH,
     IMAGE,
     complete_file,
     read_given,
     read_given_text,
     words_of_command_line,
 )
-from balenaflash.cli.edit import answer_edits
+from balenaflash.cli.changes import answer_edits
 from balenaflash.cli.groups import Group
 from balenaflash.cli.options import edit_options, member_option
 from balenaflash.cli.output import Answer
@@ -42,6 +42,36 @@ from balenaflash.errors import ImageError, Problem
 from balenaflash.formats.fat.check import Fault, Gravity
 from balenaflash.formats.fat.volume import FatEntry
 from balenaflash.source.location import ImageLocation
+
+if TYPE_CHECKING:
+    _PathType = click.ParamType[str]
+else:
+    _PathType = click.ParamType  # generic since click 8.4
+
+
+class BootPath(_PathType):
+    """A path in the boot partition, or a pattern of some."""
+
+    name = "path"
+
+    def convert(
+        self,
+        value: str,
+        param: click.Parameter | None,  # noqa: ARG002 - click's interface
+        ctx: click.Context | None,  # noqa: ARG002 - click's interface
+    ) -> str:
+        """``value`` as it is.
+
+        Raises:
+            WrongUsageError: no image can hold such a path.
+        """
+        with words_of_command_line():
+            volume_path(value)
+        return value
+
+
+BOOT_PATH = BootPath()
+"""The type to give to ``click.argument("path", ...)``."""
 
 
 @click.group(cls=Group)

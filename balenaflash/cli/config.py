@@ -12,7 +12,7 @@ from balenaflash.cli.arguments import (
     require_one_standard_input,
     words_of_command_line,
 )
-from balenaflash.cli.edit import answer_edits
+from balenaflash.cli.changes import answer_edits
 from balenaflash.cli.groups import Group
 from balenaflash.cli.options import edit_options, member_option
 from balenaflash.cli.output import Answer

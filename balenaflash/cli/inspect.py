@@ -7,9 +7,10 @@ import click
 from balenaflash.balena.settings import FlasherSettings
 from balenaflash.balena.signature import SignatureReport
 from balenaflash.cli.arguments import IMAGE
+from balenaflash.cli.image_options import read_certificate, sha256_option
 from balenaflash.cli.inspect_text import canvas_of_stdout, report_lines
 from balenaflash.cli.network import network_result
-from balenaflash.cli.options import member_option, read_certificate, sha256_option
+from balenaflash.cli.options import member_option
 from balenaflash.cli.output import Answer, ColorChoice, color_option, is_color_wanted
 from balenaflash.cli.session import Session, with_session
 from balenaflash.commands.disk_report import LayoutReport, PartitionReport

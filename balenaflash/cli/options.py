@@ -1,27 +1,15 @@
 """Options that several commands share: about the image, the disk, and the edits of a recipe."""
 
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec
 
 import click
 
-from balenaflash.balena.signature import (
-    MAX_CERTIFICATE_SIZE,
-    CertificateFile,
-    SignatureCheck,
-    require_signature,
-)
-from balenaflash.cli.arguments import OUT, WrongUsageError, read_given
+from balenaflash.cli.arguments import OUT
 from balenaflash.cli.output import Answer
 from balenaflash.cli.session import Session
-from balenaflash.edits.given_text import given_bytes, without_mark
-from balenaflash.edits.recipe.reading import Recipe, parse_steps, read_recipe
-from balenaflash.edits.recipe.step import NAME, Variables
-from balenaflash.errors import ConfigError
-from balenaflash.source.location import ImageLocation
 from balenaflash.targets.safety import NO_PERMISSIONS, Permissions
 from balenaflash.units import parse_size
 
@@ -114,17 +102,6 @@ def edit_options(command: Callable[P, Answer]) -> Callable[P, Answer]:
     return _output_option(command)
 
 
-def _lower_case_sum(
-    _context: click.Context, _parameter: click.Parameter, value: str | None
-) -> str | None:
-    if value is None:
-        return None
-    value = without_mark(value)
-    if re.fullmatch(r"[0-9a-fA-F]{64}", value) is None:
-        raise click.BadParameter("a SHA-256 has 64 hexadecimal digits")
-    return value.lower()
-
-
 def _store_member(context: click.Context, _parameter: click.Parameter, value: str | None) -> None:
     context.ensure_object(Session).member = value
 
@@ -137,42 +114,6 @@ member_option = click.option(
     help="The image to take from a zip file that holds several.",
 )
 """Goes into the session."""
-
-sha256_option = click.option(
-    "--sha256",
-    metavar="HEX",
-    callback=_lower_case_sum,
-    help="Refuse IMAGE unless this is its SHA-256, or that of the file as it was downloaded.",
-)
-
-certificate_option = click.option(
-    "--certificate",
-    type=click.Path(dir_okay=False, readable=False),
-    metavar="FILE",
-    help="Refuse IMAGE unless the signature beside it verifies against this one, in PEM or DER.",
-)
-
-
-def read_certificate(name: str) -> CertificateFile:
-    """The certificate that the user named.
-
-    Raises:
-        EditError: it cannot be read.
-    """
-    content = given_bytes(read_given(name, limit=MAX_CERTIFICATE_SIZE), name)
-    return CertificateFile(name, content, of_image=False)
-
-
-def signature_checks(image: ImageLocation, certificate: str | None) -> tuple[SignatureCheck, ...]:
-    """What ``--certificate`` asks to be checked of ``image``; nothing without it.
-
-    Raises:
-        ImageError, EditError, ToolMissingError: it cannot be checked.
-    """
-    if certificate is None:
-        return ()
-
-    return (require_signature(image, read_certificate(certificate)),)
 
 
 @dataclass(slots=True)
@@ -249,83 +190,3 @@ def disk_options(command: Callable[P, Answer]) -> Callable[P, Answer]:
         option = click.option(*names, is_flag=True, expose_value=False, callback=_store, help=text)
         command = option(command)
     return command
-
-
-F = TypeVar("F", bound=Callable[..., object])
-
-_OF_WORDS = ("recipe-", "config-assignment", "config-key-invalid", "config-secret", "path-invalid")
-"""How the codes begin of what is wrong with a step itself, whatever the files that it names."""
-
-
-def _split_variables(
-    _context: click.Context, _parameter: click.Parameter, given: tuple[str, ...]
-) -> dict[str, str]:
-    """Each ``NAME=VALUE``, taken apart at its first equals sign; of the same name the last."""
-    variables = {}
-    for text in given:
-        name, equals, value = text.partition("=")
-        if not equals or not NAME.fullmatch(name):
-            # Not the whole: what follows may not be for showing.
-            raise click.BadParameter(f"{name!r} does not begin with NAME=.")
-        variables[name] = value
-    return variables
-
-
-_OPTIONS = (
-    click.option(
-        "--recipe",
-        metavar="FILE",
-        type=click.Path(readable=False, path_type=Path),
-        help="The edits to make; balenaflash edit --help tells what it may hold.",
-    ),
-    click.option(
-        "--step",
-        "steps",
-        metavar="STEP",
-        multiple=True,
-        help='One more edit, as in a recipe: \'put = "logo.txt", to = "/splash/"\'.',
-    ),
-    click.option(
-        "--var",
-        "variables",
-        metavar="NAME=VALUE",
-        callback=_split_variables,
-        multiple=True,
-        help="What ${NAME} stands for in the recipe.",
-    ),
-)
-
-
-def recipe_options(command: F) -> F:
-    """Give ``command`` the parameters ``recipe``, ``steps``, ``variables``, for `chosen_recipe`."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
-
-
-def chosen_recipe(
-    path: Path | None, steps: Sequence[str], variables: Mapping[str, str]
-) -> Recipe | None:
-    """The edits that the command line asks for, those of its recipe first; ``None`` for none."""
-    if path is None and not steps:
-        if variables:
-            raise click.UsageError("--var is for a recipe, and there is no --recipe.")
-        return None
-
-    given = Variables(variables)
-    read = None if path is None else read_recipe(path, given)
-    single = _parse_words(steps, given) if steps else None
-    if read is None or single is None:
-        return read or single
-    return replace(read, edits=(*read.edits, *single.edits))
-
-
-def _parse_words(steps: Sequence[str], variables: Variables) -> Recipe:
-
-    try:
-        return parse_steps(steps, variables)
-    except ConfigError as error:
-        # Of the rest a file that a step names may be at fault.
-        if any(problem.code.startswith(_OF_WORDS) for problem in error.problems):
-            raise WrongUsageError(error) from error
-        raise

@@ -6,16 +6,17 @@ from pathlib import Path
 import click
 
 from balenaflash.cli.arguments import IMAGE, TARGET
-from balenaflash.cli.edit import recipe_lines, recipe_result, repair_lines, repairs_result
-from balenaflash.cli.options import (
+from balenaflash.cli.changes import repair_lines, repairs_result
+from balenaflash.cli.image_options import (
     certificate_option,
     chosen_recipe,
-    member_option,
-    no_repair_option,
+    recipe_lines,
     recipe_options,
+    recipe_result,
     sha256_option,
     signature_checks,
 )
+from balenaflash.cli.options import member_option, no_repair_option
 from balenaflash.cli.output import Answer
 from balenaflash.cli.progress import progress_for, stop_at_next_block
 from balenaflash.cli.session import Session, progress_option, with_session

@@ -14,18 +14,22 @@ from balenaflash.cli.asking import (
     indented,
     short_description,
 )
-from balenaflash.cli.edit import recipe_lines, recipe_result, repair_lines, repairs_result
-from balenaflash.cli.options import (
+from balenaflash.cli.changes import repair_lines, repairs_result
+from balenaflash.cli.image_options import (
     certificate_option,
     chosen_recipe,
+    recipe_lines,
+    recipe_options,
+    recipe_result,
+    sha256_option,
+    signature_checks,
+)
+from balenaflash.cli.options import (
     current_disk_options,
     disk_options,
     dry_run_option,
     member_option,
     no_repair_option,
-    recipe_options,
-    sha256_option,
-    signature_checks,
 )
 from balenaflash.cli.output import Answer, say
 from balenaflash.cli.progress import TargetsDisplay, progress_for, stop_at_next_block

@@ -35,6 +35,9 @@ class ImageRequest:
     """Take the image that the flasher at ``location`` carries."""
 
     ignore_secure_boot: bool = False
+    keep_fingerprint: bool = False
+    """Leave balenaos.fingerprint as it is."""
+
     repair: bool = True
     """Repair a damaged boot partition before an edit where that loses nothing."""
 
@@ -94,7 +97,12 @@ def _want(opened: ReadableImage, request: ImageRequest) -> WantedImage:
         )
         flasher, edited = inner.plan, inner.edited
     else:
-        edited = lay_over(opened, request.edits, repair=request.repair)
+        edited = lay_over(
+            opened,
+            request.edits,
+            keep_fingerprint=request.keep_fingerprint,
+            repair=request.repair,
+        )
     return WantedImage(
         opened,
         edited.source,

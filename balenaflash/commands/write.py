@@ -3,7 +3,6 @@
 The order is `prepare_write`, then whatever question is to be asked, then `PreparedWrite.run`.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -29,17 +28,13 @@ from balenaflash.formats.fat.check import MARKED, is_marked
 from balenaflash.formats.fat.layout import read_layout
 from balenaflash.formats.fat.table import FatTable
 from balenaflash.formats.fat.window import Window
-from balenaflash.formats.filesystems import Filesystem, recognise_filesystem, recognise_foreign
-from balenaflash.formats.partitions.model import PartitionKind
-from balenaflash.formats.partitions.table import read_table, read_table_sectors
+from balenaflash.formats.partitions.table import read_table
 from balenaflash.progress import Progress, Stop
-from balenaflash.source.base import FileSource, Source
-from balenaflash.source.container.decoder import Container
+from balenaflash.source.base import Source
 from balenaflash.source.layers import Patch
 from balenaflash.source.location import ImageLocation
 from balenaflash.source.undo import forget_record, require_whole
 from balenaflash.targets.disk import open_disk
-from balenaflash.targets.disks import Disk
 from balenaflash.targets.file import create_file, open_file
 from balenaflash.targets.leaving import Ending, end
 from balenaflash.targets.medium import Medium
@@ -150,7 +145,10 @@ class PreparedWrite:
                 yield from unmount_all(each.assessment.disk)
 
     def run(
-        self, progress: Sequence[Progress], stop: Stop, finished: Callable[[int, Done], None]
+        self,
+        progress: Sequence[Progress],
+        stop: Stop,
+        finished: Callable[[int, Done], None] = lambda _number, _done: None,
     ) -> list[Done]:
         """Write the image to every target, read it back, and leave each target when it is done.
 
@@ -410,70 +408,3 @@ def is_device(target: TargetName) -> bool:
     return target.parent.resolve().is_relative_to(
         _DEVICES
     ) and not target.parent.resolve().is_relative_to(_SHARED_MEMORY)
-
-
-@dataclass(frozen=True, slots=True)
-class DiskContent:
-    """A partition, or the one filesystem that fills a disk. ``None`` is unknown."""
-
-    name: str
-    size: int
-    """In bytes."""
-
-    filesystem: str | None
-    label: str | None
-    """Of the filesystem, else the partition's name."""
-
-
-def find_content(disk: Disk) -> tuple[DiskContent, ...]:
-    """What is on the disk, as far as anybody can tell; empty if nothing is known.
-
-    udev knows more kinds of filesystems. Without it, as in most containers, the disk is read,
-    if this user may do so.
-    """
-    told = tuple(_told(disk))
-    if any(each.filesystem or each.label for each in told):
-        return told
-    return _read(disk) or told
-
-
-def _told(disk: Disk) -> Iterator[DiskContent]:
-    for each in disk.partitions:
-        yield DiskContent(each.node.name, each.size, each.filesystem, each.label)
-    if not disk.partitions and (disk.filesystem or disk.label):
-        yield DiskContent(disk.node.name, disk.size, disk.filesystem, disk.label)
-
-
-def _read(disk: Disk) -> tuple[DiskContent, ...]:
-    try:
-        descriptor = os.open(disk.node, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return ()  # not for this user, or gone; opening it for writing will tell
-    try:
-        source = FileSource(disk.node, descriptor, Container.BLOCK_DEVICE, disk.size)
-        return tuple(_probe(source, disk))
-    except ImageError:
-        return ()  # it cannot be read
-    finally:
-        os.close(descriptor)
-
-
-def _probe(source: Source, disk: Disk) -> Iterator[DiskContent]:
-    whole = _find_filesystem(source, Extent(0, disk.size))
-    try:
-        partitions = read_table_sectors(source).table.partitions
-    except ImageError:
-        partitions = ()  # no table that this program understands
-    # Of a stick with an installer both: an ISO with a table laid over it.
-    if whole is not None and (not partitions or whole.type == "iso9660"):
-        yield DiskContent(disk.node.name, disk.size, whole.type, whole.label)
-    for each in partitions:
-        if each.kind is not PartitionKind.EXTENDED:
-            found = _find_filesystem(source, each.extent)
-            filesystem, label = (None, None) if found is None else (found.type, found.label)
-            name = f"partition {each.number}"
-            yield DiskContent(name, each.extent.size, filesystem, label or each.name)
-
-
-def _find_filesystem(source: Source, extent: Extent) -> Filesystem | None:
-    return recognise_filesystem(source, extent) or recognise_foreign(source, extent)
