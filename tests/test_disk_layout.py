@@ -18,9 +18,7 @@ from balenaflash.source.container.decoder import Container
 class ForwardOnly(FileSource):
     """A file of which it costs to read far behind."""
 
-    @property
-    def seekable(self) -> bool:
-        return False
+    seekable = False
 
 
 @pytest.fixture(params=[Layout.GPT_FAT16, Layout.MSDOS_FAT16])

@@ -135,7 +135,7 @@ def _settle(file: RecordFile, store: Store, *, is_own: bool) -> Iterator[str]:
         return
     recovery = recover_image(file, store)
     if recovery is not None:
-        yield recovery.sentence
+        yield str(recovery)
 
 
 def _is_of_another(file: RecordFile, store: Store) -> bool:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from balenaflash.errors import ImageError
 from balenaflash.rereading import Rereads, read_device_size
-from balenaflash.source.container.decoder import Container
+from balenaflash.source.container.decoder import Container, FileOrigin
 
 
 class Source(Protocol):
@@ -148,7 +148,7 @@ class Wrapped(Source):
         return self._source.measure(limit)
 
 
-class FileSource(RandomAccess):
+class FileSource(FileOrigin, RandomAccess):
     """A raw image: a regular file, or a block device opened for reading."""
 
     def __init__(
@@ -159,24 +159,13 @@ class FileSource(RandomAccess):
         size: int,
         rereads: Rereads | None = None,
     ) -> None:
-        """``size`` is in bytes, as at opening; the caller closes ``descriptor``."""
+        super().__init__(str(path), descriptor, size, rereads)
         self.path = path
         self.container = container
-        self.descriptor = descriptor
-        self.rereads = rereads or Rereads()
-        self._size = size
-
-    @property
-    def name(self) -> str:
-        return str(self.path)
-
-    @property
-    def size(self) -> int:
-        return self._size
 
     def read(self, offset: int, length: int) -> bytes:
-        if offset < 0 or length < 0 or offset + length > self._size:
-            raise self._cut_short(offset + length, self._size)
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise self._cut_short(offset + length, self.size)
         buffer = bytearray(length)
         self.readinto(offset, memoryview(buffer))
         return bytes(buffer)
@@ -184,16 +173,10 @@ class FileSource(RandomAccess):
     def readinto(self, offset: int, buffer: memoryview) -> None:
         done = 0
         while done < len(buffer):
-            try:
-                part, place = buffer[done:], offset + done
-                count = self.rereads.read(partial(os.preadv, self.descriptor, [part], place))
-            except OSError as error:
-                raise ImageError(
-                    f"{self.name}: cannot be read at byte {offset + done}: {error.strerror}",
-                    code="image-unreadable",
-                ) from error
+            part, place = buffer[done:], offset + done
+            count = self._attempt(place, partial(os.preadv, self.descriptor, [part], place))
             if count == 0:  # it was cut off since it was opened
-                raise self._cut_short(offset + len(buffer), offset + done)
+                raise self._cut_short(offset + len(buffer), place)
             done += count
 
     def _cut_short(self, needed: int, end: int) -> ImageError:

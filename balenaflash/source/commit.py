@@ -185,46 +185,24 @@ def _are_new(store: Store, replacement: Replacement) -> Iterator[bool]:
             raise NeitherOldNorNewError(replacement.offset + piece.start)
 
 
-class Recovery(StrEnum):
-    """Outcome of dealing with an edit that a crash or a kill had cut off."""
-
-    UNDONE = "undone"
-    """The image is as it was before the edit."""
-
-    COMPLETE = "complete"
-    """All of the edit had been written; the image is as the edit was to make it."""
-
-    MAP_SET_ASIDE = "map-set-aside"
-    """Likewise, but a block map beside it was no longer true."""
-
-    UNFINISHED = "unfinished"
-    """The record was never finished, so nothing of the edit had been written."""
-
-    STALE = "stale"
-    """The image is whole, and not the one that the record belongs to."""
-
-    FOREIGN = "foreign"
-    """The record belongs to another user; it stays where it is."""
-
-    @property
-    def sentence(self) -> str:
-        """The outcome for the user."""
-        return _SENTENCES[self]
-
-
 _CUT_OFF = "An earlier edit was cut off"
-_SENTENCES = {
-    Recovery.UNDONE: f"{_CUT_OFF}; it was undone.",
-    Recovery.COMPLETE: f"{_CUT_OFF} after its last byte; it is complete.",
-    Recovery.MAP_SET_ASIDE: f"{_CUT_OFF} after its last byte; it is complete. A block map beside "
-    "the image could not be updated; if it certainly belongs to the image, its name now ends in "
-    ".stale.",
-    Recovery.UNFINISHED: f"{_CUT_OFF} before it changed anything; its unfinished undo record was "
-    "removed.",
-    Recovery.STALE: "The undo record of an edit that was cut off was removed: the image has been "
-    "replaced or changed since.",
-    Recovery.FOREIGN: "The undo record beside the image belongs to another user; it is ignored.",
-}
+
+
+class Recovery(StrEnum):
+    """Outcome of dealing with an edit that a crash or a kill had cut off, as a sentence."""
+
+    UNDONE = f"{_CUT_OFF}; it was undone."
+    COMPLETE = f"{_CUT_OFF} after its last byte; it is complete."
+    MAP_SET_ASIDE = (
+        f"{_CUT_OFF} after its last byte; it is complete. A block map beside the image could not "
+        "be updated; if it certainly belongs to the image, its name now ends in .stale."
+    )
+    UNFINISHED = f"{_CUT_OFF} before it changed anything; its unfinished undo record was removed."
+    STALE = (
+        "The undo record of an edit that was cut off was removed: the image has been replaced or "
+        "changed since."
+    )
+    FOREIGN = "An undo record that belongs to another user was ignored."
 
 
 def recover_image(
@@ -397,7 +375,7 @@ class ReadableImage:
     @property
     def warnings(self) -> tuple[str, ...]:
         """Warnings about opening the image, a sentence each."""
-        return (self.recovery.sentence,) if self.recovery else ()
+        return (str(self.recovery),) if self.recovery else ()
 
     def preview(self, patches: Sequence[Patch]) -> CommitReport:
         """The report of a commit of ``patches``; nothing is written."""

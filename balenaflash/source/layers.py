@@ -194,8 +194,6 @@ class SealedSource(FileSource):
     It is an origin as well, for a container in such a file.
     """
 
-    is_local = True
-
     def __init__(self, source: FileSource) -> None:
         """Read all of ``source``.
 

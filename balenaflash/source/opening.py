@@ -19,7 +19,6 @@ from balenaflash.source.container.decoder import (
     Compressed,
     Container,
     Decoder,
-    FileOrigin,
     Origin,
     PlainDecoder,
 )
@@ -59,7 +58,7 @@ def open_for_editing(path: Path) -> Iterator[EditableImage]:
     with open_source(path) as source:
         if source.container is not Container.RAW:
             raise EditError(f"{path}: is a block device, not an image file", code="image-is-device")
-        compressed = recognise(FileOrigin(source.name, source.descriptor, source.size))
+        compressed = recognise(source)
         if compressed is not None:
             raise EditError(
                 f"{path}: is compressed ({compressed.container}), and only a raw image is edited "
@@ -182,10 +181,7 @@ def _open_stored(
     if stored.container is Container.RAW:
         image = partial(image, require_unchanged=at_end)
     sealed = SealedSource(stored) if checks else None
-    origin: Origin = sealed or FileOrigin(
-        stored.name, stored.descriptor, stored.size, stored.rereads
-    )
-    compressed = _recognise(origin, member)
+    compressed = _recognise(sealed or stored, member)
     if compressed is None:
         if sealed is not None:
             for check in checks:

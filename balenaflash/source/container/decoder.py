@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from balenaflash.errors import ImageError
 from balenaflash.rereading import Rereads
@@ -14,6 +14,8 @@ from balenaflash.units import KIB
 
 CHUNK_SIZE = 256 * KIB
 """Bytes read or decoded at a time: few enough to stay in the processor's cache while in work."""
+
+_Read = TypeVar("_Read")
 
 
 class Origin(Protocol):
@@ -63,13 +65,22 @@ class FileOrigin:
     def __init__(
         self, name: str, descriptor: int, size: int, rereads: Rereads | None = None
     ) -> None:
-        self.name = name
-        self.size = size
-        self._descriptor = descriptor
-        self._rereads = rereads or Rereads()
+        """The caller closes ``descriptor``."""
+        self.descriptor = descriptor
+        self.rereads = rereads or Rereads()
+        self._name = name
+        self._size = size
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def size(self) -> int:
+        return self._size
 
     def read_at(self, offset: int, length: int) -> bytes:
-        wanted = max(0, min(length, self.size - offset))
+        wanted = max(0, min(length, self._size - offset))
         data = self._pread(offset, wanted)
         while len(data) < wanted and (more := self._pread(offset + len(data), wanted - len(data))):
             data += more
@@ -78,13 +89,17 @@ class FileOrigin:
     def open_file(self) -> int | None:
         # The file may have lost its name; without /proc it cannot be opened again.
         try:
-            return os.open(f"/proc/self/fd/{self._descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+            return os.open(f"/proc/self/fd/{self.descriptor}", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return None
 
     def _pread(self, offset: int, length: int) -> bytes:
+        return self._attempt(offset, partial(os.pread, self.descriptor, length, offset))
+
+    def _attempt(self, offset: int, read: Callable[[], _Read]) -> _Read:
+        """The result of ``read``, which reads from ``offset`` on; repeated once if it fails."""
         try:
-            return self._rereads.read(partial(os.pread, self._descriptor, length, offset))
+            return self.rereads.read(read)
         except OSError as error:
             raise ImageError(
                 f"{self.name}: cannot be read at byte {offset}: {error.strerror}",
