@@ -4,7 +4,6 @@ import io
 import mmap
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -16,8 +15,8 @@ from balenaflash.source.container.compress import (
     READ_FAILURES,
     Reader,
     find_container,
-    new_compressor,
     open_compressed,
+    open_compressor,
 )
 from balenaflash.source.container.decoder import Container
 from balenaflash.source.undo import forget_record
@@ -114,8 +113,7 @@ def _write_compressed(
 ) -> tuple[list[bytes], int]:
     """The digests of the image's chunks, and how many bytes the file has."""
     digests, position = [], 0
-    compressor = new_compressor(container, size)
-    with phase(progress, Phase.WRITE, size), closing(compressor):
+    with phase(progress, Phase.WRITE, size), open_compressor(container, size) as compressor:
         for extent, chunk in _chunks(source, size, file.name, stop):
             digests.append(sha256(chunk).digest())
             data = compressor.compress(chunk)
@@ -123,7 +121,7 @@ def _write_compressed(
             position += len(data)
             progress.advance(extent.size)
         source.finish()
-        data = compressor.finish()
+        data = compressor.flush()
         file.write(position, memoryview(data))
     return digests, position + len(data)
 
