@@ -116,7 +116,9 @@ def test_a_filesystem_of_mkfs_is_read_inside_a_larger_partition(tree: Path, tmp_
 
 def test_a_filesystem_larger_than_its_partition_is_refused(tree: Path, tmp_path: Path) -> None:
     data = build(tree, tmp_path / "image")
-    with pytest.raises(ImageError, match=f"is {SIZE} bytes long, in a partition of {SIZE - 512}"):
+    with pytest.raises(
+        ImageError, match=rf"larger \({SIZE} bytes\) than .* \({SIZE - 512} bytes\)"
+    ):
         open_bytes(data, Extent(0, SIZE - 512))
 
 

@@ -13,7 +13,7 @@ from operator import attrgetter
 
 from balenaflash.errors import ImageError
 from balenaflash.formats.ext4.content import BlockWalk, has_blocks
-from balenaflash.formats.ext4.groups import BlockReader, Group, GroupTable
+from balenaflash.formats.ext4.groups import Group, GroupTable
 from balenaflash.formats.ext4.inode import InodeTable
 from balenaflash.formats.ext4.superblock import Superblock, crc32c, number
 from balenaflash.units import Extent, merge
@@ -57,21 +57,20 @@ class BlockSet:
         return int.from_bytes(raw, "little") & ((1 << len(blocks)) - 1)
 
 
-def _find_owned_blocks(
-    blocks: BlockReader, superblock: Superblock, groups: GroupTable
-) -> BlockSet | None:
+def _find_owned_blocks(groups: GroupTable) -> BlockSet | None:
     """The blocks of all inodes in use; ``None`` where finding them would take too long.
 
     Content of files, blocks that list it, and extended attributes are among them.
     """
+    blocks, superblock = groups.blocks, groups.superblock
     is_large = superblock.block_count > _MAX_BLOCKS or superblock.inode_count > _MAX_SLOTS
     # A stream would have to be read to its end first.
     if is_large or superblock.blocks_per_group % 8 or not blocks.source.seekable:
         return None
     owned = BlockSet(superblock)
-    inodes = InodeTable(blocks, superblock, groups)
+    inodes = InodeTable(groups)
     inode_count = run_count = 0
-    for inode_number in _used_inodes(blocks, superblock, groups):
+    for inode_number in _used_inodes(groups):
         inode = inodes.read_any(inode_number)
         inode_count += 1
         # i_file_acl: the block of extended attributes, in two parts.
@@ -92,8 +91,9 @@ def _find_owned_blocks(
     return owned
 
 
-def _used_inodes(blocks: BlockReader, superblock: Superblock, groups: GroupTable) -> Iterator[int]:
+def _used_inodes(groups: GroupTable) -> Iterator[int]:
     """Number of each inode that has a name, is marked as in use, or is reserved."""
+    blocks, superblock = groups.blocks, groups.superblock
     size = superblock.inode_size
     zeros = bytes(superblock.block_size)
     for group_number in range(superblock.group_count):
@@ -121,9 +121,9 @@ class BlockBitmaps:
     checksums, no inode may own a block of the group that its bitmap calls free.
     """
 
-    def __init__(self, blocks: BlockReader, superblock: Superblock, groups: GroupTable) -> None:
-        self._blocks = blocks
-        self._superblock = superblock
+    def __init__(self, groups: GroupTable) -> None:
+        self._blocks = groups.blocks
+        self._superblock = groups.superblock
         self._groups = groups
         self._fixed: tuple[Extent, ...] = ()
         """Metadata whose place follows from the layout, in order and merged. A group without a
@@ -150,7 +150,7 @@ class BlockBitmaps:
             fixed = sorted(self._blocks.extent(*run) for run in self._groups.fixed_blocks())
             self._fixed = tuple(merge(fixed))
             if self._superblock.checksum_seed is None:
-                self._owned = _find_owned_blocks(self._blocks, self._superblock, self._groups)
+                self._owned = _find_owned_blocks(self._groups)
                 return self._owned is not None
         except ImageError as error:
             if error.code != "ext4-invalid":

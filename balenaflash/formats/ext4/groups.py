@@ -58,7 +58,7 @@ class BlockReader:
         Its first block, which holds the superblock or what comes before it, does not count.
         """
         if not 0 < block <= self.count - count:
-            raise self.broken(f"it refers to block {block}, and has {self.count}")
+            raise self.broken(f"refers to block {block} of {self.count}")
 
     def offset(self, block: int) -> int:
         """Offset of ``block``, in bytes from the start of the image."""
@@ -103,11 +103,11 @@ class Group:
 
 
 class GroupTable:
-    """The descriptors of all groups, each read on demand."""
+    """The descriptors of all groups of a filesystem, each read on demand."""
 
     def __init__(self, blocks: BlockReader, superblock: Superblock) -> None:
-        self._blocks = blocks
-        self._superblock = superblock
+        self.blocks = blocks
+        self.superblock = superblock
         self._per_block = superblock.block_size // superblock.descriptor_size
         self._has_checksums = superblock.checksum_seed is not None or bool(
             superblock.read_only_compatible & ReadOnlyCompatible.UNINIT_BG
@@ -121,14 +121,14 @@ class GroupTable:
                 the image cannot be read there.
         """
         index, position = divmod(group, self._per_block)
-        size = self._superblock.descriptor_size
-        block = self._blocks.read(self._location(index))
+        size = self.superblock.descriptor_size
+        block = self.blocks.read(self._location(index))
         raw = block[position * size : (position + 1) * size]
         if self._has_checksums and self._checksum(group, raw) != number(raw, _CHECKSUM, 2):
-            raise self._blocks.broken(f"the checksum of group descriptor {group} is wrong")
+            raise self.blocks.broken(f"the checksum of group descriptor {group} is wrong")
         descriptor = self._parse(raw)
         for first, count in self._own_metadata(descriptor):
-            self._blocks.require(first, count)
+            self.blocks.require(first, count)
         return descriptor
 
     def fixed_blocks(self) -> Iterator[tuple[int, int]]:
@@ -137,10 +137,10 @@ class GroupTable:
         Superblocks and descriptors with their backups, blocks reserved for more descriptors,
         bitmaps and inode tables. Errors as ``read``, for every group.
         """
-        for group in range(self._superblock.group_count):
+        for group in range(self.superblock.group_count):
             copies = self._copied_blocks(group)
             if copies:
-                yield self._superblock.group_blocks(group).start, copies
+                yield self.superblock.group_blocks(group).start, copies
             yield from self._own_metadata(self.read(group))
 
     def _copied_blocks(self, group: int) -> int:
@@ -148,7 +148,7 @@ class GroupTable:
 
         As ``ext4_num_base_meta_blocks`` in fs/ext4/balloc.c counts them.
         """
-        superblock = self._superblock
+        superblock = self.superblock
         has_backup = superblock.has_backup(group)
         meta_bg = superblock.incompatible & Incompatible.META_BG
         if meta_bg and group >= superblock.first_meta_group * self._per_block:
@@ -163,7 +163,7 @@ class GroupTable:
 
     def _location(self, index: int) -> int:
         """Block number of the descriptor block ``index`` (``descriptor_loc``, fs/ext4/super.c)."""
-        superblock = self._superblock
+        superblock = self.superblock
         meta_bg = superblock.incompatible & Incompatible.META_BG
         first = SUPERBLOCK_OFFSET // superblock.block_size + 1
         if not meta_bg or index < superblock.first_meta_group:
@@ -176,15 +176,15 @@ class GroupTable:
     def _own_metadata(self, group: Group) -> Iterator[tuple[int, int]]:
         yield group.block_bitmap, 1
         yield group.inode_bitmap, 1
-        yield group.inode_table, self._superblock.inode_table_blocks
+        yield group.inode_table, self.superblock.inode_table_blocks
 
     def _checksum(self, group: int, raw: bytes) -> int:
         label = group.to_bytes(4, "little")
-        seed = self._superblock.checksum_seed
+        seed = self.superblock.checksum_seed
         if seed is not None:
             covered = label + raw[:_CHECKSUM] + bytes(2) + raw[_CHECKSUM + 2 :]
             return crc32c(seed, covered) & 0xFFFF
-        covered = self._superblock.uuid + label + raw[:_CHECKSUM] + raw[_CHECKSUM + 2 :]
+        covered = self.superblock.uuid + label + raw[:_CHECKSUM] + raw[_CHECKSUM + 2 :]
         return crc16(CRC16_START, covered)
 
     def _parse(self, raw: bytes) -> Group:

@@ -7,11 +7,10 @@ import stat
 from dataclasses import dataclass
 from enum import StrEnum
 
-from balenaflash.formats.ext4.groups import BlockReader, GroupTable
+from balenaflash.formats.ext4.groups import GroupTable
 from balenaflash.formats.ext4.superblock import (
     ROOT_INODE,
     Incompatible,
-    Superblock,
     crc32c,
     number,
 )
@@ -63,12 +62,11 @@ class Inode:
 class InodeTable:
     """The inodes of a filesystem, read by number."""
 
-    def __init__(self, blocks: BlockReader, superblock: Superblock, groups: GroupTable) -> None:
-        self._blocks = blocks
-        self._superblock = superblock
+    def __init__(self, groups: GroupTable) -> None:
+        self._blocks = groups.blocks
+        self._superblock = groups.superblock
         self._groups = groups
         self._tables: dict[int, int] = {}
-        self._has_large_directories = bool(superblock.incompatible & Incompatible.LARGE_DIR)
 
     def read(self, inode: int) -> Inode:
         """The inode with the number ``inode``.
@@ -80,7 +78,7 @@ class InodeTable:
         superblock = self._superblock
         is_usable = inode == ROOT_INODE or inode >= superblock.first_inode
         if not is_usable or inode > superblock.inode_count:
-            raise self._blocks.broken(f"a directory names inode {inode}, which cannot be")
+            raise self._blocks.broken(f"a directory names inode {inode}, which no file can have")
         return self.read_any(inode)
 
     def read_any(self, inode: int) -> Inode:
@@ -98,7 +96,7 @@ class InodeTable:
     def _parse(self, inode: int, raw: bytes, offset: int) -> Inode:
         mode = number(raw, 0x00, 2)
         size = number(raw, 0x04, 4)
-        if stat.S_ISREG(mode) or self._has_large_directories:
+        if stat.S_ISREG(mode) or self._superblock.incompatible & Incompatible.LARGE_DIR:
             size |= number(raw, 0x6C, 4) << 32
         # The filesystem's seed with the inode's number and generation added.
         seed = self._superblock.checksum_seed

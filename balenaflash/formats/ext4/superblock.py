@@ -251,14 +251,14 @@ def parse_superblock(data: bytes, size: int, name: str) -> Superblock:
     total = superblock.block_count * superblock.block_size
     if total > size:
         raise ImageError(
-            f"{name}: is {total} bytes long, in a partition of {size}",
+            f"{name}: is larger ({total} bytes) than its partition ({size} bytes)",
             code="ext4-invalid",
-            hint="The partition may have been made smaller without its filesystem.",
+            hint="Perhaps the partition was made smaller without its filesystem.",
         )
     if not _is_geometry_sound(superblock):
         raise _invalid(name, "the superblock's geometry is impossible")
     if superblock.free_block_count > superblock.block_count:
-        raise _invalid(name, "more blocks are free than there are")
+        raise _invalid(name, "reports more free blocks than it has")
     return superblock
 
 
@@ -266,13 +266,14 @@ def _feature_names(features: int) -> str:
     """``features`` as ``dumpe2fs`` prints them; bits without a name in hexadecimal."""
     known = [flag for flag in Incompatible if features & flag]
     unknown = features & ~sum(known)
-    return ", ".join([str(flag.name).lower() for flag in known] + [f"{unknown:#x}"] * bool(unknown))
+    names = [str(flag.name).lower() for flag in known]
+    return ", ".join([*names, f"{unknown:#x}"] if unknown else names)
 
 
 def _parse(data: bytes, seed: int | None, name: str) -> Superblock:
     log_block_size = number(data, 0x18, 4)
     if log_block_size > _MAX_LOG_BLOCK_SIZE:
-        raise _invalid(name, "blocks of more than 64 KiB")
+        raise _invalid(name, "has blocks of more than 64 KiB")
     incompatible = number(data, 0x60, 4)
     is_64bit = bool(incompatible & Incompatible.BIT64)
     dynamic = number(data, 0x4C, 4) > 0  # s_rev_level: 0 has fixed inodes
@@ -304,7 +305,7 @@ def _checksum_seed(data: bytes, name: str) -> int | None:
     if not number(data, 0x64, 4) & ReadOnlyCompatible.METADATA_CSUM:
         return None
     if data[0x175] != _CRC32C:
-        raise ImageError(f"{name}: checksums of an unknown kind", code="ext4-unsupported")
+        raise ImageError(f"{name}: has checksums of an unknown type", code="ext4-unsupported")
     if crc32c(_CRC32C_START, data[:_CHECKSUM_OFFSET]) != number(data, _CHECKSUM_OFFSET, 4):
         raise _invalid(name, "the superblock's checksum is wrong")
     if number(data, 0x60, 4) & Incompatible.METADATA_CSUM_SEED:
@@ -332,16 +333,14 @@ def _is_geometry_sound(superblock: Superblock) -> bool:
 
 
 def _are_descriptors_sound(superblock: Superblock) -> bool:
+    size, block_size = superblock.descriptor_size, superblock.block_size
     is_64bit = superblock.incompatible & Incompatible.BIT64
-    if is_64bit and not _is_size(
-        superblock.descriptor_size, _LARGE_DESCRIPTOR, superblock.block_size
-    ):
+    if is_64bit and not _is_size(size, _LARGE_DESCRIPTOR, block_size):
         return False
     if not superblock.incompatible & Incompatible.META_BG:
         return True
     # s_first_meta_bg is the number of one of the descriptor blocks, or one past the last.
-    per_block = superblock.block_size // superblock.descriptor_size
-    return superblock.first_meta_group <= -(-superblock.group_count // per_block)
+    return superblock.first_meta_group <= -(-superblock.group_count // (block_size // size))
 
 
 def _is_size(value: int, least: int, most: int) -> bool:

@@ -158,8 +158,8 @@ class Ext4Volume:
         groups = GroupTable(blocks, superblock)
         self._blocks = blocks
         self._superblock = superblock
-        self._inodes = InodeTable(blocks, superblock, groups)
-        self._bitmaps = BlockBitmaps(blocks, superblock, groups)
+        self._inodes = InodeTable(groups)
+        self._bitmaps = BlockBitmaps(groups)
 
     @classmethod
     def open(cls, source: Source, extent: Extent) -> Self:
@@ -173,7 +173,8 @@ class Ext4Volume:
         """
         name = f"{source.name}: the ext4 filesystem at byte {extent.start}"
         if extent.size < SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE:
-            raise ImageError(f"{name}: there is no room for one", code="ext4-invalid")
+            fact = f"the partition of {extent.size} bytes is too small for it"
+            raise ImageError(f"{name}: {fact}", code="ext4-invalid")
         data = source.read(extent.start + SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE)
         superblock = parse_superblock(data, extent.size, name)
         blocks = BlockReader(
@@ -208,17 +209,16 @@ class Ext4Volume:
     @property
     def problems(self) -> tuple[Problem, ...]:
         """Reasons why its content is doubtful though it can be read; none if it is sound."""
-        superblock = self._superblock
+        name, superblock = self._blocks.name, self._superblock
         found: list[Problem] = []
         hint = "Run e2fsck on it, or mount and unmount it once."
         if superblock.needs_recovery:
-            message = f"{self._blocks.name}: its journal holds changes not yet made"
+            message = f"{name}: its journal holds changes that are not in place yet"
             found.append(Problem("ext4-needs-recovery", message, hint))
         elif not superblock.is_clean:
-            message = f"{self._blocks.name}: was not unmounted"
-            found.append(Problem("ext4-not-clean", message, hint))
+            found.append(Problem("ext4-not-clean", f"{name}: was not unmounted", hint))
         if superblock.has_errors:
-            message = f"{self._blocks.name}: the kernel found errors in it"
+            message = f"{name}: the kernel found errors in it"
             found.append(Problem("ext4-has-errors", message, "Run e2fsck on it."))
         return tuple(found)
 
