@@ -299,7 +299,7 @@ def test_a_card_that_is_mounted_is_refused(
     finally:
         subprocess.run(["umount", tmp_path / "point"], check=True)
     assert (done.returncode, done.stdout) == (4, "")
-    assert f"{node}: other devices stand on it" in done.stderr
+    assert f"{node}: is used by other devices" in done.stderr
     assert sha256(built.path) == before
 
 

@@ -219,7 +219,7 @@ def test_the_boot_partition_of_a_mounted_card_is_edited_after_unmounting_it(
     run = balenaflash("boot", "mkdir", "--yes", "--unmount", node, "/new")
     # The loop device that mount made stands on the card; only umount removes it.
     assert run.returncode == 4, run.stderr
-    assert "other devices stand on it" in run.stderr
+    assert "is used by other devices" in run.stderr
     subprocess.run(["umount", point], check=True)
     assert balenaflash("boot", "mkdir", "--yes", "--unmount", node, "/new").returncode == 0
 

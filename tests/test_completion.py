@@ -21,7 +21,7 @@ import balenaflash.targets.safety
 from balenaflash.__main__ import start
 from balenaflash.errors import Problem
 # umockdev shows no nodes to what asks whether they may be opened; here only root may.
-balenaflash.targets.safety.find_unwritable = lambda disk: (Problem("target-no-permission", ""),)
+balenaflash.targets.safety.refuse_unwritable = lambda disk: (Problem("target-no-permission", ""),)
 start()
 """
 
