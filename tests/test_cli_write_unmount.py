@@ -177,7 +177,9 @@ def test_a_mount_inside_that_is_not_the_disks_stays_and_is_named(
     point = mount(node)
     (point / "inner").mkdir()
     inner = mount("-t", "tmpfs", "none", at=point / "inner")
-    with pytest.raises(TargetRefusedError, match=f"something else is mounted in it, at {inner}"):
+    with pytest.raises(
+        TargetRefusedError, match=f"other filesystems are mounted in it, at {inner}"
+    ):
         unmount_all(find_disk(node))
     assert inner.is_mount()
     assert is_mounted(node)

@@ -10,6 +10,7 @@ in readers that are not USB, and 1 for optical drives.
 import os
 import re
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -226,6 +227,15 @@ def _list_children(directory: Path) -> list[Path]:
         return sorted(directory.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return []  # the device was unplugged, or its kind has no such directory
+
+
+def list_loops(kernel: Kernel) -> Iterator[tuple[Path, str]]:
+    """The directory and the backing file of each loop device that has one."""
+    for link in sorted((kernel.sys / "block").glob("loop*")):
+        directory = link.resolve()
+        backing_file = read_backing_file(directory)
+        if backing_file is not None:
+            yield directory, backing_file
 
 
 def read_backing_file(directory: Path) -> str | None:

@@ -1,10 +1,10 @@
-"""Unmount what is on a disk, and name the processes that hold a disk or an image.
+"""Unmount the filesystems of a disk, and find the processes that use a disk or an image.
 
-The kernel says only that somebody does. What each process has open stands in /proc, proc(5),
-which shows an ordinary user no more than their own.
+The kernel reports only that a device is busy. The open files of each process are in /proc, proc(5);
+an ordinary user sees only those of their own processes.
 
-What is mounted for writing changes an image at any time, and keeps part of the change in memory:
-the image alone is then no consistent filesystem.
+A filesystem mounted for writing may change an image at any time, and keeps part of the change in
+memory: the image alone is then not consistent.
 """
 
 import fcntl
@@ -28,39 +28,39 @@ from balenaflash.targets.usage import Mount, find_mounted_devices, parse_mountin
 _OPEN_FLAGS = re.compile(rb"^flags:\s*([0-7]+)$", re.MULTILINE)  # proc_pid_fdinfo(5)
 
 _SHOWN = 5
-"""Holders named one by one; a desktop may have dozens."""
+"""Number of holders named one by one; a desktop may have dozens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A process, or a device, that keeps something busy."""
+    """A process or a device that keeps a filesystem, a disk or a file busy."""
 
     name: str
     """The command and number of a process; the node of a device."""
 
     deed: str
-    """What it does, such as ``has /media/x/file open``."""
+    """The kind of use, such as ``has /media/x/file open``."""
 
     def __str__(self) -> str:
         return f"{self.name} {self.deed}"
 
 
 def describe_holders(holders: Iterable[Holder]) -> str:
-    """The first few in words; an empty text if there are none."""
+    """The first few holders in words; empty if there are none."""
     texts = list(dict.fromkeys(map(str, holders)))
     more = [f"{len(texts) - _SHOWN} more"] if len(texts) > _SHOWN else []
     return "; ".join([*texts[:_SHOWN], *more])
 
 
 def find_mount_holders(point: str, kernel: Kernel = RUNNING_KERNEL) -> tuple[Holder, ...]:
-    """Who keeps the filesystem at ``point`` from being unmounted, as far as this user may see."""
+    """Holders of the filesystem that is mounted at ``point``, as far as this user may see."""
     return (*_find_processes_below(point, kernel), *_find_loops_below(point, kernel))
 
 
 def find_disk_writers(sys_path: Path, kernel: Kernel = RUNNING_KERNEL) -> tuple[Holder, ...]:
-    """Which other processes have a disk or a part of it open for writing.
+    """Other processes that have a disk or a part of it open for writing.
 
-    A virtual machine has its disk open so, and makes no other claim to it.
+    A virtual machine has its disk open in this way, and makes no other claim to it.
     """
     numbers = _list_numbers(sys_path)
     return tuple(
@@ -71,14 +71,14 @@ def find_disk_writers(sys_path: Path, kernel: Kernel = RUNNING_KERNEL) -> tuple[
 
 
 def find_disk_holders(sys_path: Path, kernel: Kernel = RUNNING_KERNEL) -> tuple[Holder, ...]:
-    """Who has a disk or a part of it open, or mounted in another mount namespace."""
+    """Processes that have a disk or a part of it open, or mounted in another mount namespace."""
     numbers = _list_numbers(sys_path)
     holders = list[Holder]()
     seen = {_read_link(kernel.proc / "self/ns/mnt")}
     for process in _list_others(kernel):
         holders += _find_open_nodes(process, numbers, kernel)
         namespace = _read_link(process / "ns/mnt")
-        # Of somebody else's process an ordinary user does not learn the namespace.
+        # An ordinary user cannot read the namespace of another user's process.
         if namespace is None or namespace not in seen:
             seen.add(namespace)
             holders += _find_own_mounts(process, numbers)
@@ -94,12 +94,12 @@ def _list_others(kernel: Kernel) -> list[Path]:
     return [each for each in _list_processes(kernel) if int(each.name) != os.getpid()]
 
 
-def find_file_writers(path: Path, kernel: Kernel = RUNNING_KERNEL) -> Iterator[Holder]:
-    """Other processes that have the file at ``path`` open for writing, as `find_disk_writers`."""
+def _find_file_writers(path: Path, kernel: Kernel) -> Iterator[Holder]:
+    """Other processes that have the file at ``path`` open for writing."""
     status, name = path.stat(), str(path.resolve())
     for process in _list_others(kernel):
         for link in _list(process / "fd"):
-            # Looked at more closely only then: another file may be on a network that is down.
+            # Only a file of that name is examined: another may be on a network that is down.
             if _read_link(link) != name or not _is_for_writing(process / "fdinfo" / link.name):
                 continue
             try:
@@ -110,29 +110,26 @@ def find_file_writers(path: Path, kernel: Kernel = RUNNING_KERNEL) -> Iterator[H
                 yield Holder(_describe_process(process), f"has {path} open")
 
 
+_DEEDS = {"cwd": "works in {}", "root": "has its root in {}", "exe": "is run from {}"}
+"""Links in the directory of a process, proc(5), and what they show."""
+
+
 def _find_processes_below(point: str, kernel: Kernel) -> Iterator[Holder]:
     own_namespace = _read_link(kernel.proc / "self/ns/mnt")
     for process in _list_processes(kernel):
-        # In another mount namespace the same path is another file.
+        # The same path is another file in another mount namespace.
         if _read_link(process / "ns/mnt") not in {own_namespace, None}:
             continue
-        yield from _find_paths_below(process, point)
-
-
-def _find_paths_below(process: Path, point: str) -> Iterator[Holder]:
-    name = _describe_process(process)
-    for link, deed in (("cwd", "works in"), ("root", "has its root in"), ("exe", "is run from")):
-        path = _read_link(process / link)
-        if path is not None and _is_below(path, point):
-            yield Holder(name, f"{deed} {path}")
-    opened = {path for path in map(_read_link, _list(process / "fd")) if path is not None}
-    for path in sorted(opened | _read_mapped(process)):
-        if _is_below(path, point):
-            yield Holder(name, f"has {path} open")
+        paths = [(_read_link(process / link), deed) for link, deed in _DEEDS.items()]
+        opened = {path for path in map(_read_link, _list(process / "fd")) if path is not None}
+        paths += [(path, "has {} open") for path in sorted(opened | _read_mapped(process))]
+        for path, deed in paths:
+            if path is not None and _is_below(path, point):
+                yield Holder(_describe_process(process), deed.format(path))
 
 
 def _read_mapped(process: Path) -> set[str]:
-    """Files in the memory of a process: a library stays in use after its descriptor is closed."""
+    """Files mapped into a process: a library stays in use after its descriptor is closed."""
     # address perms offset dev inode path
     return {
         os.fsdecode(fields[5])
@@ -142,10 +139,9 @@ def _read_mapped(process: Path) -> set[str]:
 
 
 def _find_loops_below(point: str, kernel: Kernel) -> Iterator[Holder]:
-    for link in sorted((kernel.sys / "block").glob("loop*")):
-        backing_file = sysfs.read_backing_file(link.resolve())
-        if backing_file is not None and _is_below(backing_file, point):
-            yield Holder(f"/dev/{link.name}", f"shows {backing_file}")
+    for directory, backing_file in sysfs.list_loops(kernel):
+        if _is_below(backing_file, point):
+            yield Holder(f"/dev/{directory.name}", f"is a loop device of {backing_file}")
 
 
 def _find_open_nodes(
@@ -157,7 +153,7 @@ def _find_open_nodes(
 ) -> Iterator[Holder]:
     for link in _list(process / "fd"):
         path = _read_link(link)
-        # Only nodes are looked at more closely: a file on a network that is down would hang.
+        # Only nodes are examined: a file on a network that is down would block this process.
         if path is None or kernel.locate_node(path) is None:
             continue
         try:
@@ -195,7 +191,7 @@ def _is_below(path: str, point: str) -> bool:
     return path == point or path.startswith(point.rstrip("/") + "/")
 
 
-# Each of these may fail for a process that has ended meanwhile or belongs to somebody else.
+# Each of these may fail for a process that has ended or belongs to another user.
 
 
 def _list(directory: Path) -> list[Path]:
@@ -220,29 +216,29 @@ def _read_link(path: Path) -> str | None:
 
 
 _PAUSES = (0.1, 0.2, 0.4, 0.8, 1.5)
-"""Seconds before each further attempt: a file manager looks at a card just plugged in, and lets
-it go again."""
+"""Seconds before each further attempt: a file manager reads a card for a moment when it is
+plugged in."""
 
 _MOST_MOUNTS = 100
-"""Mounts of one disk; somebody who mounts it again and again is not fought for ever."""
+"""Mounts of one disk, after which a program that mounts it again and again is reported."""
 
 _MOUNT_ID = re.compile(r"^mnt_id:\s*(\d+)$", re.MULTILINE)  # proc_pid_fdinfo(5)
 
 
 def unmount_all(disk: Disk, kernel: Kernel = RUNNING_KERNEL) -> tuple[str, ...]:
-    """Unmount every filesystem of the disk, what was mounted last first; where they were mounted.
+    """Unmount all filesystems of the disk, the latest first, and return their mount points.
 
-    Root asks the kernel, by umount(8); everybody else asks udisks2, which lets the user of the
-    seat unmount what they plugged in. Somebody who uses it is given a few seconds to end.
+    Root uses umount(8); other users use udisks2, by which the user at the machine may unmount what
+    they plugged in. Programs that use a filesystem get a few seconds to end.
 
     Raises:
-        TargetRefusedError: ``target-mounted``: one stays, with the name of who holds it. Those
-            after it were unmounted. Nothing was written.
+        TargetRefusedError: ``target-mounted``: one filesystem stays; the message names its
+            holders. Those mounted later were unmounted. Nothing was written.
     """
     points = list[str]()
     while mounts := _find_mounts(disk, kernel):
         if len(points) == _MOST_MOUNTS:
-            raise _stays_mounted(disk, mounts[-1], "somebody mounts it again and again")
+            raise _stays_mounted(disk, mounts[-1], "another program mounts it again and again")
         _unmount(disk, mounts[-1], kernel)
         points.append(mounts[-1].mount_point)
     return tuple(points)
@@ -254,30 +250,30 @@ def _find_mounts(disk: Disk, kernel: Kernel) -> list[Mount]:
 
 
 def _unmount(disk: Disk, mount: Mount, kernel: Kernel) -> None:
-    said = ""
+    reason = ""
     for pause in (0.0, *_PAUSES):
         time.sleep(pause)
         _refuse_covered(disk, mount)
         for command in _commands(mount):
-            said = run_and_explain(command) or said
+            reason = run_and_explain(command) or reason
             if mount.identity not in {each.identity for each in read_mounts(kernel)}:
                 return
-    raise _stays_mounted(disk, mount, _find_obstacle(mount, kernel) or said)
+    raise _stays_mounted(disk, mount, _find_obstacle(mount, kernel) or reason)
 
 
 def _commands(mount: Mount) -> Iterator[list[str]]:
     if os.geteuid() != 0 and find_system_program(UDISKSCTL):
         yield [UDISKSCTL, "unmount", "--no-user-interaction", "--block-device", mount.source]
-    # Also without udisksctl: fstab may allow it, and mounts by udisks2 have a helper of umount.
+    # Also for an ordinary user: fstab may allow it, or umount has a helper for mounts by udisks2.
     yield ["umount", mount.mount_point]
 
 
 def _refuse_covered(disk: Disk, mount: Mount) -> None:
-    """Raise if another mount is reached by the same path: that one would be unmounted."""
+    """Raise if the path leads to another mount: that one would be unmounted."""
     try:
         descriptor = os.open(mount.mount_point, os.O_PATH | os.O_CLOEXEC)
     except OSError:
-        return  # where this user may not look; umount(8) says so in better words
+        return  # umount(8) reports the reason
     try:
         found = _MOUNT_ID.search(Path(f"/proc/self/fdinfo/{descriptor}").read_text("ascii"))
     finally:
@@ -288,32 +284,31 @@ def _refuse_covered(disk: Disk, mount: Mount) -> None:
 
 def _find_obstacle(mount: Mount, kernel: Kernel) -> str:
     point = mount.mount_point
-    inner = [
-        each.mount_point
-        for each in read_mounts(kernel)
-        if each.mount_point.startswith(point.rstrip("/") + "/")
-    ]
+    paths = [each.mount_point for each in read_mounts(kernel) if each.mount_point != point]
+    inner = [path for path in paths if _is_below(path, point)]
     if inner:
-        return f"something else is mounted in it, at {', '.join(inner)}"
+        return f"other filesystems are mounted in it, at {', '.join(inner)}"
     return describe_holders(find_mount_holders(point, kernel))
 
 
 def _stays_mounted(disk: Disk, mount: Mount, obstacle: str) -> TargetRefusedError:
     point = shlex.quote(mount.mount_point)
-    hint = f"End what uses it; to see all of it: sudo fuser --verbose --mount {point}"
+    hint = f"End the programs that use it; to list them: sudo fuser --verbose --mount {point}"
     if os.geteuid() != 0 and not find_system_program(UDISKSCTL):
-        hint = f"An ordinary user needs udisks2 for that; else: sudo umount {point}"
+        hint = f"Without udisks2 only root may unmount it: sudo umount {point}"
     message = f"{disk.node}: stays mounted at {mount.mount_point}: {obstacle}"
     return refusal("target-mounted", message, hint)
 
 
 def require_no_writer(path: Path, kernel: Kernel = RUNNING_KERNEL) -> None:
-    """Return unless the file or block device at ``path`` is mounted, or open, for writing.
+    """Return if the file or block device at ``path`` is not mounted, or open, for writing.
 
-    Not seen are, for an ordinary user, processes of others; and mounts of other mount namespaces.
+    Mounts of other mount namespaces are not seen; for an ordinary user, neither are the processes
+    of other users.
 
     Raises:
-        ImageError: it is (``image-mounted``, ``image-open-for-writing``).
+        ImageError: it is mounted or open for writing (``image-mounted``,
+            ``image-open-for-writing``).
         TargetRefusedError: the kernel's lists cannot be read.
     """
     status = path.stat()
@@ -325,7 +320,7 @@ def require_no_writer(path: Path, kernel: Kernel = RUNNING_KERNEL) -> None:
     elif stat.S_ISREG(status.st_mode) and not _is_closed_to_writers(path):
         for directory in _find_loops(str(path.resolve()), kernel):
             _require_unmounted(path, directory, kernel)
-        _require_closed(path, find_file_writers(path, kernel))
+        _require_closed(path, _find_file_writers(path, kernel))
 
 
 def _require_unmounted(path: Path, directory: Path, kernel: Kernel) -> None:
@@ -343,28 +338,28 @@ def _require_closed(path: Path, writers: Iterable[Holder]) -> None:
         raise ImageError(
             f"{path}: is open for writing: {names}",
             code="image-open-for-writing",
-            hint="Wait until that has finished, or close it there.",
+            hint="Wait until that program has finished, or end it.",
         )
 
 
 def _is_closed_to_writers(path: Path) -> bool:
-    """Whether nobody has the file open for writing, by the word of the kernel.
+    """True if no process has the file open for writing; False if it may be.
 
-    It grants a lease for reading only then, fcntl(2); and only to the owner of a file and to root,
-    and not on every filesystem. So False means that it is not known.
+    The kernel grants a lease for reading only then, fcntl(2); and only to root and the owner of the
+    file, and not on every filesystem.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
-        return False  # opening it in earnest will say why
+        return False  # opening it to read the image reports the reason
     try:
-        # Who opens it for writing before the lease is returned causes a signal. That of a lease,
-        # SIGIO, would end this process; SIGURG is ignored.
+        # A process that opens it for writing before the lease is returned causes a signal. By
+        # default it is SIGIO, which would end this process; SIGURG is ignored.
         fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     except OSError:
-        return False  # EAGAIN of a writer, and others of files that know no leases
+        return False  # EAGAIN: there is a writer; others: the file cannot have leases
     finally:
         os.close(descriptor)
     return True
@@ -372,15 +367,14 @@ def _is_closed_to_writers(path: Path) -> bool:
 
 def _find_loops(path: str, kernel: Kernel) -> Iterator[Path]:
     """Loop devices that can write to the file at ``path``."""
-    for link in sorted((kernel.sys / "block").glob("loop*")):
-        directory = link.resolve()
-        # Compared as text: a backing file on a network that is down must not be looked at.
-        if sysfs.read_backing_file(directory) == path and not sysfs.read_int(directory, "ro"):
+    for directory, backing_file in sysfs.list_loops(kernel):
+        # Compared as text: a backing file on a network that is down must not be examined.
+        if backing_file == path and not sysfs.read_int(directory, "ro"):
             yield directory
 
 
 def _find_mounts_below(disk: Path, kernel: Kernel, seen: set[Path]) -> Iterator[tuple[str, str]]:
-    """The device and the mount point of what is mounted for writing of ``disk``, or above it."""
+    """Device and mount point of each filesystem mounted for writing on ``disk`` or above it."""
     if disk in seen:
         return
     seen.add(disk)

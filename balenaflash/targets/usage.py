@@ -1,14 +1,13 @@
-"""What a disk is in use for, and which disks the running system stands on.
+"""The uses of disks, and the disks that the running system is on.
 
 Formats: Documentation/filesystems/proc.rst of the kernel, 3.5 (mountinfo), and mm/swapfile.c
 (swaps). White space and backslashes in paths are three octal digits after a backslash.
 
-Device-mapper, md and bcache name what they stand on as slaves; a loop device names its
-file, a btrfs its members, an overlay its directories. Every walk is bounded: nothing is
-visited twice.
+The lower devices of device-mapper, md and bcache are their slaves in sysfs; a loop device has its
+file, a btrfs its members, an overlay its directories. Every walk ends: nothing is visited twice.
 
-No single source is complete: a partition under device-mapper is not in mountinfo, a loop
-device over a partition is not among its holders, swap is in neither.
+No single list is complete: a partition under device-mapper is not in mountinfo, a loop device over
+a partition is not among its holders, swap is in neither.
 """
 
 import os
@@ -33,32 +32,32 @@ class Mount:
     """One mounted filesystem."""
 
     identity: int
-    """What no other mount has as long as this one is there."""
+    """Number that no other mount has as long as this one exists."""
     number: DeviceNumber
-    """The block device; of btrfs, overlay and others without one of their own, ``0:N``."""
+    """The block device; ``0:N`` for btrfs, overlay and others without one of their own."""
     mount_point: str
     filesystem: str
     source: str
-    """What was mounted: a node, or any text."""
+    """The mounted node, or any text."""
     options: tuple[str, ...]
-    """Those of the filesystem, such as ``lowerdir=...``."""
+    """Options of the filesystem, such as ``lowerdir=...``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Swap:
-    """One area that memory is paged out to."""
+    """A swap area."""
 
     path: str
     is_file: bool
 
 
 def read_mounts(kernel: Kernel) -> tuple[Mount, ...]:
-    """Every mount this process can see, in the order they were made."""
+    """All mounts that this process can see, the oldest first."""
     return parse_mountinfo(_read(kernel.proc / "self/mountinfo"))
 
 
 def read_swaps(kernel: Kernel) -> tuple[Swap, ...]:
-    """Every swap area in use; none on a kernel without swap."""
+    """All swap areas in use; none on a kernel without swap."""
     path = kernel.proc / "swaps"
     return parse_swaps(_read(path)) if path.exists() else ()
 
@@ -67,9 +66,8 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        message = f"{path}: {error.strerror}; so no disk is known to be unused"
-        hint = "Run it where /proc is mounted."
-        raise refusal("usage-unknown", message, hint) from error
+        message = f"{path}: {error.strerror}; every disk may be in use"
+        raise refusal("usage-unknown", message, "Mount /proc first.") from error
 
 
 def parse_mountinfo(content: bytes) -> tuple[Mount, ...]:
@@ -79,39 +77,34 @@ def parse_mountinfo(content: bytes) -> tuple[Mount, ...]:
 
 def _parse_mount(line: bytes) -> Mount:
     # 36 35 98:0 /subdirectory /mnt rw,noatime master:1 - ext3 /dev/root rw,errors=continue
-    # Between the mount options and the dash are any number of fields.
+    # There are any number of fields between the mount options and the dash.
     before, _, after = line.partition(b" - ")
     identity, _parent, number, _root, mount_point, *_ = before.split(b" ")
     filesystem, source, options = after.split(b" ", 2)
     return Mount(
         identity=int(identity),
         number=DeviceNumber.parse(number.decode()),
-        mount_point=unescape(mount_point),
-        filesystem=unescape(filesystem),
-        source=unescape(source),
-        options=tuple(unescape(option) for option in options.split(b",")),
+        mount_point=_unescape(mount_point),
+        filesystem=_unescape(filesystem),
+        source=_unescape(source),
+        options=tuple(_unescape(option) for option in options.split(b",")),
     )
 
 
 def parse_swaps(content: bytes) -> tuple[Swap, ...]:
     """The areas listed in the text of ``/proc/swaps``."""
-    return tuple(_parse_swaps(content))
+    # Not splitlines: a path may contain a carriage return. The first line has the headings.
+    lines = filter(None, content.split(b"\n")[1:])
+    columns = (_COLUMN_GAP.split(line) for line in lines)
+    return tuple(Swap(_unescape(path), is_file=kind == b"file") for path, kind, *_ in columns)
 
 
-def _parse_swaps(content: bytes) -> Iterator[Swap]:
-    # Not splitlines: a path may hold a carriage return.
-    for line in filter(None, content.split(b"\n")[1:]):  # after the headings
-        path, kind, *_ = _COLUMN_GAP.split(line)
-        yield Swap(unescape(path), is_file=kind == b"file")
-
-
-def unescape(field: bytes) -> str:
-    """A field with its octal escapes undone; bytes that are no UTF-8 become surrogates."""
+def _unescape(field: bytes) -> str:
     return os.fsdecode(_OCTAL_ESCAPE.sub(lambda escape: bytes([int(escape[1], 8)]), field))
 
 
 def find_mount(mounts: tuple[Mount, ...], path: str) -> Mount | None:
-    """The mount that the file at an absolute ``path`` lies in."""
+    """The mount that contains the file at an absolute ``path``."""
     found = None
     for mount in mounts:
         # A later mount on the same point hides an earlier one, hence "not shorter".
@@ -126,7 +119,7 @@ _OVERLAY_DIRECTORIES = ("lowerdir", "upperdir", "workdir")
 
 
 def find_mounted_devices(mount: Mount, kernel: Kernel) -> frozenset[DeviceNumber]:
-    """The block devices that a mounted filesystem itself is on; none of an overlay or tmpfs."""
+    """The block devices that a mounted filesystem is on; none for an overlay or tmpfs."""
     if mount.number.major != 0:
         return frozenset({mount.number})
     if mount.filesystem == "bcachefs":  # its source is a list of all members
@@ -139,8 +132,8 @@ def find_mounted_devices(mount: Mount, kernel: Kernel) -> frozenset[DeviceNumber
 
 
 def _find_btrfs_devices(source: DeviceNumber | None, kernel: Kernel) -> frozenset[DeviceNumber]:
-    # mountinfo names one member of a filesystem that may have several, and "/dev/root"
-    # for the one the kernel mounted itself: then every mounted btrfs may be meant.
+    # mountinfo has one member of a filesystem that may have several. For the one that the kernel
+    # mounted itself it has "/dev/root", which may be any mounted btrfs.
     # A directory per mounted filesystem: fs/btrfs/sysfs.c, "devices" since kernel 3.14.
     filesystems = [
         frozenset(_read_numbers(directory.iterdir()))
@@ -158,10 +151,10 @@ def _read_numbers(links: Iterable[Path]) -> Iterator[DeviceNumber]:
             yield number
 
 
-def find_node_number(path: str, kernel: Kernel, mounts: tuple[Mount, ...]) -> DeviceNumber | None:
-    """The number of the block device at an absolute ``path``; ``None`` if it is none.
+def _find_node_number(path: str, kernel: Kernel, mounts: tuple[Mount, ...]) -> DeviceNumber | None:
+    """The number of the block device at an absolute ``path``; ``None`` if it is not one.
 
-    Also of a node in the ``/dev`` of a chroot. Nothing outside ``/dev`` is looked at.
+    ``path`` may be in the ``/dev`` of a chroot. Nothing outside ``/dev`` is examined.
     """
     number = kernel.find_number(path)
     if number is not None:
@@ -172,29 +165,23 @@ def find_node_number(path: str, kernel: Kernel, mounts: tuple[Mount, ...]) -> De
     return kernel.find_number(f"/dev/{Path(path).relative_to(mount.mount_point)}")
 
 
-class DiskFinder:
-    """Finds the whole disks that things stand on, each device looked at once."""
+class _DiskFinder:
+    """Finds the whole disks below files, mounts and devices; each device is examined once."""
 
     def __init__(self, kernel: Kernel, mounts: tuple[Mount, ...]) -> None:
         self._kernel = kernel
         self._mounts = mounts
         self._seen: set[Path | Mount] = set()
-        self._found: set[DeviceNumber] = set()
-        self._backing_files: set[str] = set()
 
-    @property
-    def found(self) -> frozenset[DeviceNumber]:
-        """All whole block devices met, real and virtual: of LVM on LUKS both and the disk."""
-        return frozenset(self._found)
+        self.found: set[DeviceNumber] = set()
+        """All whole block devices, real and virtual: for LVM on LUKS both and the disk."""
 
-    @property
-    def backing_files(self) -> frozenset[str]:
-        """What the loop devices met stand on."""
-        return frozenset(self._backing_files)
+        self.backing_files: set[str] = set()
+        """Files and block devices of the loop devices that were found."""
 
     def add_path(self, path: str) -> None:
         """Follow the file or block device at an absolute path."""
-        number = find_node_number(path, self._kernel, self._mounts)
+        number = _find_node_number(path, self._kernel, self._mounts)
         if number is not None:
             self.add_device(number)
         elif (mount := find_mount(self._mounts, path)) is not None:
@@ -203,7 +190,7 @@ class DiskFinder:
     def add_mount(self, mount: Mount) -> None:
         """Follow a mounted filesystem."""
         if mount in self._seen:
-            return  # an overlay whose directories lie below itself, as seen in a container
+            return  # an overlay whose directories are below itself, as in a container
         self._seen.add(mount)
         for number in find_mounted_devices(mount, self._kernel):
             self.add_device(number)
@@ -224,18 +211,15 @@ class DiskFinder:
             return
         self._seen.add(directory)
         disk = sysfs.find_whole_disk(directory)
-        self._found.update(_read_numbers(_list_whole(disk)))
+        whole = (part for part in sysfs.list_parts(disk) if not sysfs.is_partition(part))
+        self.found.update(_read_numbers(whole))
         for slave in sysfs.list_lower_devices(directory):
             self._add_directory(slave)
         if disk != directory:
             self._add_directory(disk)
         elif (backing_file := sysfs.read_backing_file(disk)) is not None:
-            self._backing_files.add(backing_file)
+            self.backing_files.add(backing_file)
             self.add_path(backing_file)
-
-
-def _list_whole(disk: Path) -> list[Path]:
-    return [part for part in sysfs.list_parts(disk) if not sysfs.is_partition(part)]
 
 
 _SYSTEM_MOUNT_POINTS = frozenset(
@@ -245,14 +229,14 @@ _SYSTEM_MOUNT_POINTS = frozenset(
         "/boot/efi",
         "/boot/firmware",  # Raspberry Pi
         "/efi",
-        "/etc/hosts",  # of a container: it lies where the containers of the host do
+        "/etc/hosts",  # in a container: it is on the disk that holds the host's containers
         "/gnu",
         "/home",
         "/nix",
         "/sysroot",  # OSTree
         "/usr",
         "/var",
-        # The medium of a live system, or what its root is made of.
+        # The medium of a live system, or the lower layers of its root.
         "/cdrom",  # casper (Ubuntu)
         "/lib/live/mount/medium",  # live-boot (Debian), older
         "/media/root-ro",  # overlayroot, raspi-config
@@ -264,16 +248,16 @@ _SYSTEM_MOUNT_POINTS = frozenset(
 )
 
 _OPAQUE_FILESYSTEMS = frozenset({"aufs", "overlay", "zfs"})
-"""Those whose mounts need not lead to a block device that this process can see."""
+"""Filesystems whose mounts need not lead to a block device that this process can see."""
 
 _FILESYSTEMS_IN_SYSFS = ("ext4", "f2fs", "xfs")
-"""Below sys/fs each has a directory for every mounted device, in whichever mount namespace."""
+"""Each has a directory below sys/fs for every mounted device of all mount namespaces."""
 
 _OUT_OF_SIGHT = "mounted out of sight"
 
 
 class UseKind(StrEnum):
-    """How a device is in use."""
+    """A kind of use."""
 
     MOUNT = "mount"
     SWAP = "swap"
@@ -282,28 +266,28 @@ class UseKind(StrEnum):
     RAID = "raid"
     LOOP = "loop"
     DEVICE_MAPPER = "device-mapper"
-    """Device-mapper that neither cryptsetup nor LVM set up, such as multipath."""
+    """Device-mapper not set up by cryptsetup or LVM, such as multipath."""
     HOLDER = "holder"
-    """Any other device that stands on it, such as bcache."""
+    """Any other upper device, such as bcache."""
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """One reason why a device must not be written."""
+    """A use of a disk or a partition, for which it must not be written."""
 
     kind: UseKind
     device: str
-    """The kernel's name of the disk or partition, or of what stands on it, such as ``sda1``."""
+    """The kernel's name of the disk, partition or upper device, such as ``sda1``."""
     detail: str
-    """The mount point; the node of the swap area; the name or node of what stands on it."""
+    """The mount point; the node of the swap area; the name or node of the upper device."""
 
 
 def system_disks(kernel: Kernel = RUNNING_KERNEL) -> Mapping[DeviceNumber, tuple[str, ...]]:
-    """Whole block devices that the running system stands on, each with what is on it.
+    """Whole block devices that the running system is on, with its mount points, or ``swap``.
 
-    What is on it are mount points, and ``swap``. Devices in between (device-mapper, md,
-    loop) are among them. Where the root is an overlay that leads nowhere, its disk is among
-    those that are mounted where this process cannot see it, as by the initramfs or the host.
+    Devices in between (device-mapper, md, loop) are among them. If the root is an overlay without
+    a visible disk, all disks count that are mounted where this process cannot see it, as by the
+    initramfs or the host.
 
     Raises:
         TargetRefusedError: the kernel's lists cannot be read.
@@ -312,27 +296,27 @@ def system_disks(kernel: Kernel = RUNNING_KERNEL) -> Mapping[DeviceNumber, tuple
     reasons: dict[DeviceNumber, list[str]] = {}
     for mount in mounts:
         if mount.mount_point in _SYSTEM_MOUNT_POINTS:
-            finder = DiskFinder(kernel, mounts)
+            finder = _DiskFinder(kernel, mounts)
             finder.add_mount(mount)
             _note(reasons, finder, mount.mount_point)
     for swap in read_swaps(kernel):
-        finder = DiskFinder(kernel, mounts)
+        finder = _DiskFinder(kernel, mounts)
         finder.add_path(swap.path)
         _note(reasons, finder, "swap")
     if _is_root_opaque(mounts, kernel):
         for number in _list_mounted_out_of_sight(mounts, kernel):
-            finder = DiskFinder(kernel, mounts)
+            finder = _DiskFinder(kernel, mounts)
             finder.add_device(number)
             _note(reasons, finder, _OUT_OF_SIGHT)
     return {number: tuple(names) for number, names in reasons.items()}
 
 
 def _is_root_opaque(mounts: tuple[Mount, ...], kernel: Kernel) -> bool:
-    """Whether the root's filesystem leads to no block device, though it should."""
+    """True if the root is on a filesystem that leads to no visible block device."""
     root = find_mount(mounts, "/")
     if root is None or root.filesystem not in _OPAQUE_FILESYSTEMS:
         return False
-    finder = DiskFinder(kernel, mounts)
+    finder = _DiskFinder(kernel, mounts)
     finder.add_mount(root)
     return not finder.found
 
@@ -341,20 +325,20 @@ def _list_mounted_out_of_sight(mounts: tuple[Mount, ...], kernel: Kernel) -> Ite
     seen = frozenset[DeviceNumber]().union(*(find_mounted_devices(each, kernel) for each in mounts))
     for filesystem in _FILESYSTEMS_IN_SYSFS:
         for directory in sorted((kernel.sys / "fs" / filesystem).glob("*")):
-            # Beside the devices are directories for all of them, such as "features".
+            # Others are not devices, such as "features".
             number = sysfs.read_number(kernel.sys / "class/block" / directory.name)
             if number is not None and number not in seen:
                 yield number
 
 
 def _list_system_pools(mounts: tuple[Mount, ...]) -> Iterator[str]:
-    """Names of the ZFS pools that the system is on; which disks are in them only udev knows."""
+    """Names of the ZFS pools that the system is on; only udev knows the disks of a pool."""
     for mount in mounts:
         if mount.mount_point in _SYSTEM_MOUNT_POINTS and mount.filesystem == "zfs":
             yield mount.source.partition("/")[0]
 
 
-def _note(reasons: dict[DeviceNumber, list[str]], finder: DiskFinder, name: str) -> None:
+def _note(reasons: dict[DeviceNumber, list[str]], finder: _DiskFinder, name: str) -> None:
     for number in finder.found:
         names = reasons.setdefault(number, [])
         if name not in names:
@@ -362,41 +346,41 @@ def _note(reasons: dict[DeviceNumber, list[str]], finder: DiskFinder, name: str)
 
 
 def disks_under(path: Path, kernel: Kernel = RUNNING_KERNEL) -> frozenset[DeviceNumber]:
-    """Whole block devices that a file lies on; of a block device itself and those below it.
+    """Whole block devices below a file; for a block device itself and those below it.
 
-    The user named ``path``, so it is looked at wherever it is.
+    ``path`` is examined wherever it is, because the user named it.
 
     Raises:
         TargetRefusedError: the kernel's lists cannot be read.
     """
-    finder = DiskFinder(kernel, read_mounts(kernel))
+    finder = _DiskFinder(kernel, read_mounts(kernel))
     if path.is_block_device():
         finder.add_device(DeviceNumber.from_raw(path.stat().st_rdev))
     else:
         finder.add_path(str(path.resolve()))
-    return finder.found
+    return frozenset(finder.found)
 
 
 def is_backed_by(disk: Disk, path: Path, kernel: Kernel = RUNNING_KERNEL) -> bool:
-    """Whether a loop device that the disk is, or stands on, shows the file at ``path``.
+    """True if the disk is, or is above, a loop device of the file at ``path``.
 
     Raises:
         TargetRefusedError: the kernel's lists cannot be read.
     """
-    finder = DiskFinder(kernel, read_mounts(kernel))
+    finder = _DiskFinder(kernel, read_mounts(kernel))
     finder.add_device(disk.device_number)
     return any(is_same_file(path, backing_file) for backing_file in finder.backing_files)
 
 
 class Usage:
-    """What the devices of a machine are in use for, as it was when this was made.
+    """The uses of all devices of a machine, as they were when this object was made.
 
-    Not seen are mounts of other mount namespaces and programs that have a disk open; opening it
-    exclusively finds them.
+    Mounts of other mount namespaces, and programs that have a disk open, are not seen; opening the
+    disk exclusively finds them.
     """
 
     def __init__(self, kernel: Kernel = RUNNING_KERNEL) -> None:
-        """Look at what is mounted, and what stands on what.
+        """Read the mounts, the swap areas, and the upper devices of each device.
 
         Raises:
             TargetRefusedError: the kernel's lists cannot be read.
@@ -416,11 +400,11 @@ class Usage:
         self._is_system_unknown = not is_found and _is_root_opaque(mounts, kernel)
 
     def of(self, disk: Disk) -> tuple[Use, ...]:
-        """Everything that uses the disk, its partitions, or what stands on them."""
+        """All uses of the disk, its partitions, and the devices above them."""
         return tuple(self._find(disk.sys_path, set()))
 
     def of_system(self, disk: Disk) -> tuple[str, ...]:
-        """What of the running system stands on the disk: as `system_disks`, and ZFS pools."""
+        """Parts of the running system on the disk: those of `system_disks`, and ZFS pools."""
         contents = [(disk.filesystem, disk.label)]
         contents += [(each.filesystem, each.label) for each in disk.partitions]
         pools = [
@@ -432,18 +416,15 @@ class Usage:
 
     @property
     def is_system_unknown(self) -> bool:
-        """Whether no disk was found that the running system stands on, though there is one."""
+        """True if no disk of the running system was found, although there is one."""
         return self._is_system_unknown
 
     def _list_loops(self, mounts: tuple[Mount, ...]) -> Iterator[tuple[DeviceNumber, Path]]:
-        """Loop devices over block devices: the number below, the directory above."""
-        for link in sorted((self._kernel.sys / "block").glob("loop*")):
-            directory = link.resolve()
-            backing_file = sysfs.read_backing_file(directory)
-            if backing_file is not None:
-                number = find_node_number(backing_file, self._kernel, mounts)
-                if number is not None:
-                    yield number, directory
+        """Loop devices over block devices: number of the lower, directory of the loop device."""
+        for directory, backing_file in sysfs.list_loops(self._kernel):
+            number = _find_node_number(backing_file, self._kernel, mounts)
+            if number is not None:
+                yield number, directory
 
     def _find(self, disk: Path, seen: set[Path]) -> Iterator[Use]:
         if disk in seen:
