@@ -37,7 +37,7 @@ class FileMedium(DescriptorMedium):
     def capacity(self) -> int:
         """Its size and the room left in its filesystem; holes are counted as if they were full."""
         filesystem = os.fstatvfs(self._descriptor)
-        return self._size + filesystem.f_bavail * filesystem.f_frsize
+        return self.size + filesystem.f_bavail * filesystem.f_frsize
 
     @property
     def alignment(self) -> int:
@@ -85,7 +85,7 @@ class FileMedium(DescriptorMedium):
             return os.lseek(self._descriptor, offset, os.SEEK_DATA) >= offset + length
         except OSError as error:
             if error.errno == errno.ENXIO:  # no data up to the end: a hole if within the file
-                return offset + length <= self._size
+                return offset + length <= self.size
             return False
 
     def _write_error(self, action: str, error: OSError) -> WriteError:

@@ -1,4 +1,4 @@
-"""What can be written and then read back, and what disks and files share as such."""
+"""Media that are written and then read back, and the common part of disks and files."""
 
 import errno
 import mmap
@@ -15,7 +15,7 @@ from balenaflash.units import MIB, align_down, align_up
 
 
 class Begun(Enum):
-    """How far writing an image had come when it ended early."""
+    """The progress of writing an image at the moment when it ended early."""
 
     NOTHING = auto()
     """Nothing was written."""
@@ -25,116 +25,103 @@ class Begun(Enum):
 
     START_ZEROED = auto()
     PART = auto()
-    """Some of the image was written; the start is zeroed."""
+    """Part of the image was written; the start is zeroed."""
 
 
 class Medium(Protocol):
-    """A target that is open.
+    """An open target.
 
-    Offsets are in bytes from its start. Offsets and lengths are multiples of
-    ``alignment``, and the memory of buffers starts at a page (``mmap`` gives such memory).
-    The last chunk of an image that does not fill a sector is padded with zeros by the
-    caller: a device cannot be written in smaller units.
+    Offsets are in bytes from its start. Offsets and lengths are multiples of ``alignment``, and the
+    memory of buffers starts at a page, as that of ``mmap`` does. If the last chunk of an image does
+    not fill a sector, the caller pads it with zeros: a device cannot be written in smaller units.
     """
 
     @property
     def name(self) -> str:
-        """What to call it in messages: the node, or the path as the user gave it."""
+        """Name for messages: the node, or the path as the user gave it."""
 
     @property
     def size(self) -> int:
-        """Bytes from start to end, as they were at opening."""
+        """Size in bytes when it was opened."""
 
     @property
     def capacity(self) -> int:
-        """Bytes that it can hold: its size; of a file, which grows, what there is room for."""
+        """Bytes that it can hold: its size; for a file, which grows, the room for it."""
 
     @property
     def alignment(self) -> int:
-        """The unit of reading and writing in bytes: the logical sector; 1 of a file."""
+        """The unit of reading and writing in bytes: the logical sector; 1 for a file."""
 
     @property
     def was_emptied(self) -> bool:
-        """Whether what it held before was dropped when it was opened."""
+        """True if opening it discarded its old content."""
 
     @property
     def rereads(self) -> Rereads:
-        """Reads that had to be repeated."""
+        """Counts of repeated reads."""
 
     def describe_unfinished(self, begun: Begun) -> str:
-        """What it holds when writing ends early, as the end of a sentence."""
+        """Its state when writing ends early, as the end of a sentence."""
 
     def write(self, offset: int, buffer: memoryview) -> None:
         """Write all of ``buffer`` at ``offset``.
 
         Raises:
-            WriteError: with code ``write-failed``. What lies in the range is undefined.
+            WriteError: with code ``write-failed``. The content of the range is undefined.
         """
 
     def zero(self, offset: int, length: int) -> None:
-        """Make the range read as zeros, if the medium can be told so without sending them.
+        """Fill the range with zeros, if possible without sending them to the medium.
 
         Raises:
             WriteError: as ``write``.
         """
 
     def flush(self) -> None:
-        """Return when everything written is on the medium, not in a cache of any kind.
+        """Return when everything written is on the medium, and in no cache, not even its own.
 
         Raises:
-            WriteError: with code ``write-failed``. Anything written since the flush before
-                may be lost; flushing again fails too, since the kernel tells it only once.
+            WriteError: with code ``write-failed``. Anything written since the last flush may be
+                lost; further flushes fail too.
         """
 
     def begin_read_back(self) -> None:
-        """Flush, and from here on read what the medium holds, not what the kernel remembers.
+        """Flush, and from now on read from the medium, not from the page cache.
 
         Raises:
             WriteError: as ``flush``.
         """
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
-        """Fill ``buffer`` from ``offset`` on.
+        """Fill ``buffer`` from ``offset`` on. A failed read is repeated once.
 
         Raises:
-            WriteError: with code ``read-back-failed``: the same read failed twice, or it ends
-                before.
+            WriteError: with code ``read-back-failed``: the same read failed twice, or the medium
+                ends before.
         """
 
 
-# mmap gives zeroed pages, aligned as O_DIRECT wants them.
+# mmap returns zeroed pages, aligned as O_DIRECT needs them.
 _ZEROS = memoryview(mmap.mmap(-1, MIB))
 
 
 class DescriptorMedium(ABC):
-    """Something open for writing, of a known size."""
+    """A medium that is read and written by a file descriptor."""
 
     def __init__(self, name: str, descriptor: int, size: int) -> None:
-        self._name = name
+        self.name = name
+        self.size = size
         self._descriptor = descriptor
-        self._size = size
         self._written = 0
         self._counting = threading.Lock()
         self._flush_error: WriteError | None = None
         self.rereads = Rereads()
 
     @property
-    def name(self) -> str:
-        """What to call it in messages."""
-        return self._name
-
-    @property
-    def size(self) -> int:
-        """Bytes from start to end, as they were at opening."""
-        return self._size
-
-    @property
     def capacity(self) -> int:
-        """Bytes that it can hold."""
-        return self._size
+        return self.size
 
     def write(self, offset: int, buffer: memoryview) -> None:
-        """Write all of ``buffer`` at ``offset``; short writes are continued."""
         done = 0
         while done < len(buffer):
             try:
@@ -146,7 +133,6 @@ class DescriptorMedium(ABC):
                 self._written += count
 
     def zero(self, offset: int, length: int) -> None:
-        """Write zeros to the range."""
         end = offset + length
         while offset < end:
             count = min(end - offset, len(_ZEROS))
@@ -154,12 +140,9 @@ class DescriptorMedium(ABC):
             offset += count
 
     def flush(self) -> None:
-        """Return when everything written is on the medium, past its own cache too.
-
-        Direct I/O alone does not do that: what it wrote may be lost with the power.
-        """
+        # Also after direct I/O: without it, the cache of the medium may be lost with the power.
         if self._flush_error is not None:
-            # The kernel tells a lost write once per descriptor: a second fsync would succeed.
+            # The kernel reports a lost write once per descriptor: a second fsync would succeed.
             raise self._flush_error
         try:
             os.fsync(self._descriptor)
@@ -168,7 +151,6 @@ class DescriptorMedium(ABC):
             raise self._flush_error from error
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
-        """Fill ``buffer`` from ``offset`` on; short reads are continued, a failed one repeated."""
         done = 0
         while done < len(buffer):
             try:
@@ -184,11 +166,11 @@ class DescriptorMedium(ABC):
 
     @abstractmethod
     def _write_error(self, action: str, error: OSError) -> WriteError:
-        """What to raise when ``action`` failed."""
+        """The error for an ``action`` that failed."""
 
     @abstractmethod
     def _read_error(self, offset: int, error: OSError | None) -> WriteError:
-        """What to raise when reading at ``offset`` failed, or ``None``: gave nothing."""
+        """The error for a read at ``offset`` that failed, or without ``error`` read nothing."""
 
 
 _ALIGNMENT = 4096  # bytes; a multiple of what any filesystem asks for offsets and lengths
@@ -199,7 +181,7 @@ _UNSUPPORTED = frozenset(
         errno.EINVAL,  # the filesystem has no direct I/O: open(2), or some only at the first read
         errno.EOPNOTSUPP,  # the same from a FUSE filesystem
         errno.ENOENT,  # /proc is not mounted
-        errno.EACCES,  # the mode of the file lets nobody open it again
+        errno.EACCES,  # the mode of the file does not allow to open it again
     }
 )
 
@@ -214,9 +196,9 @@ class DirectReader:
 
     @classmethod
     def open(cls, descriptor: int) -> Self | None:
-        """A reader of the file that is open as ``descriptor``; ``None`` where there is none.
+        """A reader of the file open as ``descriptor``; ``None`` if it cannot be read directly.
 
-        The file is found through ``/proc/self/fd``, so it may have been renamed.
+        It is opened again through ``/proc/self/fd``, so it may have been renamed.
         """
         try:
             direct = os.open(
@@ -237,7 +219,7 @@ class DirectReader:
         return reader
 
     def read_some(self, offset: int, buffer: memoryview) -> int:
-        """Read into the start of ``buffer``; the number of bytes, 0 at the end of the file."""
+        """Read into the start of ``buffer``; return the number of bytes, 0 at the end."""
         start = align_down(offset, _ALIGNMENT)
         end = align_up(offset + len(buffer), _ALIGNMENT)
         length = min(end - start, _BUFFER_SIZE)
@@ -249,7 +231,7 @@ class DirectReader:
             return len(found)
 
     def close(self) -> None:
-        """Close the second descriptor; the first stays open."""
+        """Close the second descriptor; the first one stays open."""
         os.close(self._descriptor)
 
 
@@ -270,10 +252,10 @@ _SENTENCES = {
 
 
 def describe_failure(error: OSError, *, is_gone: bool = False) -> str:
-    """A clause that says why, such as "there is no room left".
+    """The reason for a failure in words, such as "there is no room left".
 
-    ``is_gone`` says that the device is known to have vanished: an unplugged disk has size
-    0, and writing beyond the end is answered like a full one.
+    ``is_gone`` is set if the device is known to have vanished. An unplugged disk has size 0, and a
+    write past its end fails as if it were full.
     """
     if is_gone or error.errno in _GONE:
         return "the device has vanished; was it unplugged?"

@@ -1,9 +1,9 @@
-"""Disks by names that last: serial number, USB port, slot; and misspelt names.
+"""Lasting names of disks (serial number, USB port, slot), and misspelt names.
 
-The file is TOML, a line a slot: ``left = "1-2.3"``. There are two: one of the user's own, and one
-for all users of the machine; where both know a name, the user's wins. Root has the latter only:
-with sudo the home may be another user's. ``$BALENAFLASH_SLOTS`` names one that is used in place of
-both.
+A slot is a USB port with a name. Slots are kept in TOML files, one slot a line:
+``left = "1-2.3"``. One file is for all users of the machine, another for the user, whose names have
+priority. Root has only the former: under sudo the home may be another user's.
+``$BALENAFLASH_SLOTS`` replaces both.
 """
 
 import difflib
@@ -24,38 +24,35 @@ from balenaflash.targets.udev import UdevDatabase
 from balenaflash.units import format_size
 
 SYSTEM_SLOTS = Path("/etc/balenaflash/slots.toml")
-"""Those of the machine."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
-_PORT = re.compile(r"\d+-\d+(\.\d+){0,5}")  # as the kernel names a USB device; six hubs deep
+_PORT = re.compile(r"\d+-\d+(\.\d+){0,5}")  # the kernel's name of a USB device; six hubs deep
 _KEY_OF_LINE = re.compile(r"""\s*(["']?)(?P<name>[A-Za-z0-9._-]+)\1\s*=""")
 
 
 def slot_files() -> tuple[Path, ...]:
-    """The files that are read, the one that is overruled first."""
+    """The files of slots; the names in later ones have priority."""
     given = os.environ.get("BALENAFLASH_SLOTS")
     if given:
         return (Path(given),)
-    return (SYSTEM_SLOTS,) if os.geteuid() == 0 else (SYSTEM_SLOTS, _user_slots())
+    if os.geteuid() == 0:
+        return (SYSTEM_SLOTS,)
+    # XDG Base Directory Specification 0.8: a relative path is ignored.
+    configured = Path(os.environ.get("XDG_CONFIG_HOME", ""))
+    home = configured if configured.is_absolute() else Path.home() / ".config"
+    return (SYSTEM_SLOTS, home / "balenaflash/slots.toml")
 
 
 def own_file() -> Path:
-    """The file in which this user keeps names: root those of the machine."""
+    """The file that this user changes; for root that of the machine."""
     return slot_files()[-1]
 
 
-def _user_slots() -> Path:
-    """As the XDG Base Directory Specification 0.8 has it."""
-    given = Path(os.environ.get("XDG_CONFIG_HOME", ""))
-    home = given if given.is_absolute() else Path.home() / ".config"
-    return home / "balenaflash/slots.toml"
-
-
 def read_slots(files: Sequence[Path] | None = None) -> dict[str, str]:
-    """The port of each slot, by name; ``files`` are `slot_files`, and need not be there.
+    """The port of each slot, by name. ``files`` are `slot_files` by default; some may be missing.
 
     Raises:
-        ConfigError: a file is there, but cannot be read, or is not valid.
+        ConfigError: a file cannot be read, or is not valid.
     """
     slots: dict[str, str] = {}
     for path in slot_files() if files is None else files:
@@ -64,21 +61,21 @@ def read_slots(files: Sequence[Path] | None = None) -> dict[str, str]:
 
 
 def check_name(name: str) -> None:
-    """Return if a slot may be called ``name``: it becomes the name of a link below /dev.
+    """Return if ``name`` is valid for a slot; it becomes the name of a link below /dev.
 
     Raises:
-        ConfigError: it may not.
+        ConfigError: it is not valid.
     """
     if not _NAME.fullmatch(name):
         raise ConfigError(
-            f"{name!r} is no name for a slot",
+            f"{name!r} is not a name for a slot",
             code="slot-name",
-            hint="A name has small letters, digits, dots, dashes and underscores.",
+            hint="Use lower-case letters, digits, dots, dashes and underscores.",
         )
 
 
 def check_port(port: str) -> None:
-    """Return if ``port`` is that of a USB device, such as ``1-2.3``: bus 1, port 2, its port 3.
+    """Return if ``port`` is a USB port, such as ``1-2.3``: port 3 of the hub in port 2 of bus 1.
 
     Raises:
         ConfigError: it is not.
@@ -87,18 +84,18 @@ def check_port(port: str) -> None:
         raise ConfigError(
             f"{port!r} is not a USB port",
             code="slot-port",
-            hint="A port looks like 1-2.3; balenaflash devices shows those in use.",
+            hint="A port is written like 1-2.3; to list those in use: balenaflash devices",
         )
 
 
 def name_port(path: Path, name: str, port: str | None) -> None:
-    """Keep ``port`` as ``name`` in the file at ``path``, or with ``None`` forget the name.
+    """Name the ``port`` in the file at ``path``, or with ``None`` remove the name.
 
-    Other lines stay as they are. The file is replaced wholly or not at all.
+    Other lines do not change. The file is replaced wholly or not at all.
 
     Raises:
         ConfigError: the name, the port or the file is not valid, the file cannot be written, or
-            a name that is to be forgotten is not in it.
+            the name to remove is not in it.
     """
     check_name(name)
     if port is not None:
@@ -107,10 +104,16 @@ def name_port(path: Path, name: str, port: str | None) -> None:
     known = _parse(text, path)
     if port is None and name not in known:
         raise ConfigError(f"{path}: has no slot {name!r}", code="slot-unknown")
-    _write(path, _replaced(text, name, port))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, _with_port(text, name, port).encode())
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be written: {error.strerror}", code="slots-not-written"
+        ) from error
 
 
-def _replaced(text: str, name: str, port: str | None) -> str:
+def _with_port(text: str, name: str, port: str | None) -> str:
     line = None if port is None else f'"{name}" = "{port}"'
     lines: list[str] = []
     for each in text.splitlines():
@@ -161,32 +164,22 @@ def _invalid(path: Path, fact: str) -> ConfigError:
     )
 
 
-def _write(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, text.encode())
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be written: {error.strerror}", code="slots-not-written"
-        ) from error
-
-
 class NameKind(StrEnum):
-    """What a disk is named by."""
+    """The kind of a disk's name."""
 
     SERIAL = "serial"
-    """Its serial number; of a disk on USB that of the enclosure or reader."""
+    """Serial number of the disk; on USB that of the enclosure or reader."""
 
     PORT = "port"
-    """The USB port that it is plugged into, such as ``1-2.3``."""
+    """USB port that the disk is plugged into, such as ``1-2.3``."""
 
     SLOT = "slot"
-    """A port that the lab gave a name."""
+    """Name of a USB port."""
 
 
 @dataclass(frozen=True, slots=True)
 class DiskName:
-    """A disk that is named by something else than its node."""
+    """A name of a disk other than its node."""
 
     kind: NameKind
     value: str
@@ -196,11 +189,11 @@ class DiskName:
 
 
 TargetName = Path | DiskName
-"""What is to be written or compared, as the user named it."""
+"""A target as the user named it: the path of a node or file, or the name of a disk."""
 
 
 def parse_target(text: str) -> TargetName:
-    """The name in ``text``; a file whose name looks like that of a disk is ``./serial:1``."""
+    """The name in ``text``; a file whose name looks like that of a disk needs ``./`` before it."""
     for kind in NameKind:
         prefix = f"{kind}:"
         if text.startswith(prefix):
@@ -214,16 +207,16 @@ def find_named(
     database: UdevDatabase | None = None,
     slots: Mapping[str, str] | None = None,
 ) -> Disk:
-    """The one whole block device that ``target`` names; ``slots`` are the lab's own by default.
+    """The one whole block device that ``target`` names; ``slots`` are those in files by default.
 
-    A reader with several slots is several disks in one port; of them one that alone has a card is
-    meant. Two readers with one serial number are told apart by port or slot only: where the card
-    is missing in the one that is meant, that in the other must not be written.
+    A reader for several cards is several disks in one port; if only one has a card, that one is
+    found. Two readers with the same serial number can only be named by port or slot: if the card
+    is missing in one of them, the card in the other must not be written.
 
     Raises:
-        TargetRefusedError: there is none (``target-missing``), or there are several
+        TargetRefusedError: no disk has the name (``target-missing``), or several have it
             (``target-ambiguous``); or as `find_disk`.
-        ConfigError: the file of slots is not valid.
+        ConfigError: a file of slots is not valid.
         ToolMissingError: libudev is not installed.
     """
     if isinstance(target, Path):
@@ -233,7 +226,14 @@ def find_named(
         return _choose(target, [disk for disk in disks if disk.serial == target.value], disks)
     port = target.value
     if target.kind is NameKind.SLOT:
-        port = _port_of(target, read_slots() if slots is None else slots)
+        slots = read_slots() if slots is None else slots
+        if target.value not in slots:
+            raise refusal(
+                "target-missing",
+                f"{target}: is not a slot; known slots: {', '.join(sorted(slots)) or 'none'}",
+                "Name the slot first: balenaflash devices name PORT NAME",
+            )
+        port = slots[target.value]
     return _choose(target, [disk for disk in disks if disk.usb_port == port], disks)
 
 
@@ -242,7 +242,7 @@ def list_names(
     database: UdevDatabase | None = None,
     slots: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """Every name by which `find_named` finds a disk that is here, and which disk that is.
+    """Every name by which `find_named` finds a disk, with a description of that disk.
 
     Raises:
         ConfigError, ToolMissingError: as `find_named`.
@@ -264,19 +264,8 @@ def list_names(
 
 
 def describe_shortly(disk: Disk) -> str:
-    """The size, and the model where it is known."""
+    """The size, and the model if it is known."""
     return " ".join(filter(None, [format_size(disk.size), disk.model]))
-
-
-def _port_of(target: DiskName, slots: Mapping[str, str]) -> str:
-    if target.value not in slots:
-        known = ", ".join(sorted(slots)) or "none yet"
-        raise refusal(
-            "target-missing",
-            f"{target}: there is no slot of that name; known are: {known}",
-            "Name one: balenaflash devices name PORT NAME",
-        )
-    return slots[target.value]
 
 
 def _choose(target: DiskName, found: Sequence[Disk], disks: Sequence[Disk]) -> Disk:
@@ -289,16 +278,16 @@ def _choose(target: DiskName, found: Sequence[Disk], disks: Sequence[Disk]) -> D
             f"{target}: names {len(found)} disks: {', '.join(map(_describe, found))}",
             "Name one of them by its port or its node.",
         )
-    there = [_describe(disk) for disk in disks]
+    present = [_describe(disk) for disk in disks]
     raise refusal(
         "target-missing",
-        f"{target}: no disk that is here is named so",
-        f"Here are: {', '.join(there)}" if there else "Plug it in, then: balenaflash devices",
+        f"{target}: no disk with this name is present",
+        f"Present: {', '.join(present)}" if present else "Plug it in, then: balenaflash devices",
     )
 
 
 def _find_meant(found: Sequence[Disk]) -> Disk | None:
-    """The disk that is meant of those ``found`` by one name; ``None`` if that is not clear."""
+    """The disk that one name means, of those ``found`` by it; ``None`` if it is ambiguous."""
     if len(found) == 1:
         return found[0]
     holding = [disk for disk in found if disk.size]
@@ -322,7 +311,7 @@ _KERNEL_NAME = re.compile(
     r"|nvme\d+n\d+(p\d+)?"
     r"|(dm-|bcache|sr|z?ram)\d+"
 )
-"""What the kernel calls disks and partitions, here or not."""
+"""The kernel's names of disks and partitions."""
 
 _ASSIGNMENT = re.compile(r"(?P<word>[^\W\d]\w*)\s*[:=]\s*(?P<value>.*)", re.DOTALL)
 _LINK_DIRECTORIES = ("mapper", "md", "balenaflash")  # below /dev, beside disk/by-*
@@ -334,22 +323,23 @@ def check_file_name(
     database: UdevDatabase | None = None,
     slots: Mapping[str, str] | None = None,
 ) -> None:
-    """Return if ``text`` may name a file; a word that was meant for a disk may not.
+    """Return if ``text`` may name a file, and is not a misspelt name of a disk.
 
-    Such are the name of a disk without ``/dev/``, a serial number, port or slot without its
-    kind, and whatever looks like a kind: ``slot=left``. With a slash anything names a file.
+    Misspelt are the name of a disk without ``/dev/``, a serial number, port or slot without its
+    kind, and a text that looks like a kind, such as ``slot=left``. With a slash any text may name a
+    file.
 
     Raises:
-        TargetRefusedError: ``target-misspelt``, with the right spelling where it is known.
+        TargetRefusedError: ``target-misspelt``, with the right spelling if it is known.
     """
     spelling = find_spelling(text, kernel, database, slots)
     if spelling is None:
         return
-    disk = f"For the disk: {spelling}" if spelling else "Disks are listed by: balenaflash devices"
+    disk = f"For the disk: {spelling}" if spelling else "To list the disks: balenaflash devices"
     raise refusal(
         "target-misspelt",
         f"{text}: looks like the name of a disk, but is not one",
-        f"{disk}; for a file of that name: ./{text.strip()}",
+        f"{disk}; for a file with that name: ./{text.strip()}",
     )
 
 
@@ -359,9 +349,9 @@ def find_spelling(
     database: UdevDatabase | None = None,
     slots: Mapping[str, str] | None = None,
 ) -> str | None:
-    """How the disk is spelt that ``text`` was meant for; ``None`` if it looks like no disk.
+    """The right spelling of the disk that ``text`` means; ``None`` if it does not mean a disk.
 
-    The answer is empty where it looks like one that is not here.
+    It is empty if ``text`` looks like a disk that is not present.
     """
     word = text.strip()
     assignment = _ASSIGNMENT.fullmatch(word)
@@ -379,7 +369,7 @@ def _spell_kind(word: str, value: str) -> str:
     kinds = difflib.get_close_matches(word, list(NameKind), n=1)
     if kinds:
         return f"{kinds[0]}:{value}"
-    return value if value.startswith("/dev/") else ""  # as dd has it: of=/dev/sdX
+    return value if value.startswith("/dev/") else ""  # as in dd of=/dev/sdX
 
 
 def _find_nodes(word: str, kernel: Kernel) -> Iterator[str]:
@@ -398,7 +388,7 @@ def _find_nodes(word: str, kernel: Kernel) -> Iterator[str]:
 def _find_names(
     word: str, kernel: Kernel, database: UdevDatabase | None, slots: Mapping[str, str] | None
 ) -> Iterator[str]:
-    # Without libudev, or a valid file of slots, a file is written all the same.
+    # Without libudev, or a valid file of slots, a file may be written nevertheless.
     with suppress(BalenaflashError):
         slots = read_slots() if slots is None else slots
         if word in slots:

@@ -1,6 +1,6 @@
-"""udev, by libudev: what it knows of block devices, and what it tells when they come and go.
+"""udev, by libudev: its properties of block devices, and its events when they come and go.
 
-Without udevd both are what the kernel says itself.
+Without a running udevd both are those of the kernel.
 """
 
 from collections.abc import Mapping
@@ -16,13 +16,13 @@ from balenaflash.targets.sysfs import RUNNING_KERNEL, Kernel, clean_udev_text
 
 @dataclass(frozen=True, slots=True)
 class UdevRecord:
-    """What udev has about one device; without udevd just what the kernel announced."""
+    """The properties and links of one device; without udevd only those of the kernel."""
 
     properties: Mapping[str, str] = field(default_factory=dict)
     links: tuple[Path, ...] = ()
 
     def read_text(self, *names: str) -> str | None:
-        """The first of the properties that has a value, with escapes undone, fit to print."""
+        """The first of the properties that has a value, as `clean_udev_text` returns it."""
         for name in names:
             text = clean_udev_text(self.properties.get(name, ""))
             if text is not None:
@@ -31,28 +31,26 @@ class UdevRecord:
 
 
 class UdevDatabase(Protocol):
-    """Where devices are found; another one stands in for another machine."""
+    """A source of devices; tests use that of another machine."""
 
     def list_disks(self) -> list[Path]:
         """The directories of all whole block devices, below ``/sys/devices``."""
 
     def read(self, directory: Path) -> UdevRecord:
-        """What is known about one block device; an empty record if it is gone."""
+        """The record of one block device; it is empty if the device is gone."""
 
 
 class PyudevDatabase:
-    """The devices of the running system, by libudev."""
+    """The devices of the running system."""
 
     def __init__(self) -> None:
         self._context = _open_context()
 
     def list_disks(self) -> list[Path]:
-        """The directories of all whole block devices."""
         devices = self._context.list_devices(subsystem="block", DEVTYPE="disk")
         return [Path(device.sys_path) for device in devices]
 
     def read(self, directory: Path) -> UdevRecord:
-        """What libudev knows about one block device."""
         try:
             device = pyudev.Devices.from_sys_path(self._context, str(directory))
         except pyudev.DeviceNotFoundError:
@@ -61,17 +59,20 @@ class PyudevDatabase:
 
 
 class DeviceMonitor(Protocol):
-    """Tells when block devices come, change and go; another one stands in for a test."""
+    """A source of events of block devices."""
 
     def wait(self, timeout: float) -> bool:
-        """Wait until something happened, ``timeout`` seconds at most; whether it did."""
+        """Wait for an event, at most ``timeout`` seconds; True if there was one.
+
+        All waiting events count as one.
+        """
 
 
 class PyudevMonitor:
-    """The events of the running system, by libudev."""
+    """The events of the running system, from now on."""
 
     def __init__(self, kernel: Kernel = RUNNING_KERNEL) -> None:
-        """Listen from now on: to udevd, which speaks when it has looked at a device, if it runs.
+        """Listen to udevd, which sends an event after it has examined a device, or the kernel.
 
         Raises:
             ToolMissingError: libudev is not installed.
@@ -82,7 +83,6 @@ class PyudevMonitor:
         self._monitor.start()
 
     def wait(self, timeout: float) -> bool:
-        """Wait for an event; those that are waiting already are taken with it."""
         event = self._monitor.poll(timeout)
         happened = event is not None
         while event is not None:

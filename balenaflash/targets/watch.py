@@ -1,4 +1,4 @@
-"""Disks as they come, change and go."""
+"""Events of disks: added, changed, removed."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,36 +9,36 @@ from balenaflash.targets.sysfs import DeviceNumber
 from balenaflash.targets.udev import DeviceMonitor
 
 _INTERVAL = 1.0
-"""Seconds between two looks at the disks without an event: of a mount there is none."""
+"""Seconds between two looks at the disks without an event: a mount causes none."""
 
 _SETTLING = 0.2
-"""Seconds without an event after which a disk and its partitions have all been told of."""
+"""Seconds without an event after which all events of a disk and its partitions have arrived."""
 
 
 class Happening(StrEnum):
-    """What became of a disk."""
+    """The kind of an event."""
 
     PRESENT = "present"
     """It was there when watching began."""
 
     ADDED = "added"
     CHANGED = "changed"
-    """Its medium, what is on it, or what it is in use for."""
+    """Its medium, its content or its uses changed."""
 
     REMOVED = "removed"
 
 
 @dataclass(frozen=True, slots=True)
 class DiskEvent:
-    """A disk, and what became of it."""
+    """An event of a disk."""
 
     happening: Happening
     assessment: Assessment
-    """As it is now; of a disk that was removed, as it was last."""
+    """The disk as it is now; a removed disk as it was last."""
 
 
 def watch(look: Callable[[], Sequence[Assessment]], monitor: DeviceMonitor) -> Iterator[DiskEvent]:
-    """The disks that ``look`` finds, then without end what becomes of them."""
+    """An event for each disk that ``look`` returns, then without end events of changes."""
     known: dict[DeviceNumber, Assessment] = {}
     for assessment in look():
         known[assessment.disk.device_number] = assessment
@@ -68,5 +68,5 @@ def _compare(
 
 
 def _is_another(before: Assessment, now: Assessment) -> bool:
-    """Whether another disk has got the number: it hangs elsewhere, or is of another make."""
+    """True if another disk has the number: another place, or another serial number."""
     return (before.disk.sys_path, before.disk.serial) != (now.disk.sys_path, now.disk.serial)
