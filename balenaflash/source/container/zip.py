@@ -31,15 +31,14 @@ from balenaflash.source.container.decoder import (
     unsupported,
 )
 from balenaflash.source.container.zip_member import (
-    FIXED_SIZE,
+    END_MAGIC,
     STORED,
     LocalHeader,
     MemberSizes,
     marks_its_end,
     member_pieces,
-    parse_header,
+    read_header,
     usable_method,
-    variable_size,
 )
 from balenaflash.units import GIB, MIB, format_size
 
@@ -157,22 +156,30 @@ def find_zipped(origin: Origin, size: int, wanted: str | None) -> Compressed:
             be decoded.
     """
     entry = _choose_entry(origin, size, wanted)
-    header = _read_own_header(origin, entry)
-    usable_method(origin.name, header)
-    start = entry.header_offset + header.length
-    if start + entry.compress_size > size:
+    source = Input(origin, entry.header_offset)
+    header = read_header(source)
+    sizes = MemberSizes(entry.compress_size, entry.file_size, entry.CRC)
+    if (
+        header is None
+        or (header.name, header.method) != (entry.filename, entry.compress_type)
+        or header.sizes not in {None, sizes}
+    ):
+        why = "contradicts the central directory"
+        raise corrupt(origin.name, Container.ZIP, entry.header_offset, 0, why)
+    start = source.position
+    if start + sizes.stored > size:
         raise cut_short(origin.name, Container.ZIP, size, 0)
+    header = replace(header, flags=entry.flag_bits, sizes=sizes)
+    usable_method(origin.name, header)
 
     def open_decoder(at: int) -> PiecesDecoder:
         # Only a decoder from the start can check the CRC.
         if at:
-            return PiecesDecoder(_stored_pieces(origin, start, entry.file_size, at))
+            return PiecesDecoder(_stored_pieces(origin, start, sizes.content, at))
         return PiecesDecoder(member_pieces(Input(origin, start), header))
 
     is_stored = header.method == STORED
-    return Compressed(
-        Container.ZIP, open_decoder, entry.file_size, entry.filename, seekable=is_stored
-    )
+    return Compressed(Container.ZIP, open_decoder, sizes.content, header.name, is_stored)
 
 
 def _choose_entry(origin: Origin, size: int, wanted: str | None) -> zipfile.ZipInfo:
@@ -184,20 +191,6 @@ def _choose_entry(origin: Origin, size: int, wanted: str | None) -> zipfile.ZipI
             files.setdefault(entry.filename, entry)
     sizes = {name: entry.file_size for name, entry in files.items()}
     return files[_choose_member(origin.name, sizes, wanted)]
-
-
-def _read_own_header(origin: Origin, entry: zipfile.ZipInfo) -> LocalHeader:
-    """The header in front of a member, which must agree with ``entry``, and the entry's sizes."""
-    place = entry.header_offset
-    fixed = origin.read_at(place, FIXED_SIZE)
-    length = FIXED_SIZE + (variable_size(fixed) if len(fixed) == FIXED_SIZE else 0)
-    header = parse_header(origin.name, origin.read_at(place, length), place)
-    sizes = MemberSizes(entry.compress_size, entry.file_size, entry.CRC)
-    is_same = (header.name, header.method) == (entry.filename, entry.compress_type)
-    if not is_same or header.sizes not in {None, sizes}:
-        why = "contradicts the central directory"
-        raise corrupt(origin.name, Container.ZIP, place, 0, why)
-    return replace(header, flags=entry.flag_bits, sizes=sizes)
 
 
 def _stored_pieces(origin: Origin, start: int, size: int, at: int) -> Pieces:
@@ -267,10 +260,6 @@ class _File(io.RawIOBase):
         return data
 
 
-END_MAGIC = b"PK\x05\x06"  # section 4.3.16
-_AFTER_MEMBERS = frozenset({END_MAGIC, b"PK\x01\x02", b"PK\x06\x06", b"PK\x06\x08"})
-"""The directory (section 4.3.12), its end (4.3.16, 4.3.14), extra data (4.3.11)."""
-
 _MAX_PASSED = GIB  # bytes decoded of a member that is not the image
 _MAX_END = MIB  # bytes kept of the end: the directory, and its end record with its comment
 
@@ -289,7 +278,7 @@ def find_streamed(origin: Origin, wanted: str | None, warn: Callable[[str], None
     source = Input(origin)
     passed: dict[str, LocalHeader] = {}
     content = b""
-    while (header := _read_header(source)) is not None:
+    while (header := read_header(source)) is not None:
         standing = _standing_of(header.name)
         if _is_image(header.name, standing, wanted):
             _require_end(source.name, header)
@@ -376,17 +365,6 @@ def _can_be_decoded(source: Input, header: LocalHeader) -> bool:
     except ImageError:
         return False
     return header.sizes is not None or marks_its_end(header)
-
-
-def _read_header(source: Input) -> LocalHeader | None:
-    """The header of the next member; ``None`` at the directory."""
-    place = source.position
-    fixed = source.read(FIXED_SIZE)
-    if fixed[:4] in _AFTER_MEMBERS:
-        source.put_back(fixed)
-        return None
-    rest = source.read(variable_size(fixed)) if len(fixed) == FIXED_SIZE else b""
-    return parse_header(source.name, fixed + rest, place)
 
 
 def _pass_over(source: Input, header: LocalHeader) -> None:

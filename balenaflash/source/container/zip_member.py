@@ -186,7 +186,10 @@ class MemberSizes:
 
 
 LOCAL_MAGIC = b"PK\x03\x04"  # section 4.3.7
-FIXED_SIZE = 30  # bytes of a local header in front of the name
+END_MAGIC = b"PK\x05\x06"  # section 4.3.16
+_AFTER_MEMBERS = frozenset({END_MAGIC, b"PK\x01\x02", b"PK\x06\x06", b"PK\x06\x08"})
+"""The directory (section 4.3.12), its end (4.3.16, 4.3.14), extra data (4.3.11)."""
+
 _FIELDS = struct.Struct("<4s H H H 4s III HH")
 _ENCRYPTED = 0x0001 | 0x0040 | 0x2000  # section 4.4.4: bits 0, 6 and 13
 _LZMA_MARKED = 0x0002  # bit 1, for LZMA: its end is marked
@@ -207,38 +210,37 @@ class LocalHeader:
     sizes: MemberSizes | None
     """``None`` if they follow the data."""
 
-    length: int
-    """Bytes of the header itself; the data follows at once."""
 
-
-def variable_size(fixed: bytes) -> int:
-    """Bytes of name and extra field that follow the ``fixed`` part of a header."""
-    return sum(struct.unpack("<HH", fixed[26:30]))
-
-
-def parse_header(zip_name: str, data: bytes, place: int) -> LocalHeader:
-    """The header in ``data``, which begins at byte ``place`` of the zip file.
+def read_header(source: Input) -> LocalHeader | None:
+    """The header of the next member, up to its data; ``None`` at the directory.
 
     Raises:
-        ImageError: it is not a header, or ends early.
+        ImageError: something else follows, or the zip file ends.
     """
-    if data[:4] != LOCAL_MAGIC[: len(data[:4])]:
-        raise corrupt(zip_name, Container.ZIP, place, 0, "is not the header of a member")
-    if len(data) < FIXED_SIZE or len(data) < FIXED_SIZE + variable_size(data[:FIXED_SIZE]):
-        raise cut_short(zip_name, Container.ZIP, place + len(data), 0)
-    fields = _FIELDS.unpack_from(data)
+    place = source.position
+    fixed = source.read(_FIELDS.size)
+    magic = fixed[:4]
+    if magic in _AFTER_MEMBERS:
+        source.put_back(fixed)
+        return None
+    if not LOCAL_MAGIC.startswith(magic):
+        raise corrupt(source.name, Container.ZIP, place, 0, "is not the header of a member")
+    if len(fixed) < _FIELDS.size:
+        raise cut_short(source.name, Container.ZIP, source.position, 0)
+    fields = _FIELDS.unpack(fixed)
     _, _, flags, method, _, crc, stored, content, name_length, extra_length = fields
-    extra_start = FIXED_SIZE + name_length
-    zip64 = _zip64_sizes(data[extra_start : extra_start + extra_length])
+    name, extra = source.read(name_length), source.read(extra_length)
+    if len(name) + len(extra) < name_length + extra_length:
+        raise cut_short(source.name, Container.ZIP, source.position, 0)
+    zip64 = _zip64_sizes(extra)
     if zip64 is not None and content == _IN_ZIP64:
         content, stored = zip64
-    name = data[FIXED_SIZE:extra_start].decode("utf-8" if flags & _UTF8 else "cp437", "replace")
     return LocalHeader(
-        name=name.partition("\0")[0],  # as ``zipfile``: a NUL ends it
-        flags=flags,
-        method=method,
-        sizes=None if flags & _DESCRIPTOR else MemberSizes(stored, content, crc),
-        length=extra_start + extra_length,
+        # As ``zipfile`` does: a NUL ends it.
+        name.decode("utf-8" if flags & _UTF8 else "cp437", "replace").partition("\0")[0],
+        flags,
+        method,
+        None if flags & _DESCRIPTOR else MemberSizes(stored, content, crc),
     )
 
 
