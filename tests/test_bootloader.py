@@ -4,7 +4,7 @@ import boot_tree
 import pytest
 from fat_volumes import make_volume
 
-from balenaflash.edits.bootloader import UseInternal, use_internal
+from balenaflash.edits.bootloader import UseInternal
 from balenaflash.edits.files import ChangeKind
 from balenaflash.errors import EditError
 
@@ -27,14 +27,14 @@ def test_the_internal_settings_take_the_place_of_the_active_ones(tmp_path: Path)
 
 def test_done_once_more_it_changes_nothing(tmp_path: Path) -> None:
     made = make_volume(tmp_path, RAW | {"/EFI/BOOT/grub.cfg": boot_tree.GRUB_INTERNAL})
-    changes = use_internal(made.volume)
+    changes = UseInternal().apply(made.volume)
     assert [change.kind for change in changes] == [ChangeKind.UNCHANGED]
     assert made.edited() == made.content
 
 
 def test_directories_that_are_missing_are_made(tmp_path: Path) -> None:
     made = make_volume(tmp_path, {"/grub.cfg_internal": boot_tree.GRUB_INTERNAL})
-    use_internal(made.volume)
+    UseInternal().apply(made.volume)
     assert made.files() == {
         "/grub.cfg_internal": boot_tree.GRUB_INTERNAL,
         "/EFI/BOOT/grub.cfg": boot_tree.GRUB_INTERNAL,
@@ -44,7 +44,7 @@ def test_directories_that_are_missing_are_made(tmp_path: Path) -> None:
 def test_the_signature_of_a_signed_file_goes_with_it(tmp_path: Path) -> None:
     signed = RAW | {"/grub.cfg_internal.sig": b"internal", "/EFI/BOOT/grub.cfg.sig": b"external"}
     made = make_volume(tmp_path, signed)
-    use_internal(made.volume)
+    UseInternal().apply(made.volume)
     assert made.files() == signed | {
         "/EFI/BOOT/grub.cfg": boot_tree.GRUB_INTERNAL,
         "/EFI/BOOT/grub.cfg.sig": b"internal",
@@ -54,7 +54,7 @@ def test_the_signature_of_a_signed_file_goes_with_it(tmp_path: Path) -> None:
 def test_another_boards_files_can_be_named(tmp_path: Path) -> None:
     files = {"/uEnv.txt_internal": b"internal", "/uEnv.txt": b"external"}
     made = make_volume(tmp_path, files)
-    use_internal(made.volume, source="uEnv.txt_internal", target="uEnv.txt")
+    UseInternal("uEnv.txt_internal", "uEnv.txt").apply(made.volume)
     assert made.files() == {"/uEnv.txt_internal": b"internal", "/uEnv.txt": b"internal"}
 
 
@@ -67,7 +67,7 @@ def test_in_the_boot_partition_of_a_flasher_it_is_refused(
 ) -> None:
     made = make_volume(tmp_path, RAW | flag, label=label)
     with pytest.raises(EditError, match=r"flash-rootA.*resin-rootA") as caught:
-        use_internal(made.volume)
+        UseInternal().apply(made.volume)
     assert caught.value.code == "flasher-image"
     assert "balenaflash unwrap" in (caught.value.hint or "")
     assert made.edited() == made.content
@@ -76,8 +76,8 @@ def test_in_the_boot_partition_of_a_flasher_it_is_refused(
 @pytest.mark.parametrize(
     ("files", "hint"),
     [
-        ({"/EFI/BOOT/grub.cfg": boot_tree.GRUB_INTERNAL}, "may need none"),
-        ({"/config.txt": b""}, "do not start with GRUB"),
+        ({"/EFI/BOOT/grub.cfg": boot_tree.GRUB_INTERNAL}, "may not need any"),
+        ({"/config.txt": b""}, "Boards without GRUB"),
     ],
 )
 def test_an_image_without_internal_settings_is_told_so(
@@ -85,7 +85,7 @@ def test_an_image_without_internal_settings_is_told_so(
 ) -> None:
     made = make_volume(tmp_path, files)
     with pytest.raises(EditError) as caught:
-        use_internal(made.volume)
+        UseInternal().apply(made.volume)
     assert caught.value.code == "internal-config-missing"
     assert hint in (caught.value.hint or "")
     assert made.edited() == made.content

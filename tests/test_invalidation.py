@@ -38,7 +38,7 @@ def test_an_edit_of_a_shipped_file_is_warned_of_and_a_file_of_ones_own_is_not(
         changed = ["/efi/boot/grub.cfg", "/config.json", "/system-connections/lab"]
         warnings = warnings_for(changed, volume, shipped=shipped)
     assert warnings == (
-        "/efi/boot/grub.cfg: a host OS update that ships this file puts its own version there",
+        "/efi/boot/grub.cfg: a host OS update that ships this file writes its own version",
     )
 
 
@@ -90,7 +90,7 @@ def test_too_little_room_for_an_update_is_warned_of(image: MakeImage) -> None:
         volume.write_file("/large", bytes(third + cluster))
         (warning,) = ask()
     assert "are free in the boot partition" in warning
-    assert "twice its largest file, /large" in warning
+    assert "twice the size of its largest file, /large" in warning
 
 
 def test_signatures_that_no_longer_verify_are_named(image: MakeImage) -> None:

@@ -1,4 +1,4 @@
-"""Consequences of an edit: what it makes untrue elsewhere, and its difference as text."""
+"""Consequences of an edit: warnings about other files, and the difference as text."""
 
 import difflib
 import os
@@ -24,12 +24,14 @@ KEPT_BY_UPDATES = frozenset(
         "/bootenv",
     }
 )
-"""Files that a host OS update never replaces (``BALENA_BOOTFILES_BLACKLIST`` in meta-balena's
-``hostapp-update-hooks.bb``); so it is with any ``grub_extraenv``."""
+"""Files that a host OS update never replaces: ``BALENA_BOOTFILES_BLACKLIST`` in meta-balena's
+``hostapp-update-hooks.bb``. It does not replace any ``grub_extraenv`` either."""
 
 _KEPT = frozenset(map(fold, (*KEPT_BY_UPDATES, *FINGERPRINT_PATHS)))
 _KEPT_NAME = fold("grub_extraenv")  # in /EFI/BOOT or in /grub, by board
-_NAMED = 5  # paths named in a warning; the others are counted
+_NAMED = 5  # paths in a warning; further ones are counted
+_LARGEST = MIB  # bytes of a file that is compared line by line; difflib is slow on larger ones
+_BETWEEN = "\0"  # separates a line from its masked form; no text contains it
 
 
 def warnings_for(
@@ -39,12 +41,12 @@ def warnings_for(
     shipped: Collection[str] | None,
     image: Path | None = None,
 ) -> tuple[str, ...]:
-    """A sentence for each thing that the user should know of an edit.
+    """Warnings about the consequences of an edit, without the final dot.
 
-    ``changed`` are the absolute paths of the files added, changed or removed; ``volume`` is as
-    the edit left it. ``shipped`` are the files of the operating system, folded, as
-    ``fingerprint.listed_paths`` told before the edit; with ``None`` every file may be one.
-    ``image`` is the image file that the edit is committed to, if it is.
+    ``changed`` are the absolute paths of the files added, changed or removed, and ``volume`` is the
+    edited one. ``shipped`` are the files of the operating system, the result of
+    `fingerprint.listed_paths` before the edit; with ``None`` every file may be one of them.
+    ``image`` is the edited image file; ``None`` if no file is edited.
     """
     paths = tuple(dict.fromkeys(changed))
     if not paths:
@@ -58,13 +60,13 @@ def warnings_for(
 
 
 def is_kept_by_updates(path: str) -> bool:
-    """Whether a host OS update leaves the file at ``path`` alone though it ships one."""
+    """True if a host OS update does not replace the file at ``path``, although it contains one."""
     key = fold(path)
     return key in _KEPT or name_of(key) == _KEPT_NAME
 
 
 def find_overwritten(paths: Collection[str], shipped: Collection[str] | None) -> list[str]:
-    """Those of ``paths`` that a host OS update replaces; ``shipped`` as in `warnings_for`."""
+    """The ``paths`` that a host OS update replaces; ``shipped`` as in `warnings_for`."""
     return [
         path
         for path in paths
@@ -73,20 +75,21 @@ def find_overwritten(paths: Collection[str], shipped: Collection[str] | None) ->
 
 
 def _overwritten(paths: Collection[str], shipped: Collection[str] | None) -> Iterator[str]:
-    doomed = find_overwritten(paths, shipped)
-    if doomed:
-        what = "this file" if len(doomed) == 1 else "these files"
-        yield f"{_listed(doomed)}: a host OS update that ships {what} puts its own version there"
+    overwritten = find_overwritten(paths, shipped)
+    if overwritten:
+        what = "this file" if len(overwritten) == 1 else "these files"
+        yield f"{_listed(overwritten)}: a host OS update that ships {what} writes its own version"
 
 
 def warn_of_low_space(volume: FatVolume) -> Iterator[str]:
-    """A sentence if a host OS update would not find the room that it needs."""
+    """A warning if a host OS update would not have enough free space."""
     files = (entry for entry in volume.walk() if not entry.is_directory)
     largest = max(files, key=lambda entry: entry.size, default=None)
     if largest is not None and volume.free_bytes < 2 * largest.size:
         yield (
             f"{format_size(volume.free_bytes)} are free in the boot partition; a host OS update "
-            f"needs {format_size(2 * largest.size)}, twice its largest file, {largest.path}"
+            f"needs {format_size(2 * largest.size)}, twice the size of its largest file, "
+            f"{largest.path}"
         )
 
 
@@ -106,11 +109,11 @@ def _broken_signatures(paths: Collection[str], volume: FatVolume) -> Iterator[st
 def _broken_image_signature(image: Path | None) -> Iterator[str]:
     if image is None:
         return
-    # A link to an image: either name has its own.
+    # The signature may be beside the image, or beside a link to it.
     signatures = {
         signature.resolve(): signature
         for name in (image, image.resolve())
-        # Not Path.exists(), to which a name that is too long is an error.
+        # Path.exists() would raise an error for a name that is too long.
         if os.path.exists(signature := name.with_name(name.name + SIGNATURE_SUFFIX))  # noqa: PTH110
     }
     for signature in signatures.values():
@@ -123,17 +126,10 @@ def _listed(paths: list[str]) -> str:
     return f"{text} and {more} more" if more > 0 else text
 
 
-_LARGEST = MIB
-"""Bytes of a file that is still compared line by line; difflib is slow on more."""
-
-_BETWEEN = "\0"
-"""Stands between a line and how it is shown; no text has it."""
-
-
 def diff_files(
     before: FatVolume, after: FatVolume, paths: Iterable[str], *, show_secrets: bool = False
 ) -> tuple[str, ...]:
-    """Lines of a unified diff of the files at ``paths``; a line in words for what is not text."""
+    """Lines of a unified diff of the files at ``paths``; a sentence for a file that is not text."""
     lines: list[str] = []
     for path in dict.fromkeys(paths):
         contents = _content(before, path), _content(after, path)
@@ -142,7 +138,7 @@ def diff_files(
 
 
 def adds_secrets(before: FatVolume, after: FatVolume, paths: Iterable[str]) -> bool:
-    """Whether one of the files at ``paths`` holds a secret that it did not hold before."""
+    """True if one of the files at ``paths`` contains a secret that it did not contain before."""
     return any(
         _secrets_in(path, _content(after, path)) - _secrets_in(path, _content(before, path))
         for path in dict.fromkeys(paths)
@@ -150,11 +146,11 @@ def adds_secrets(before: FatVolume, after: FatVolume, paths: Iterable[str]) -> b
 
 
 def _secrets_in(path: str, content: bytes | None) -> set[str]:
-    """The lines that are not shown as they are; of a file that is a secret as a whole, all."""
+    """The masked lines; for a file that is a secret as a whole, its content."""
     lines = _lines_of(content)
     if lines is None or (lines and _has_secret_name(path)):
         return {repr(content)} if _has_secret_name(path) else set()
-    # Whatever follows a line of JSON changes how that ends.
+    # Without the comma: a new line after a line of JSON adds one.
     return {line.strip().rstrip(",") for line, shown in lines if line != shown}
 
 
@@ -169,33 +165,30 @@ def _diff_file(
     if old == new:
         return
     old_lines, new_lines = _lines_of(old), _lines_of(new)
-    fault = None if show_secrets or not _has_secret_name(path) else "a secret by its name"
-    if fault or old_lines is None or new_lines is None:
+    is_secret = _has_secret_name(path) and not show_secrets
+    if is_secret or old_lines is None or new_lines is None:
         sizes = [None if content is None else format_size(len(content)) for content in (old, new)]
         what = f"{sizes[0] or 'nothing'} becomes {sizes[1] or 'nothing'}"
-        yield f"{path}: {what}, {fault or 'not text'}"
+        yield f"{path}: {what}, {'a secret by its name' if is_secret else 'not text'}"
         return
     old_name, new_name = ("/dev/null" if content is None else path for content in (old, new))
-    # Compared as they are, so that a secret which changes shows as a line that does.
+    # The unmasked lines are compared: a changed secret is a changed line.
+    old_joined, new_joined = (map(_BETWEEN.join, lines) for lines in (old_lines, new_lines))
     for line in difflib.unified_diff(
-        _joined(old_lines), _joined(new_lines), old_name, new_name, lineterm=""
+        list(old_joined), list(new_joined), old_name, new_name, lineterm=""
     ):
         whole, between, shown = line.partition(_BETWEEN)
         yield whole if show_secrets or not between else f"{whole[:1]}{shown}"
 
 
-def _joined(lines: list[tuple[str, str]]) -> list[str]:
-    return [f"{line}{_BETWEEN}{shown}" for line, shown in lines]
-
-
 def _lines_of(content: bytes | None) -> list[tuple[str, str]] | None:
-    """The lines of a file and how each is shown; ``None`` for what is not text."""
+    """The lines of a file, each with its masked form; ``None`` if it is large or not text."""
     if content is None:
         return []
     return None if len(content) > _LARGEST else shown_lines(content)
 
 
 def _has_secret_name(path: str) -> bool:
-    """Whether a file is a secret as a whole, such as ``lab.psk`` or ``chap-secrets``."""
+    """True if a file is a secret as a whole, such as ``lab.psk`` or ``chap-secrets``."""
     name = PurePosixPath(path)
     return is_secret_name(name.stem) or is_secret_name(name.suffix.removeprefix("."))

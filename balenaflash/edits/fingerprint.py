@@ -1,11 +1,11 @@
 """The boot partition's fingerprint: the MD5 sum of each file, as the image build lists them.
 
-``balenaos.fingerprint`` holds lines of ``md5sum``, sorted by path, of every file but itself and
-those called ``config.json`` in any directory (meta-balena, ``image-balena.bbclass``). Paths have
-no slash before them; builds of resinOS, which call the file ``resinos.fingerprint``, write one.
+``balenaos.fingerprint`` contains a line of ``md5sum`` for every file, sorted by path, except for
+itself and any ``config.json`` (meta-balena, ``image-balena.bbclass``). Paths have no leading slash;
+builds of resinOS write one, and name the file ``resinos.fingerprint``.
 
-A line that an edit has added has the mark ``*`` of ``md5sum``, which means nothing to it on Linux:
-so a file of the user's own is told from one of the operating system, which an update may bring.
+A line that an edit adds has the mark ``*`` of ``md5sum``, which has no effect on Linux. The mark
+distinguishes a file of the user from one of the operating system, which an update may replace.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from balenaflash.balena.image import FINGERPRINT_PATHS
+from balenaflash.edits.paths import name_of, parent_of
 from balenaflash.errors import EditError, ImageError
 from balenaflash.formats.fat.names import fold, split_path
 from balenaflash.formats.fat.volume import FatVolume
@@ -23,33 +24,33 @@ _MAX_SIZE = MIB  # bytes of a fingerprint; one of 200 files has 12 KiB
 _UNLISTED_NAME = fold("config.json")
 _ADDED = b" *"
 _LINE = re.compile(rb"([0-9a-fA-F]{32})( [ *])(.+)")
-"""Digest, mode mark, path. A name that ``md5sum`` would have to escape, FAT cannot hold."""
+"""Digest, mode mark, path; FAT cannot store a name that ``md5sum`` would escape."""
 
 
 @dataclass(frozen=True, slots=True)
 class FingerprintReport:
-    """How the files of a boot partition compare with its fingerprint; paths are absolute."""
+    """The comparison of the files in a boot partition with its fingerprint; paths are absolute."""
 
     path: str
-    """Of the fingerprint itself."""
+    """Path of the fingerprint."""
 
     differing: tuple[str, ...] | None
-    """Files with another content than listed; ``None`` where none was read."""
+    """Files with changed content; ``None`` if no content was read."""
 
     missing: tuple[str, ...]
-    """Listed, and not there."""
+    """Listed files that do not exist."""
 
     new: tuple[str, ...]
-    """There, and not listed."""
+    """Files that are not listed."""
 
     malformed: tuple[int, ...]
-    """Numbers of lines, from 1, that are none of ``md5sum``; they count for nothing."""
+    """Numbers, from 1, of lines that ``md5sum`` would not write; they are ignored."""
 
     @property
     def matches(self) -> bool | None:
-        """Whether the files are those of the image as it was built or last edited.
+        """True if the files are as in the image when it was built or last edited.
 
-        ``None`` where that takes reading them.
+        ``None`` if the content of the files decides, and was not read.
         """
         if self.missing or self.new:
             return False
@@ -58,27 +59,27 @@ class FingerprintReport:
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """A line as it stands in the file."""
+    """A line of the fingerprint."""
 
     raw: bytes
-    """With its end, if it has one."""
+    """The line as in the file, with its line end."""
 
     digest: str = ""
     path: str | None = None
     """Absolute; ``None`` for a malformed line."""
 
     before_path: bytes = b"  "
-    """What stands between digest and path, an older build's slash included."""
+    """The bytes between digest and path, including the slash of an older build."""
 
 
 def check(volume: FatVolume, *, contents: bool = True) -> FingerprintReport | None:
-    """Compare every file with its line; ``None`` where the volume has no fingerprint.
+    """Compare every file with its line; ``None`` if the volume has no fingerprint.
 
-    Names are compared as FAT does, whatever their case; without ``contents`` only these are,
-    which takes no time.
+    Names are compared without case, as in FAT. Without ``contents`` only names are compared, which
+    is quick.
 
     Raises:
-        ImageError: the fingerprint is absurdly large, or a file's content cannot be read.
+        ImageError: the fingerprint is too large, or a file's content cannot be read.
     """
     path = _find(volume)
     if path is None:
@@ -101,7 +102,7 @@ def check(volume: FatVolume, *, contents: bool = True) -> FingerprintReport | No
 
 
 def build(volume: FatVolume) -> None:
-    """Write a fingerprint of all files, as the image build does: every file counts as listed.
+    """Write a fingerprint of all files, as the image build does.
 
     Raises:
         EditError: there is no room for it.
@@ -112,14 +113,14 @@ def build(volume: FatVolume) -> None:
 
 
 def update(volume: FatVolume, touched: Iterable[str]) -> str | None:
-    """Bring the lines of ``touched`` paths up to date; the fingerprint's path if that changed it.
+    """Update the lines of ``touched`` paths; the result is the fingerprint's path if it changed.
 
-    A touched path may be a file that was added, changed or removed, or a directory, which stands
-    for all that is or was below it. Every other line stays as it is, malformed ones too. New
-    lines are put where sorting by path puts them. Without a fingerprint there is nothing to do.
+    A touched path is a file that was added, changed or removed, or a directory, which includes its
+    content. Every other line stays as it is, malformed ones too. New lines are inserted in the
+    order of their paths. A volume without a fingerprint is not changed.
 
     Raises:
-        ImageError: the fingerprint is absurdly large, or a file's content cannot be read.
+        ImageError: the fingerprint is too large, or a file's content cannot be read.
         EditError: there is no room for the longer file.
     """
     path = _find(volume)
@@ -133,12 +134,12 @@ def update(volume: FatVolume, touched: Iterable[str]) -> str | None:
 
 
 def listed_paths(volume: FatVolume) -> frozenset[str] | None:
-    """Folded absolute paths (see ``names.fold``) of the files that the image build has listed.
+    """Absolute paths of the files that the image build has listed, folded by `names.fold`.
 
-    ``None`` without a list.
+    ``None`` if the volume has no fingerprint.
 
     Raises:
-        ImageError: the fingerprint is absurdly large, or cannot be read.
+        ImageError: the fingerprint is too large, or cannot be read.
     """
     path = _find(volume)
     if path is None:
@@ -159,7 +160,7 @@ def _read(volume: FatVolume, path: str) -> list[_Line]:
     entry = volume.find(path)
     if entry is None or entry.size > _MAX_SIZE:
         raise ImageError(
-            f"{path}: is larger than {format_size(_MAX_SIZE)}, which no fingerprint is",
+            f"{path}: is larger than {format_size(_MAX_SIZE)}, so it is not a fingerprint",
             code="fingerprint-too-large",
         )
     return [_parse(line) for line in volume.read_file(path).splitlines(keepends=True)]
@@ -173,14 +174,14 @@ def _parse(raw: bytes) -> _Line:
         text = found[3].decode()
         names = split_path(text)
     except (UnicodeDecodeError, EditError):
-        # Not a path of this volume: ``..`` in it, or longer than any.
+        # Not a path of this volume: it contains ``..``, or is too long.
         return _Line(raw)
     slash = b"/" if text.startswith("/") else b""
     return _Line(raw, found[1].decode().lower(), "/" + "/".join(names), found[2] + slash)
 
 
 def _renewed(volume: FatVolume, lines: list[_Line], touched: Iterable[str]) -> list[_Line]:
-    """``lines``, with those at and below the ``touched`` paths true of the volume."""
+    """``lines``, with updated ones for files at and below the ``touched`` paths."""
     paths = {"/" + "/".join(split_path(path)) for path in touched}
     keys = {fold(path) for path in paths}
     waiting = {fold(file): file for path in sorted(paths) for file in _listable(volume, path)}
@@ -192,7 +193,8 @@ def _renewed(volume: FatVolume, lines: list[_Line], touched: Iterable[str]) -> l
             renewed.append(line)
         elif key in current:
             digest = _digest(volume, current[key])
-            renewed.append(line if digest == line.digest else _with_digest(line, digest))
+            raw = line.raw if digest == line.digest else digest.encode() + line.raw[len(digest) :]
+            renewed.append(replace(line, digest=digest, raw=raw))
             waiting.pop(key, None)
     for file in waiting.values():
         _insert(renewed, file, _digest(volume, file))
@@ -203,31 +205,24 @@ def _with_parents(path: str) -> Iterator[str]:
     """``path`` and every directory above it, the root included."""
     while path != "/":
         yield path
-        path = path.rpartition("/")[0] or "/"
+        path = parent_of(path)
     yield path
 
 
 def _listable(volume: FatVolume, path: str) -> Iterator[str]:
-    """The file at ``path`` or all those below it, but for the ones no fingerprint lists."""
+    """The file at ``path`` or all files below it, except those that no fingerprint lists."""
     entry = volume.find(path)
     if entry is None:
         return
     for found in volume.walk(path) if entry.is_directory else (entry,):
-        if not found.is_directory and _is_listable(found.path):
+        key = fold(found.path)
+        is_listed = name_of(key) != _UNLISTED_NAME and key not in map(fold, FINGERPRINT_PATHS)
+        if is_listed and not found.is_directory:
             yield found.path
 
 
-def _is_listable(path: str) -> bool:
-    key = fold(path)
-    return key.rpartition("/")[2] != _UNLISTED_NAME and key not in map(fold, FINGERPRINT_PATHS)
-
-
-def _with_digest(line: _Line, digest: str) -> _Line:
-    return replace(line, digest=digest, raw=digest.encode() + line.raw[len(digest) :])
-
-
 def _insert(lines: list[_Line], path: str, digest: str) -> None:
-    """Put a line for ``path`` before the first whose path sorts after it, written as that is."""
+    """Insert a line for ``path``, in the format of the others, before the first greater path."""
     key = path.encode()
     index = next(
         (at for at, line in enumerate(lines) if line.path and line.path.encode() > key), len(lines)
