@@ -1,14 +1,15 @@
-"""Save an image to a file, raw or compressed, that is there when it is complete and read back."""
+"""Save an image to a new file, raw or compressed, which appears when it is complete and checked."""
 
 import io
 import mmap
 import time
-from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
 from balenaflash.errors import InterruptedWriteError, VerificationError
+from balenaflash.flashing.chunks import CHUNK_SIZE
 from balenaflash.progress import Phase, Progress, Stop, phase
 from balenaflash.source.base import Source
 from balenaflash.source.container.compress import (
@@ -21,9 +22,7 @@ from balenaflash.source.container.compress import (
 from balenaflash.source.container.decoder import Container
 from balenaflash.source.undo import forget_record
 from balenaflash.targets.file import NewFile, make_file
-from balenaflash.units import MIB, Extent, format_size
-
-_CHUNK = 4 * MIB
+from balenaflash.units import Extent, format_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,19 +30,19 @@ class SavedImage:
     """An image that was saved."""
 
     path: Path
-    """As the user gave it."""
+    """The path as the user gave it."""
 
     container: Container | None
-    """What it is compressed with; ``None`` for a raw image."""
+    """The format it is compressed in; ``None`` for a raw image."""
 
     size: int
     """Bytes of the image."""
 
     file_size: int
-    """Bytes of the file; of a raw image holes are counted."""
+    """Bytes of the file, including the holes of a raw image."""
 
     seconds: float
-    """What it took, with the read-back."""
+    """Duration, including the read-back."""
 
 
 def save_image(
@@ -55,97 +54,66 @@ def save_image(
     progress: Progress,
     stop: Stop,
 ) -> SavedImage:
-    """Make the file ``out``, of ``source``; read back and compared before it gets its name.
+    """Save ``source`` as the file ``out``, read back and compared before it gets its name.
 
-    The end of the name says what it is compressed with, if it is. In a raw one, runs of zeros
-    are holes.
+    The suffix of the name selects the compression. In a raw file runs of zeros become holes.
 
     Raises:
-        ImageError: the image cannot be read, or ``out`` has the name of a container that is not
+        ImageError: the image cannot be read, or ``out`` has the suffix of a container that is not
             written.
         TargetRefusedError: as `make_file`.
-        WriteError, InterruptedWriteError: writing failed, or ``stop`` said so.
-        VerificationError: what was read back differs. After each of these, what was at ``out``
-            is there as it was.
+        WriteError, InterruptedWriteError: writing failed, or ``stop`` returned true.
+        VerificationError: what was read back differs. After each of these errors a file that was
+            at ``out`` before is unchanged.
     """
     started = time.monotonic()
     container = find_container(out)
-    # What a container says is checked when its end is reached, before ``out`` is made.
+    # What a container says of its content is checked at its end, before ``out`` is made.
     size = source.measure() if source.size is None else source.size
     raw_size = size if container is None else 0
     with make_file(out, size=raw_size, overwrite=overwrite, mode=mode) as file:
-        if container is None:
-            digests = _write_raw(source, size, file, progress, stop)
-            file.begin_read_back()
-            stored = io.BufferedReader(_ReadBack(file, size), _CHUNK)
-            _compare(file.name, stored, size, digests, progress, stop)
-            file_size = size
-        else:
-            digests, file_size = _write_compressed(source, size, container, file, progress, stop)
-            file.begin_read_back()
-            stored = io.BufferedReader(_ReadBack(file, file_size), _CHUNK)
-            image = open_compressed(container, stored)
-            _compare(file.name, image, size, digests, progress, stop)
+        digests, file_size = _write(source, size, container, file, progress, stop)
+        file.begin_read_back()
+        stored = io.BufferedReader(_StoredFile(file, file_size), CHUNK_SIZE)
+        image = stored if container is None else open_compressed(container, stored)
+        _compare(file.name, image, size, digests, progress, stop)
     forget_record(out)
     return SavedImage(out, container, size, file_size, time.monotonic() - started)
 
 
-def _write_raw(
-    source: Source, size: int, file: NewFile, progress: Progress, stop: Stop
-) -> list[bytes]:
-    digests = []
-    with phase(progress, Phase.WRITE, size):
-        for extent, chunk in _chunks(source, size, file.name, stop):
-            digests.append(sha256(chunk).digest())
-            file.write(extent.start, chunk)
-            progress.advance(extent.size)
-    source.finish()
-    return digests
-
-
-def _write_compressed(
+def _write(
     source: Source,
     size: int,
-    container: Container,
+    container: Container | None,
     file: NewFile,
     progress: Progress,
     stop: Stop,
 ) -> tuple[list[bytes], int]:
-    """The digests of the image's chunks, and how many bytes the file has."""
-    digests, position = [], 0
-    with phase(progress, Phase.WRITE, size), open_compressor(container, size) as compressor:
-        for extent, chunk in _chunks(source, size, file.name, stop):
+    """Write the image; the SHA-256 of each of its chunks, and the size of the file."""
+    digests, position = list[bytes](), 0
+    buffer = memoryview(mmap.mmap(-1, CHUNK_SIZE))
+    opened = nullcontext() if container is None else open_compressor(container, size)
+    with phase(progress, Phase.WRITE, size), opened as compressor:
+        for extent in Extent(0, size).cut(CHUNK_SIZE):
+            _stop_if_asked(stop, file.name, f"interrupted after {format_size(extent.start)}")
+            chunk = buffer[: extent.size]
+            with source.sequential():
+                source.readinto(extent.start, chunk)
             digests.append(sha256(chunk).digest())
-            data = compressor.compress(chunk)
-            file.write(position, memoryview(data))
+            data = chunk if compressor is None else memoryview(compressor.compress(chunk))
+            file.write(position, data)
             position += len(data)
             progress.advance(extent.size)
         source.finish()
-        data = compressor.flush()
-        file.write(position, memoryview(data))
-    return digests, position + len(data)
+        if compressor is not None:
+            data = memoryview(compressor.flush())
+            file.write(position, data)
+            position += len(data)
+    return digests, position
 
 
-def _chunks(
-    source: Source, size: int, name: str, stop: Stop
-) -> Iterator[tuple[Extent, memoryview]]:
-    """The image in order; a chunk is valid until the next one is asked for."""
-    buffer = memoryview(mmap.mmap(-1, _CHUNK))
-    for start in range(0, size, _CHUNK):
-        if stop():
-            raise InterruptedWriteError(
-                f"{name}: interrupted after {format_size(start)}; the unfinished file is removed",
-                written=start,
-            )
-        extent = Extent(start, min(start + _CHUNK, size))
-        chunk = buffer[: extent.size]
-        with source.sequential():
-            source.readinto(extent.start, chunk)
-        yield extent, chunk
-
-
-class _ReadBack(io.RawIOBase):
-    """What the disk holds of a file, from its start."""
+class _StoredFile(io.RawIOBase):
+    """The first ``size`` bytes of a file, read from the disk."""
 
     def __init__(self, file: NewFile, size: int) -> None:
         super().__init__()
@@ -164,45 +132,36 @@ class _ReadBack(io.RawIOBase):
 
 
 def _compare(
-    name: str,
-    image: Reader,
-    size: int,
-    digests: list[bytes],
-    progress: Progress,
-    stop: Stop,
+    name: str, image: Reader, size: int, digests: list[bytes], progress: Progress, stop: Stop
 ) -> None:
     with phase(progress, Phase.VERIFY, size):
-        for number, digest in enumerate(digests):
-            if stop():
-                raise InterruptedWriteError(
-                    f"{name}: interrupted in the read-back; the unfinished file is removed",
-                    written=size,
-                )
-            start = number * _CHUNK
-            length = min(_CHUNK, size - start)
-            if sha256(_read(name, image, start, length)).digest() != digest:
-                raise _differs(name, start, "reads back otherwise than written")
-            progress.advance(length)
+        for extent, digest in zip(Extent(0, size).cut(CHUNK_SIZE), digests, strict=True):
+            _stop_if_asked(stop, name, "the read-back was interrupted")
+            if sha256(_read(name, image, extent.start, extent.size)).digest() != digest:
+                raise _wrong(name, "does not read back as written", extent.start)
+            progress.advance(extent.size)
         if _read(name, image, size, 1):
-            raise _differs(name, size, "has more bytes than were written")
+            raise _wrong(name, "has more bytes than were written", size)
 
 
 def _read(name: str, image: Reader, offset: int, length: int) -> bytes:
     """The next ``length`` bytes, fewer only at the end."""
     data = bytearray()
     try:
-        while len(data) < length:
-            piece = image.read(length - len(data))
-            if not piece:
-                break
+        while len(data) < length and (piece := image.read(length - len(data))):
             data += piece
     except READ_FAILURES as error:
-        raise _differs(name, offset, f"cannot be decoded any more ({error})") from error
+        raise _wrong(name, f"cannot be decoded any more ({error})", offset) from error
     return bytes(data)
 
 
-def _differs(name: str, offset: int, fact: str) -> VerificationError:
+def _wrong(name: str, fact: str, offset: int) -> VerificationError:
     return VerificationError(
-        f"{name}: {fact} from byte {offset} of the image on; the file is removed",
-        hint="Write it again; if it differs again, the disk is failing.",
+        f"{name}: {fact}, from byte {offset} of the image on; the file is removed",
+        hint="Write it again. If it differs again, the disk is failing.",
     )
+
+
+def _stop_if_asked(stop: Stop, name: str, fact: str) -> None:
+    if stop():
+        raise InterruptedWriteError(f"{name}: {fact}; the unfinished file is removed")
