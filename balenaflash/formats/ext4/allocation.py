@@ -13,8 +13,7 @@ from operator import attrgetter
 
 from balenaflash.errors import ImageError
 from balenaflash.formats.ext4.content import BlockWalk, has_blocks
-from balenaflash.formats.ext4.groups import Group, GroupTable
-from balenaflash.formats.ext4.inode import InodeTable
+from balenaflash.formats.ext4.groups import Group, GroupTable, InodeTable
 from balenaflash.formats.ext4.superblock import Superblock, crc32c, number
 from balenaflash.units import Extent, merge
 

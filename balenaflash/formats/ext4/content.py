@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from balenaflash.errors import ImageError
-from balenaflash.formats.ext4.groups import BlockReader
-from balenaflash.formats.ext4.inode import (
+from balenaflash.formats.ext4.groups import (
     BLOCK_FIELD,
     BLOCK_FIELD_SIZE,
     ENCRYPTED,
     EXTENTS,
     INLINE_DATA,
     OLD_SIZE,
+    BlockReader,
     Inode,
 )
 from balenaflash.formats.ext4.superblock import crc32c, number

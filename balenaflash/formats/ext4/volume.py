@@ -4,28 +4,29 @@ Kernel documentation, filesystems/ext4/directory.rst. Hashed directories are rea
 block by block: their inner nodes look like blocks without entries.
 """
 
+import stat
 import struct
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from enum import StrEnum
 from itertools import islice, pairwise
 from typing import Self
 
 from balenaflash.errors import ImageError, Problem
 from balenaflash.formats.ext4.allocation import BlockBitmaps
 from balenaflash.formats.ext4.content import FileMap, find_places, map_content
-from balenaflash.formats.ext4.groups import BlockReader, GroupTable
-from balenaflash.formats.ext4.inode import (
+from balenaflash.formats.ext4.groups import (
     BLOCK_FIELD_SIZE,
     CASEFOLDED,
     ENCRYPTED,
     EXTENTS,
     INDEXED,
     INLINE_DATA,
-    EntryKind,
-    Ext4Entry,
+    BlockReader,
+    GroupTable,
     Inode,
     InodeTable,
-    describe,
 )
 from balenaflash.formats.ext4.superblock import (
     ROOT_INODE,
@@ -38,8 +39,6 @@ from balenaflash.formats.ext4.superblock import (
 )
 from balenaflash.source.base import Source, Wrapped
 from balenaflash.units import Extent
-
-__all__ = ["EntryKind", "Ext4Entry", "Ext4Volume"]
 
 _MAX_DIRECTORY = 64 << 20
 """Largest size in bytes of one directory's blocks: over a million names."""
@@ -149,6 +148,50 @@ class Directory:
 
     def _broken(self, fault: str) -> ImageError:
         return self._blocks.broken(f"the directory at inode {self._inode.number} {fault}")
+
+
+class EntryKind(StrEnum):
+    """The kind of object that a name refers to."""
+
+    FILE = "file"
+    DIRECTORY = "directory"
+    SYMLINK = "symlink"
+    OTHER = "other"
+    """A device, a pipe or a socket."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ext4Entry:
+    """A name in an ext4 filesystem and the object that it refers to."""
+
+    path: str
+    """Absolute path in the filesystem, without symbolic links before the last name; bytes that
+    are not UTF-8 are decoded as by ``os.fsdecode``."""
+
+    kind: EntryKind
+    size: int
+    """Bytes of content: of a link's target, or of a directory's blocks."""
+
+    inode: int
+    """Number of the inode; two names of one file have the same."""
+
+    @property
+    def name(self) -> str:
+        """The last part of the path; empty for the root."""
+        return self.path.rpartition("/")[2]
+
+
+_KINDS = {
+    stat.S_IFREG: EntryKind.FILE,
+    stat.S_IFDIR: EntryKind.DIRECTORY,
+    stat.S_IFLNK: EntryKind.SYMLINK,
+}
+
+
+def _describe(path: str, inode: Inode) -> Ext4Entry:
+    """The entry at ``path`` for ``inode``."""
+    kind = _KINDS.get(stat.S_IFMT(inode.mode), EntryKind.OTHER)
+    return Ext4Entry(path, kind, inode.size, inode.number)
 
 
 class Ext4Volume:
@@ -269,7 +312,7 @@ class Ext4Volume:
         return trail[-1]
 
     def _root(self) -> Ext4Entry:
-        return describe("/", self._inodes.read(ROOT_INODE))
+        return _describe("/", self._inodes.read(ROOT_INODE))
 
     def _step(self, trail: list[Ext4Entry], name: str) -> bool:
         """Follow ``name`` in the last directory of ``trail``; false if there is nothing."""
@@ -300,7 +343,7 @@ class Ext4Volume:
 
     def _child(self, directory: Ext4Entry, name: bytes, inode_number: int) -> Ext4Entry:
         path = f"{directory.path.rstrip('/')}/{name.decode('utf-8', 'surrogateescape')}"
-        return describe(path, self._inodes.read(inode_number))
+        return _describe(path, self._inodes.read(inode_number))
 
     def _children(self, directory: Ext4Entry) -> Iterator[Ext4Entry]:
         inode = self._inodes.read(directory.inode)
