@@ -12,16 +12,13 @@ from tablefiles import read_at, rewrite_primary, write_at
 
 from balenaflash.balena.image import (
     BalenaFacts,
+    BalenaImage,
     BootPartition,
     ImageKind,
-    find_boot_partition,
     is_cloned,
-    read_facts,
 )
 from balenaflash.errors import ImageError
-from balenaflash.formats.fat.volume import FatVolume
 from balenaflash.formats.filesystems import Filesystem
-from balenaflash.formats.partitions.table import read_table
 from balenaflash.source.base import open_source
 from balenaflash.units import Extent
 
@@ -32,13 +29,12 @@ pytestmark = pytest.mark.needs("dosfstools", "e2fsprogs", "mtools", "parted")
 
 def find(path: Path) -> BootPartition:
     with open_source(path) as source:
-        return find_boot_partition(source, read_table(source))
+        return BalenaImage(source).boot
 
 
 def facts_of(path: Path) -> BalenaFacts:
     with open_source(path) as source:
-        boot = find_boot_partition(source, read_table(source))
-        return read_facts(FatVolume.open(source, boot.partition.extent), boot)
+        return BalenaImage(source).facts
 
 
 def relabel(path: Path, label: str) -> None:

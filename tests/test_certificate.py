@@ -14,6 +14,7 @@ from imagecopies import MakeImage
 from signing import Signer, make_signer, openssl
 from write_judges import compress
 
+from balenaflash.balena.image import BalenaImage
 from balenaflash.balena.signature import CertificateFile, require_signature
 from balenaflash.commands.write import plan_image
 from balenaflash.errors import BalenaflashError
@@ -101,7 +102,7 @@ def test_an_image_changed_after_its_signature_was_checked_is_not_written(
     given = CertificateFile("vendor", signer.certificate.read_bytes(), of_image=False)
     check = require_signature(signed.path, given)
     with open_for_reading(signed.path, checks=[check]) as opened:
-        plan = plan_image(opened.source, write_all=True)
+        plan = plan_image(BalenaImage(opened.source), write_all=True)
         with signed.path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
             memory[20 * MIB] ^= 1
         medium = MemoryMedium(plan.least_size)

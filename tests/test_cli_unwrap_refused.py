@@ -49,7 +49,7 @@ def test_a_raw_image_is_no_flasher(
     assert (result.returncode, result.stdout) == (3, "")
     lines = result.stderr.splitlines()
     assert [line for line in lines if line.startswith("balenaflash:")] == lines[:1]
-    assert "is no flasher" in lines[0]
+    assert "is not a flasher" in lines[0]
 
 
 @pytest.mark.parametrize("config", [b"{", None])

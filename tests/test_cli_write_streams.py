@@ -26,6 +26,7 @@ from write_judges import (
     whole_blocks,
 )
 
+from balenaflash.balena.image import BalenaImage
 from balenaflash.commands.write import plan_image
 from balenaflash.flashing.flash import FlashOptions, FlashReport, Target, flash
 from balenaflash.flashing.plan import describe_place
@@ -352,7 +353,7 @@ def test_one_bit_that_flips_on_the_medium_is_found_named_and_repaired(
         position = extent.end
     content = gpt.path.read_bytes()
     with open_source(gpt.path) as source:
-        plan = plan_image(source)
+        plan = plan_image(BalenaImage(source))
         for _ in range(FLIPS):
             (extent,) = chance.choices(used, [each.size for each in used])
             place, mask = chance.randrange(extent.start, extent.end), 1 << chance.randrange(8)
@@ -378,7 +379,7 @@ def test_a_healthy_device_never_raises_an_alarm(
     device = fault_device(size=rounded(gpt.path.stat().st_size))
     free = free_extents(gpt, gpt.path)
     with open_source(gpt.path) as source:
-        plan = plan_image(source)
+        plan = plan_image(BalenaImage(source))
         for cycle in range(CYCLES):
             for offset in range(0, device.size, MIB):
                 device.fill(bytes([255 - cycle]) * MIB, offset)

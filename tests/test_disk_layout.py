@@ -10,7 +10,8 @@ from boot_volume import edited
 from builders import BuiltImage, Layout
 from imagecopies import MakeImage
 
-from balenaflash.commands.disk_report import report_layout
+from balenaflash.balena.image import BalenaImage
+from balenaflash.commands.disk_report import report_disk
 from balenaflash.source.base import FileSource
 from balenaflash.source.container.decoder import Container
 
@@ -45,7 +46,7 @@ def test_of_a_stream_filesystems_far_behind_are_not_looked_for(
         with edited(built) as volume:
             volume.remove_file("/os-release")
     with open_stream(built.path) as stream:
-        layout = report_layout(stream, show_secrets=False)
+        layout = report_disk(BalenaImage(stream), show_secrets=False)
     assert layout.os_version is not None
     assert layout.os_version.partition == (1 if is_told else 2)
     assert [item.partition.number for item in layout.partitions if item.was_read] == [1, 2]

@@ -10,9 +10,9 @@ from imagecopies import MakeImage
 
 from balenaflash.balena.boards import HookPlace, find_board
 from balenaflash.balena.flasher import Flasher, read_flasher
-from balenaflash.commands.unwrap import plan_unwrap
+from balenaflash.balena.image import BalenaImage
+from balenaflash.commands.flasher_steps import plan_unwrap
 from balenaflash.errors import ImageError
-from balenaflash.formats.partitions.table import read_table
 from balenaflash.source.base import open_source
 
 SETTINGS = "/etc/resin-init-flasher.conf"
@@ -20,7 +20,7 @@ SETTINGS = "/etc/resin-init-flasher.conf"
 
 def read(flasher: BuiltImage, look: Callable[[Flasher], None]) -> None:
     with open_source(flasher.path) as source:
-        found = read_flasher(source, read_table(source))
+        found = read_flasher(BalenaImage(source))
         assert found is not None
         look(found)
 
@@ -35,21 +35,22 @@ def test_the_inner_image_is_the_file_that_debugfs_finds(
     def look(found: Flasher) -> None:
         assert found.image_path == f"/opt/{found.image_name}"
         assert found.settings.internal_devices == ("nvme0n1", "sda", "sdb", "mmcblk0", "mmcblk1")
-        assert found.os_version == "6.5.31+rev1"
         assert (found.signature, found.has_board_hook, found.warnings) == (None, False, ())
-        assert found.image.size == len(expected)
+        assert found.image.source.size == len(expected)
         content = bytearray(len(expected))
-        found.image.readinto(0, memoryview(content))
+        found.image.source.readinto(0, memoryview(content))
         assert content == expected
 
     read(flasher, look)
+    with open_source(flasher.path) as source:
+        assert plan_unwrap(BalenaImage(source)).os_version == "6.5.31+rev1"
 
 
 def test_a_raw_image_carries_nothing(image: MakeImage) -> None:
     with open_source(image(Layout.MSDOS_FAT16).path) as source:
-        assert read_flasher(source, read_table(source)) is None
-        with pytest.raises(ImageError, match="is no flasher") as caught:
-            plan_unwrap(source)
+        assert read_flasher(BalenaImage(source)) is None
+        with pytest.raises(ImageError, match="is not a flasher") as caught:
+            plan_unwrap(BalenaImage(source))
     assert caught.value.code == "not-a-flasher"
 
 
@@ -166,7 +167,7 @@ def test_a_flasher_that_cannot_be_what_it_says_is_refused_in_a_sentence(
     assert flasher.inner is not None
     spoil(flasher, f"/opt/{flasher.inner.path.name}")
     with open_source(flasher.path) as source, pytest.raises(ImageError) as caught:
-        plan_unwrap(source)
+        plan_unwrap(BalenaImage(source))
     assert (caught.value.code, caught.value.exit_status) == (code, 3)
     assert "\n" not in str(caught.value)
 

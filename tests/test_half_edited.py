@@ -15,6 +15,7 @@ from cut_off_commit import undo_record
 from imagecopies import MakeImage
 from loopdev import AttachLoop
 
+from balenaflash.balena.image import BalenaImage
 from balenaflash.commands.write import plan_image
 from balenaflash.errors import ImageError
 from balenaflash.source.opening import open_for_reading, recover
@@ -57,7 +58,7 @@ def may_be_written(path: Path) -> bool:
     codes = []
     with open_for_reading(path) as image:
         try:
-            plan_image(image.source)
+            plan_image(BalenaImage(image.source))
         except ImageError as error:
             codes.append(error.code)
     assert codes in ([], ["image-half-edited"])

@@ -31,7 +31,7 @@ HOMES = {
     "tqdm": {"cli"},
     "parted": {"formats/partitions/table.py"},
     "_ped": {"formats/partitions/table.py"},
-    "cryptography": {"balena/signature.py"},
+    "cryptography": {"balena/certificate.py"},
     "pyfatfs": {"formats/fat/pyfatfs.py"},
     "pyudev": {"targets/udev.py"},
     "backports": {"source/container/zstd.py"},

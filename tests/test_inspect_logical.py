@@ -12,7 +12,8 @@ from commandline import RunBalenaflash, clean_environment
 from imagecopies import MakeImage
 from tablefiles import boot_record, sfdisk_extents, write_at
 
-from balenaflash.commands.disk_report import follow_logical, report_layout
+from balenaflash.balena.image import BalenaImage
+from balenaflash.commands.disk_report import follow_logical, report_disk
 from balenaflash.formats.partitions.model import PartitionKind
 from balenaflash.source.opening import open_for_reading
 
@@ -134,9 +135,10 @@ def test_a_compressed_file_is_followed_as_far_as_it_may_be(far: Path) -> None:
     found = dict[int, set[int]]()
     for limit in (4 * MIB, 1024 * MIB):
         with open_for_reading(archive) as opened:
-            layout = report_layout(opened.source, show_secrets=False)
-            layout = follow_logical(opened.source, layout, limit=limit)
+            disk = BalenaImage(opened.source)
+            report = report_disk(disk, show_secrets=False)
+            report = follow_logical(disk, report, limit=limit)
         found[limit] = {
-            each.number for each in layout.table.partitions if each.kind is PartitionKind.LOGICAL
+            each.number for each in report.table.partitions if each.kind is PartitionKind.LOGICAL
         }
     assert found == {4 * MIB: set(), 1024 * MIB: {5, 6}}

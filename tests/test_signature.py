@@ -13,7 +13,7 @@ from balenaflash.errors import ImageError
 pytest.importorskip("cryptography")
 pytestmark = pytest.mark.needs("openssl")
 
-from balenaflash.balena.signature import Certificate  # noqa: E402 - not without the library
+from balenaflash.balena.certificate import Certificate  # noqa: E402 - not without the library
 
 IMAGE = b"an image" * 1000
 

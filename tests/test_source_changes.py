@@ -21,6 +21,7 @@ from loopdev import AttachLoop
 from mountlock import no_copies_of_mounts
 from write_judges import compress
 
+from balenaflash.balena.image import BalenaImage
 from balenaflash.commands.edit import open_boot_volume
 from balenaflash.commands.write import plan_image
 from balenaflash.errors import BalenaflashError, ImageError
@@ -125,7 +126,7 @@ def test_an_image_that_a_program_has_open_for_writing_is_refused(
 def flashed(path: Path, change: Callable[[], None]) -> tuple[Outcome, MemoryMedium]:
     """What becomes of writing the image at ``path`` that ``change`` changes after the planning."""
     with open_for_reading(path) as opened:
-        plan = plan_image(opened.source, write_all=True)
+        plan = plan_image(BalenaImage(opened.source), write_all=True)
         change()
         medium = MemoryMedium(plan.least_size + MIB)
         (outcome,) = flash(

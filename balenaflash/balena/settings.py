@@ -30,10 +30,10 @@ _ESCAPED = re.compile(r"\\([\\$`\"])")  # 2.2.3: within double quotes a backslas
 
 
 def parse_settings(data: bytes, name: str) -> dict[str, str]:
-    """What the variables in ``data`` are set to; of the same variable the last assignment counts.
+    """The variables that ``data`` sets; the last assignment of a variable counts.
 
-    Nothing is run and nothing expanded: a line that would need a shell is refused. ``name`` is
-    what messages call the file.
+    Nothing is run or expanded: a line that would need a shell is refused. ``name`` is the name of
+    the file in messages.
 
     Raises:
         ImageError: it is not UTF-8, or a line is not a plain assignment (``settings-invalid``).
@@ -46,12 +46,27 @@ def parse_settings(data: bytes, name: str) -> dict[str, str]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip(" \t") or line.lstrip(" \t").startswith("#"):
             continue
-        match = _LINE.fullmatch(line)
-        value = None if match is None else _parse_value(match["value"])
-        if match is None or value is None:
+        assignment = _parse_line(line)
+        if assignment is None:
             raise _invalid_line(name, f"line {number} is not a plain NAME=value")
-        settings[match["name"]] = value
+        settings[assignment[0]] = assignment[1]
     return settings
+
+
+def read_assignments(data: bytes) -> dict[str, str]:
+    """As `parse_settings`, without lines that are not plain assignments and without empty values.
+
+    Raises:
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    assignments = filter(None, map(_parse_line, data.decode("utf-8").splitlines()))
+    return {name: value for name, value in assignments if value}
+
+
+def _parse_line(line: str) -> tuple[str, str] | None:
+    match = _LINE.fullmatch(line)
+    value = None if match is None else _parse_value(match["value"])
+    return None if match is None or value is None else (match["name"], value)
 
 
 def _parse_value(text: str) -> str | None:

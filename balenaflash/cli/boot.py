@@ -479,9 +479,9 @@ def check(session: Session, image: ImageLocation, *, repair: bool) -> Answer:
 
     with open_boot_volume(image, member=session.member) as boot:
         faults = boot.files.faults()
-        number = boot.partition.partition.number
+        number = boot.boot.partition.number
         # The faults are the result.
-        warnings = [*boot.opening_warnings, *boot.partition.warnings]
+        warnings = [*boot.layout_warnings, *boot.mark_warnings]
     problems = _problems(image, number, faults)
     lines = [
         f"{image}: partition {number}: {fault.message}; an edit does not mind"

@@ -164,7 +164,7 @@ def answer_copy(
         (done,) = prepared.run([progress_for(session)], stop)
     if isinstance(done.outcome, BalenaflashError):
         raise done.outcome
-    edited = prepared.image
+    edited = prepared.image.edited
     result = {
         "image": str(image),
         "output": str(output),
@@ -176,7 +176,7 @@ def answer_copy(
     lines = repair_lines(edited.repairs)
     lines += [change_line(change) for change in edited.changes]
     lines.append(f"{output}: {format_size(done.outcome.image_size)}, written and read back equal")
-    return Answer(result, lines, edited.warnings)
+    return Answer(result, lines, prepared.image.warnings)
 
 
 def require_file(image: ImageLocation) -> Path:

@@ -13,7 +13,7 @@ from balenaflash.cli.network import network_result
 from balenaflash.cli.options import member_option
 from balenaflash.cli.output import Answer, ColorChoice, color_option, is_color_wanted
 from balenaflash.cli.session import Session, with_session
-from balenaflash.commands.disk_report import LayoutReport, PartitionReport
+from balenaflash.commands.disk_report import DiskReport, PartitionReport
 from balenaflash.commands.inspect import (
     BmapReport,
     CarriedReport,
@@ -41,7 +41,7 @@ def image_result(report: ImageReport) -> dict[str, object]:
     }
 
 
-def _layout_result(layout: LayoutReport) -> dict[str, object]:
+def _layout_result(layout: DiskReport) -> dict[str, object]:
     boot, facts, version = layout.boot, layout.facts, layout.os_version
     return {
         "size": layout.size,
@@ -54,11 +54,11 @@ def _layout_result(layout: LayoutReport) -> dict[str, object]:
         },
         "partitions": [_partition_result(item) for item in layout.partitions],
         "boot_partition": {
-            "number": boot.partition.partition.number,
-            "reason": boot.partition.reason,
-            "fat_bits": boot.fat_bits,
-            "total": boot.total_bytes,
-            "free": boot.free_bytes,
+            "number": boot.partition.number,
+            "reason": boot.reason,
+            "fat_bits": layout.fat_bits,
+            "total": layout.boot_fill.total_bytes,
+            "free": layout.boot_fill.free_bytes,
         },
         "balena": {
             "kind": facts.kind.value if facts.kind else None,
@@ -177,7 +177,7 @@ def _carried_result(carried: CarriedReport) -> dict[str, object]:
         "image": {
             "path": flasher.image_path,
             "name": flasher.image_name,
-            "size": flasher.image.size,
+            "size": flasher.image.source.size,
             "signature": _signature_result(carried.signature),
             "layout": None if layout is None else _layout_result(layout),
         },

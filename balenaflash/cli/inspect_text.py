@@ -11,14 +11,14 @@ from balenaflash.balena.signature import SignatureReport, SignatureState
 from balenaflash.cli.disk_map import Canvas, MapRow, draw_map
 from balenaflash.cli.network import ssid_text
 from balenaflash.cli.output import known, printable, size_text, table_lines
-from balenaflash.commands.disk_report import LayoutReport, PartitionReport
-from balenaflash.commands.flasher_steps import Step
+from balenaflash.commands.disk_report import DiskReport, PartitionReport
+from balenaflash.commands.flasher_steps import FlasherStep
 from balenaflash.commands.inspect import BmapReport, CarriedReport, FilesReport, ImageReport
 from balenaflash.edits.fingerprint import FingerprintReport
 from balenaflash.edits.network import Network
 
 
-def layout_lines(layout: LayoutReport, canvas: Canvas, *, exact: bool) -> list[str]:
+def layout_lines(layout: DiskReport, canvas: Canvas, *, exact: bool) -> list[str]:
     """The map of the disk, and two tables that say it exactly."""
     return [
         *draw_map([_map_row(layout, item) for item in layout.partitions], layout.size, canvas),
@@ -29,7 +29,7 @@ def layout_lines(layout: LayoutReport, canvas: Canvas, *, exact: bool) -> list[s
     ]
 
 
-def _map_row(layout: LayoutReport, item: PartitionReport) -> MapRow:
+def _map_row(layout: DiskReport, item: PartitionReport) -> MapRow:
     fill = None if item.fill is None else item.fill.used_bytes / item.fill.total_bytes
     row = MapRow.of_partition(item.partition, _label(item), fill)
     return row if layout.table.is_complete else replace(row, is_complete=False)
@@ -39,8 +39,8 @@ def _label(item: PartitionReport) -> str:
     return item.partition.name or (item.filesystem.label if item.filesystem else None) or ""
 
 
-def _partition_lines(layout: LayoutReport, *, exact: bool) -> list[str]:
-    boot_number = layout.boot.partition.partition.number
+def _partition_lines(layout: DiskReport, *, exact: bool) -> list[str]:
+    boot_number = layout.boot.partition.number
     rows = []
     for item in layout.partitions:
         partition = item.partition
@@ -59,7 +59,7 @@ def _partition_lines(layout: LayoutReport, *, exact: bool) -> list[str]:
     return table_lines(heads, rows, right=frozenset({0, 2, 3}))
 
 
-def _filesystem_lines(layout: LayoutReport, *, exact: bool) -> list[str]:
+def _filesystem_lines(layout: DiskReport, *, exact: bool) -> list[str]:
     rows = [_filesystem_row(item, exact=exact) for item in layout.partitions if item.filesystem]
     unread = [str(item.partition.number) for item in layout.partitions if not item.was_read]
     heads = ("No", "Filesystem", "Label", "UUID", "Used", "Free")
@@ -201,7 +201,7 @@ def carried_lines(carried: CarriedReport | None, *, exact: bool) -> list[str]:
     if carried is None:
         return []
     flasher, layout = carried.flasher, carried.layout
-    size = flasher.image.size
+    size = flasher.image.source.size
     shown = "size unknown" if size is None else size_text(size, exact=exact)
     place = f"partition {flasher.partition.number}"
     lines = ["", f"Carries:    {flasher.image_path} in {place}, {shown}"]
@@ -221,7 +221,7 @@ def carried_lines(carried: CarriedReport | None, *, exact: bool) -> list[str]:
     ]
 
 
-def step_lines(steps: Sequence[Step] | None, width: int) -> list[str]:
+def step_lines(steps: Sequence[FlasherStep] | None, width: int) -> list[str]:
     """What a flasher does on its board, each step with what becomes of it in an image."""
     if steps is None:
         return ["What it does on the board: unknown"]
@@ -267,9 +267,9 @@ def report_lines(report: ImageReport, canvas: Canvas, *, exact: bool) -> list[st
 def _head_lines(report: ImageReport, *, exact: bool) -> list[str]:
     layout = report.layout
     boot, facts, table = layout.boot, layout.facts, layout.table
-    number = boot.partition.partition.number
-    total = size_text(boot.total_bytes, exact=exact)
-    free = size_text(boot.free_bytes, exact=exact)
+    number = boot.partition.number
+    total = size_text(layout.boot_fill.total_bytes, exact=exact)
+    free = size_text(layout.boot_fill.free_bytes, exact=exact)
     size = "size unknown" if layout.size is None else size_text(layout.size, exact=exact)
     size += " by its GPT" if layout.size_by_table else ""
     container = f"{report.container}, {report.member}" if report.member else report.container
@@ -281,8 +281,8 @@ def _head_lines(report: ImageReport, *, exact: bool) -> list[str]:
         f"OS version: {known(facts.os_version)}",
         f"Image name: {known(facts.image_name)}",
         f"Table:      {table.kind}, id {table.disk_id}, sectors of {table.sector_size} bytes",
-        f"Boot:       partition {number}, FAT{boot.fat_bits}, {free} of {total} free",
-        f"            {boot.partition.reason}",
+        f"Boot:       partition {number}, FAT{layout.fat_bits}, {free} of {total} free",
+        f"            {boot.reason}",
         *files_lines(report.files, exact=exact),
         *bmap_lines(report.bmap),
         *signature_lines(report.signature),

@@ -20,8 +20,9 @@ from balenaflash.cli.options import dry_run_option, member_option, no_repair_opt
 from balenaflash.cli.output import Answer
 from balenaflash.cli.progress import progress_for, stop_at_next_block
 from balenaflash.cli.session import Session, progress_option, with_session
-from balenaflash.commands.flasher_steps import Step
-from balenaflash.commands.unwrap import UnwrapPlan, UnwrapReport, unwrap_to_file
+from balenaflash.commands.flasher_steps import FlasherStep, Unwrapping
+from balenaflash.commands.unwrap import UnwrapReport, unwrap_to_file
+from balenaflash.commands.wanted import ImageRequest
 from balenaflash.edits.recipe.reading import Recipe
 from balenaflash.source.location import ImageLocation
 from balenaflash.units import format_size
@@ -34,12 +35,14 @@ ignore_secure_boot_option = click.option(
 )
 
 
-def flasher_lines(plan: UnwrapPlan) -> list[str]:
-    """What people get of a flasher that is unwrapped: what it carries, and each of its steps."""
+def flasher_lines(plan: Unwrapping | None) -> list[str]:
+    """Lines about the flasher that is unwrapped, if one is: its image, and each of its steps."""
+    if plan is None:
+        return []
     size = plan.inner.source.size
-    version = plan.flasher.os_version or "unknown"
+    version = plan.os_version or "unknown"
     shown = "size unknown" if size is None else format_size(size)
-    devices = " or ".join(plan.expected_devices) or "unknown"
+    devices = " or ".join(plan.devices) or "unknown"
     return [
         f"Carries:  {plan.flasher.image_name}, {shown}, OS version {version}",
         f"For:      {plan.slug or 'an unknown board'}, disk {devices}",
@@ -47,14 +50,16 @@ def flasher_lines(plan: UnwrapPlan) -> list[str]:
     ]
 
 
-def flasher_result(plan: UnwrapPlan) -> dict[str, object]:
-    """What scripts get of it."""
+def flasher_result(plan: Unwrapping | None) -> dict[str, object] | None:
+    """JSON of the same; ``None`` if no flasher is unwrapped."""
+    if plan is None:
+        return None
     return {
         "inner_image": plan.flasher.image_path,
         "size": plan.inner.source.size,
         "slug": plan.slug,
-        "os_version": plan.flasher.os_version,
-        "expected_devices": list(plan.expected_devices),
+        "os_version": plan.os_version,
+        "expected_devices": list(plan.devices),
         "steps": [
             {
                 "code": step.code,
@@ -70,7 +75,7 @@ def flasher_result(plan: UnwrapPlan) -> dict[str, object]:
 _MARK_WIDTH = len("done by unwrap")
 
 
-def _step_lines(step: Step) -> list[str]:
+def _step_lines(step: FlasherStep) -> list[str]:
     mark = step.state.value.replace("-", " ").ljust(_MARK_WIDTH)
     lines = [f"  {mark}  {step.action}"]
     if step.meaning is not None:
@@ -125,17 +130,21 @@ def unwrap(
     edits = chosen_recipe(recipe, steps, variables)
     checks = signature_checks(flasher, certificate)
     about_certificate = [warning for check in checks for warning in check.warnings]
+    request = ImageRequest(
+        flasher,
+        session.member,
+        sha256,
+        checks,
+        edits.edits if edits else (),
+        unwrap=True,
+        ignore_secure_boot=ignore_secure_boot,
+        repair=not session.edit.no_repair,
+    )
     with stop_at_next_block(session) as stop:
         report = unwrap_to_file(
-            flasher,
+            request,
             out,
-            edits.edits if edits else (),
-            member=session.member,
-            sha256=sha256,
-            checks=checks,
             overwrite=overwrite,
-            ignore_secure_boot=ignore_secure_boot,
-            repair=not session.edit.no_repair,
             dry_run=dry_run,
             progress=progress_for(session),
             stop=stop,
@@ -143,9 +152,9 @@ def unwrap(
     return Answer(
         _result(flasher, out, edits, report),
         [
-            *flasher_lines(report.plan),
-            *repair_lines(report.repairs),
-            *recipe_lines(edits, report.edits),
+            *flasher_lines(report.image.unwrapping),
+            *repair_lines(report.image.edited.repairs),
+            *recipe_lines(edits, report.image.edited.changes),
             _done_line(out, report),
         ],
         (*about_certificate, *report.warnings),
@@ -173,10 +182,10 @@ def _result(
         "flasher": str(flasher),
         "out": str(out),
         "dry_run": saved is None,
-        **flasher_result(report.plan),
-        "changes": [change_result(change) for change in report.changes],
-        "repairs": repairs_result(report.repairs),
-        "recipe": recipe_result(edits, report.edits),
+        **(flasher_result(report.image.unwrapping) or {}),
+        "changes": [change_result(change) for change in report.image.step_changes],
+        "repairs": repairs_result(report.image.edited.repairs),
+        "recipe": recipe_result(edits, report.image.edited.changes),
         "container": container,
         "file_size": None if saved is None else saved.file_size,
         "bmap": None if report.bmap is None else str(report.bmap),

@@ -470,15 +470,15 @@ def write(
     wanted = prepared.image
     outcomes = [each.outcome for each in done or ()]
     lines = [
-        *(flasher_lines(wanted.flasher) if wanted.flasher else ()),
-        *repair_lines(wanted.repairs),
-        *recipe_lines(edits, wanted.changes),
+        *flasher_lines(wanted.unwrapping),
+        *repair_lines(wanted.edited.repairs),
+        *recipe_lines(edits, wanted.edited.changes),
         *(plan_lines(prepared, tallies) if done is None else done_lines(prepared, done)),
     ]
     result = write_result(prepared, done, tallies)
-    result["flasher"] = flasher_result(wanted.flasher) if wanted.flasher else None
-    result["repairs"] = repairs_result(wanted.repairs)
-    result["recipe"] = recipe_result(edits, wanted.changes)
+    result["flasher"] = flasher_result(wanted.unwrapping)
+    result["repairs"] = repairs_result(wanted.edited.repairs)
+    result["recipe"] = recipe_result(edits, wanted.edited.changes)
     about_certificate = [warning for check in checks for warning in check.warnings]
     warnings = tuple(dict.fromkeys((*about_certificate, *prepared.warnings)))
     return Answer(result, lines, warnings, failures=_failures(outcomes))

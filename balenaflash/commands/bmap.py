@@ -17,7 +17,7 @@ from functools import lru_cache
 from itertools import cycle
 from pathlib import Path
 
-from balenaflash.balena.image import find_boot_partition
+from balenaflash.balena.image import BalenaImage
 from balenaflash.commands.image_file import output_mode, require_unused
 from balenaflash.durable import is_same_file
 from balenaflash.errors import ImageError, refusal
@@ -29,7 +29,6 @@ from balenaflash.source.block_map import Bmap, MappedRange, require_same_size, s
 from balenaflash.source.location import ImageLocation
 from balenaflash.source.map_beside import find_beside, read_bmap
 from balenaflash.source.opening import open_for_reading
-from balenaflash.source.undo import warn_of_half_edited
 from balenaflash.targets.file import require_place, write_file
 from balenaflash.units import MIB, Extent, align_down, format_size, merge
 
@@ -329,10 +328,11 @@ def create(
     _require_place(place, image, overwrite=overwrite)
     with open_for_reading(image) as opened:
         require_unused(image)
-        table = read_table(opened.source)
+        opened_image = BalenaImage(opened.source, opened.warnings)
+        table = opened_image.table
         created = create_bmap(opened.source, table, progress)
         opened.source.finish()
-        warnings = (*opened.warnings, *table.warnings, *_about_edit(opened.source, table))
+        warnings = (*opened.warnings, *table.warnings, *_warn_of_edit(opened_image))
     _require_place(place, image, overwrite=overwrite)
     content = serialise(created.bmap)
     write_file(place, content, overwrite=overwrite, mode=output_mode(image))
@@ -373,10 +373,9 @@ def check(image: ImageLocation, bmap_path: Path | None, *, progress: Progress) -
     )
 
 
-def _about_edit(source: Source, table: PartitionTable) -> tuple[str, ...]:
+def _warn_of_edit(image: BalenaImage) -> tuple[str, ...]:
     try:
-        boot = find_boot_partition(source, table)
-        return warn_of_half_edited(boot.open(source).edit_mark.before)
+        return image.mark_warnings
     except ImageError as error:
         if error.code in {"boot-partition-missing", "fat-invalid"}:
             return ()  # it has a block map all the same

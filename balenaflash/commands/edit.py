@@ -4,16 +4,11 @@ import os
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from balenaflash.balena.image import (
-    CONFIG_PATH,
-    BootPartition,
-    find_boot_partition,
-    find_config_elsewhere,
-)
+from balenaflash.balena.image import CONFIG_PATH, BalenaImage
 from balenaflash.commands.card_records import warn_of_cut_off
 from balenaflash.commands.image_file import require_unused
 from balenaflash.edits.config.check import Finding
@@ -26,53 +21,57 @@ from balenaflash.errors import ConfigError, EditError
 from balenaflash.formats.fat.check import Fault
 from balenaflash.formats.fat.names import fold
 from balenaflash.formats.fat.volume import FatVolume
-from balenaflash.formats.partitions.table import PartitionTable, read_table
 from balenaflash.source.base import Source
-from balenaflash.source.commit import Commit, CommitReport, ReadableImage
-from balenaflash.source.layers import Overlay, Patch
+from balenaflash.source.commit import Commit, CommitReport
+from balenaflash.source.layers import Patch
 from balenaflash.source.location import ImageLocation
 from balenaflash.source.map_beside import plan_updates
 from balenaflash.source.opening import open_for_editing, open_for_reading
-from balenaflash.source.undo import require_whole, warn_of_half_edited
+from balenaflash.source.undo import require_whole
 
 
 @dataclass(frozen=True, slots=True)
-class BootVolume:
-    """The boot partition of an open image."""
+class Edited:
+    """An image with edits made in what is read of it; nothing is written to the image itself."""
 
-    partition: BootPartition
-    files: FatVolume
-    source: Source = field(repr=False)
-    table: PartitionTable = field(repr=False)
-    """Of the image."""
+    image: BalenaImage = field(repr=False)
+    """The image as it is after the edits; readable while the original's source is open."""
 
-    opening_warnings: tuple[str, ...]
-    """Warnings about opening the image and about its partition table."""
+    changes: tuple[FileChange, ...] = ()
+    """Changes in the boot partition, in the order they were made."""
+
+    repairs: tuple[Fault, ...] = ()
+    """Faults of the boot partition that were repaired before the edits."""
+
+    warnings: tuple[str, ...] = ()
+
+    adds_secrets: bool = False
+    """True if the edits add a secret, such as a passphrase, that was not there before."""
 
     @property
-    def warnings(self) -> tuple[str, ...]:
-        """What the user should know about the image, a sentence each."""
-        return (*self.opening_warnings, *self.partition.warnings, *self.files.problems())
+    def source(self) -> Source:
+        """The bytes of ``image``."""
+        return self.image.source
 
 
 @dataclass(frozen=True, slots=True)
 class EditReport:
-    """What an edit changed, or with a dry run would have."""
+    """Changes that an edit made, or with a dry run would have made."""
 
     partition_number: int
-    """Of the boot partition."""
+    """Number of the boot partition."""
 
     changes: tuple[FileChange, ...]
-    """In the order they were made."""
+    """Changed files, in the order of the edits."""
 
     repairs: tuple[Fault, ...]
-    """What was wrong with the volume, and was repaired before the edit."""
+    """Faults of the volume that were repaired before the edits."""
 
     diff: tuple[str, ...]
-    """Lines of what changes within files, secrets masked unless asked for; of a dry run only."""
+    """Lines that change within files, secrets masked unless requested; of a dry run only."""
 
     commit: CommitReport
-    """What was written to the image."""
+    """Sectors written to the image."""
 
     dry_run: bool
     warnings: tuple[str, ...]
@@ -87,24 +86,32 @@ def preview(
     repair: bool = True,
     show_secrets: bool = False,
 ) -> EditReport:
-    """What `edit` would do; the image may be compressed, or one that may only be read.
+    """The report that `edit` would return; the image may be compressed, or only readable.
 
     Secrets in the lines that change are masked unless ``show_secrets``.
 
     Raises:
         ImageError, EditError: as `edit`.
     """
-    with open_for_reading(location, member=member) as image:
+    with open_for_reading(location, member=member) as opened:
+        image = BalenaImage(opened.source, opened.warnings)
+        volume = image.open_files()
+        volume.may_repair = repair
         path = location if isinstance(location, Path) else None
-        report = _preview(
-            image,
-            path,
-            edits,
-            keep_fingerprint=keep_fingerprint,
-            repair=repair,
-            show_secrets=show_secrets,
+        changes, warnings = _apply(
+            edits, image, volume, path=path, keep_fingerprint=keep_fingerprint
         )
-        image.require_unchanged()
+        rewritten = _rewritten(changes)
+        report = EditReport(
+            partition_number=image.boot.partition.number,
+            changes=changes,
+            repairs=volume.repairs,
+            diff=diff_files(image.files, volume, rewritten, show_secrets=show_secrets),
+            commit=opened.preview(volume.changes()),
+            dry_run=True,
+            warnings=(*image.layout_warnings, *volume.problems(), *warnings),
+        )
+        opened.require_unchanged()
         return report
 
 
@@ -113,15 +120,15 @@ def edit(
 ) -> EditReport:
     """Make ``edits``, in their order, in the boot partition of the image file at ``path``.
 
-    They are made in memory; then what changed is committed to the file. The fingerprint, unless
-    it is to be kept, and a block map beside the image are brought up to date with it. What is
-    wrong with the volume and can be repaired without a loss is repaired in the same commit;
-    without ``repair`` it is a reason to refuse the edits.
+    They are made in memory; then the changed sectors are committed to the file. The fingerprint,
+    unless it is to be kept, and a block map beside the image are updated with it. Faults of the
+    volume that can be repaired without a loss are repaired in the same commit; without ``repair``
+    they are a reason to refuse the edits.
 
     Raises:
         ImageError: it is not an image of balenaOS layout, or cannot be read.
         EditError: an edit cannot be made; none was.
-        WriteError: writing failed; the message says what state the image is in.
+        WriteError: writing failed; the message states what the image holds.
     """
     with open_for_editing(path) as image:
         require_unused(path)
@@ -129,223 +136,174 @@ def edit(
 
 
 class Editable(Protocol):
-    """An image file or a card that is open for a change, which nobody else makes meanwhile."""
+    """An image file or a card that is open for a change, and in use by nothing else."""
 
     @property
     def source(self) -> Source:
-        """What it holds."""
+        """The bytes of the image."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the user should know about opening it, a sentence each."""
+        """Warnings about opening and reading it, a sentence each."""
 
     def commit(self, patches: Sequence[Patch], how: Commit = ...) -> CommitReport:
-        """Write what ``patches`` change; errors as `balenaflash.source.commit.commit`."""
+        """Write ``patches``; errors as `balenaflash.source.commit.commit`."""
 
 
 def edit_opened(
-    image: Editable, path: Path, edits: Sequence[Edit], *, keep_fingerprint: bool, repair: bool
+    opened: Editable, path: Path, edits: Sequence[Edit], *, keep_fingerprint: bool, repair: bool
 ) -> EditReport:
-    """Make ``edits`` in ``image``, which was opened by ``path``; else as `edit`."""
-    boot = _open_boot(image)
-    boot.files.may_repair = repair
-    edited = _apply(edits, boot, keep_fingerprint=keep_fingerprint)
-    patches = boot.files.changes()
-    updates = plan_updates(path, image.source, patches)
+    """Make ``edits`` in the image ``opened``, which was opened by ``path``; else as `edit`."""
+    image = BalenaImage(opened.source, opened.warnings)
+    volume = image.open_files()
+    volume.may_repair = repair
+    changes, warnings = _apply(edits, image, volume, path=path, keep_fingerprint=keep_fingerprint)
+    patches = volume.changes()
+    problems = volume.problems()
+    updates = plan_updates(path, opened.source, patches)
     about_maps: list[str] = []
 
     def finish() -> None:
         about_maps.extend(warning for update in updates for warning in update.finish())
 
-    commit = image.commit(patches, Commit(boot.files.edit_mark, finish))
+    commit = opened.commit(patches, Commit(volume.edit_mark, finish))
+    # Reading has added warnings since.
+    late = (each for each in opened.warnings if each not in image.opening_warnings)
     return EditReport(
-        partition_number=boot.partition.partition.number,
-        changes=edited.changes,
-        repairs=boot.files.repairs,
+        partition_number=image.boot.partition.number,
+        changes=changes,
+        repairs=volume.repairs,
         diff=(),
         commit=commit,
         dry_run=False,
-        warnings=(
-            *boot.warnings,
-            *edited.warnings,
-            *_invalidated(edited, boot, path),
-            *about_maps,
-            # Those about reading have come since.
-            *(each for each in image.warnings if each not in boot.opening_warnings),
-        ),
+        warnings=(*image.layout_warnings, *problems, *warnings, *about_maps, *late),
     )
-
-
-def _preview(
-    image: ReadableImage,
-    path: Path | None,
-    edits: Sequence[Edit],
-    *,
-    keep_fingerprint: bool,
-    repair: bool,
-    show_secrets: bool,
-) -> EditReport:
-    boot = _open_boot(image)
-    boot.files.may_repair = repair
-    original = _open_boot(image).files
-    edited = _apply(edits, boot, keep_fingerprint=keep_fingerprint)
-    return EditReport(
-        partition_number=boot.partition.partition.number,
-        changes=edited.changes,
-        repairs=boot.files.repairs,
-        diff=diff_files(original, boot.files, edited.rewritten, show_secrets=show_secrets),
-        commit=image.preview(boot.files.changes()),
-        dry_run=True,
-        warnings=(*boot.warnings, *edited.warnings, *_invalidated(edited, boot, path)),
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class EditedImage:
-    """An open image as edits would leave it; the image itself is as it was."""
-
-    source: Source
-    """What it would hold."""
-
-    changes: tuple[FileChange, ...]
-    """In the order they were made."""
-
-    repairs: tuple[Fault, ...]
-    """What was wrong with the volume, and was repaired before the edits."""
-
-    warnings: tuple[str, ...]
-
-    adds_secrets: bool = False
-    """Whether the edits put a secret there, such as a passphrase, that was not there before."""
 
 
 def lay_over(
-    image: ReadableImage,
+    image: BalenaImage,
     edits: Sequence[Edit],
     *,
     keep_fingerprint: bool = False,
     repair: bool = True,
-) -> EditedImage:
-    """``image`` with ``edits`` made in what is read of it and not in itself.
+) -> Edited:
+    """``image`` with ``edits`` made in what is read of it, and not in the image itself.
 
-    The same edits give the same bytes whenever they are made: what they make or change gets
-    ``SOURCE_DATE_EPOCH`` as its time or, without that, the newest one in the boot partition.
+    The same edits give the same bytes whenever they are made: files that they create or change
+    get ``SOURCE_DATE_EPOCH`` as their time or, without that, the newest one in the boot partition.
 
     Raises:
         ImageError: it is not an image of balenaOS layout, or cannot be read.
         EditError: an edit cannot be made.
     """
     if not edits:
-        return EditedImage(image.source, (), (), image.warnings)
-    boot = _open_boot(image)
-    boot.files.may_repair = repair
-    if not os.environ.get("SOURCE_DATE_EPOCH"):
-        times = (entry.modified for entry in boot.files.walk() if entry.modified is not None)
-        boot.files.fixed_time = max(times, default=None)
-    original = boot.partition.open(image.source)
-    edited = _apply(edits, boot, keep_fingerprint=keep_fingerprint)
-    return EditedImage(
-        source=Overlay(image.source, boot.files.changes()),
-        changes=edited.changes,
-        repairs=boot.files.repairs,
-        warnings=(*boot.warnings, *edited.warnings, *_invalidated(edited, boot, None)),
-        adds_secrets=adds_secrets(original, boot.files, edited.rewritten),
+        return Edited(image, warnings=image.opening_warnings)
+    volume = open_steady(image, repair=repair)
+    changes, warnings = _apply(edits, image, volume, path=None, keep_fingerprint=keep_fingerprint)
+    patches = volume.changes()
+    return Edited(
+        image.with_boot_changes(patches),
+        changes,
+        volume.repairs,
+        warnings=(*image.layout_warnings, *volume.problems(), *warnings),
+        adds_secrets=adds_secrets(image.files, volume, _rewritten(changes)),
     )
 
 
-@contextmanager
-def open_boot_volume(location: ImageLocation, *, member: str | None = None) -> Iterator[BootVolume]:
-    """The boot partition of the image at ``location``, to look at until the block ends.
+def open_steady(image: BalenaImage, *, repair: bool) -> FatVolume:
+    """The boot files of ``image``, to be edited with one time for all files that change."""
+    volume = image.open_files()
+    volume.may_repair = repair
+    if not os.environ.get("SOURCE_DATE_EPOCH"):
+        times = (entry.modified for entry in volume.walk() if entry.modified is not None)
+        volume.fixed_time = max(times, default=None)
+    return volume
 
-    It may be a block device, such as a flashed card. ``member`` names it in a container that has
-    several.
+
+@contextmanager
+def open_boot_volume(
+    location: ImageLocation, *, member: str | None = None
+) -> Iterator[BalenaImage]:
+    """The image at ``location``, whose boot files are to be read until the block ends.
+
+    It may be a block device, such as a flashed card. ``member`` is its name in a container that
+    has several.
 
     Raises:
         ImageError: it is not an image of balenaOS layout, or cannot be read.
         EditError: another process is editing it; or an edit was cut off and cannot be undone.
     """
-    with open_for_reading(location, member=member) as image:
-        boot = _open_boot(image)
+    with open_for_reading(location, member=member) as opened:
         about_card = warn_of_cut_off(location) if isinstance(location, Path) else ()
-        yield replace(boot, opening_warnings=(*boot.opening_warnings, *about_card))
-        image.require_unchanged()
+        yield BalenaImage(opened.source, (*opened.warnings, *about_card))
+        opened.require_unchanged()
 
 
-def _open_boot(image: ReadableImage | Editable) -> BootVolume:
-    table = read_table(image.source)
-    partition = find_boot_partition(image.source, table)
-    volume = partition.open(image.source)
-    warnings = (*image.warnings, *table.warnings, *warn_of_half_edited(volume.edit_mark.before))
-    return BootVolume(partition, volume, image.source, table, warnings)
+def _apply(
+    edits: Sequence[Edit],
+    image: BalenaImage,
+    volume: FatVolume,
+    *,
+    path: Path | None,
+    keep_fingerprint: bool,
+) -> tuple[tuple[FileChange, ...], tuple[str, ...]]:
+    """Make ``edits`` in ``volume``, the boot files of ``image``: the changes, and warnings.
 
-
-@dataclass(frozen=True, slots=True)
-class _Edited:
-    changes: tuple[FileChange, ...]
-    shipped: frozenset[str] | None
-    """Files of the operating system by the fingerprint, as it was before."""
-
-    @property
-    def touched(self) -> tuple[str, ...]:
-        """Paths of which something is otherwise than before."""
-        return tuple(path for change in self.changes for path in change.touched)
-
-    @property
-    def rewritten(self) -> tuple[str, ...]:
-        """Paths whose old and new content can be compared.
-
-        What was moved is not among them: its content is as it was, and whether it is a secret
-        that must not be shown is told by the path it had.
-        """
-        moved = {change.path for change in self.changes if change.kind is ChangeKind.MOVED}
-        return tuple(change.path for change in self.changes if change.path not in moved)
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Those of the edits themselves."""
-        return tuple(warning for change in self.changes for warning in change.warnings)
-
-
-def _apply(edits: Sequence[Edit], boot: BootVolume, *, keep_fingerprint: bool) -> _Edited:
-    volume = boot.files
-    require_whole(volume.edit_mark.before, boot.source.name)
+    ``path`` is the image file they are committed to, if they are.
+    """
+    require_whole(volume.edit_mark.before, image.source.name)
     has_config = volume.find(CONFIG_PATH) is not None
     shipped = listed_paths(volume)
     known = _config_errors(volume)
-    edited = _Edited(tuple(change for each in edits for change in each.apply(volume)), shipped)
-    if fold(CONFIG_PATH) in map(fold, edited.touched):
+    changes = tuple(change for each in edits for change in each.apply(volume))
+    touched = tuple(path for change in changes for path in change.touched)
+    if fold(CONFIG_PATH) in map(fold, touched):
         if not has_config:
-            _refuse_second_config(boot)
+            _refuse_second_config(image)
         _refuse_bad_config(volume, known)
     if not keep_fingerprint:
-        update_fingerprint(volume, edited.touched)
-    return edited
+        update_fingerprint(volume, touched)
+    warnings = (
+        *(warning for change in changes for warning in change.warnings),
+        *warnings_for(touched, volume, shipped=shipped, image=path),
+    )
+    return changes, warnings
+
+
+def _rewritten(changes: Sequence[FileChange]) -> tuple[str, ...]:
+    """Paths whose old and new content can be compared.
+
+    Moved files are left out: their content is the same, and the old path decides whether it is a
+    secret that must not be shown.
+    """
+    moved = {change.path for change in changes if change.kind is ChangeKind.MOVED}
+    return tuple(change.path for change in changes if change.path not in moved)
 
 
 def _config_errors(volume: FatVolume) -> tuple[Finding, ...]:
-    """What is wrong with config.json before an edit, which is not the edit's fault."""
+    """Errors in config.json before an edit, which are not the edit's fault."""
     try:
         return find_errors(volume)
     except ConfigError:
         return ()
 
 
-def _refuse_second_config(boot: BootVolume) -> None:
+def _refuse_second_config(image: BalenaImage) -> None:
     """Raise if the board reads its config.json from another partition.
 
     Raises:
-        EditError: the one that an edit has made would never be read.
+        EditError: the file that an edit has created would never be read.
     """
-    partition = find_config_elsewhere(boot.source, boot.table, boot.partition)
+    partition = image.find_config_elsewhere()
     if partition is None:
         return
-    name = shlex.quote(boot.source.name)
+    name = image.source.name
     raise EditError(
-        f"{boot.source.name}: its config.json is in partition {partition.number}, as resinOS 1.x "
+        f"{name}: its config.json is in partition {partition.number}, as resinOS 1.x "
         "has it; one in the boot partition is never read",
         code="config-elsewhere",
         hint="Where that partition is a FAT, take it out with mtools, change it, and put it back: "
-        f"mcopy -i {name}@@{partition.extent.start} ::config.json config.json",
+        f"mcopy -i {shlex.quote(name)}@@{partition.extent.start} ::config.json config.json",
     )
 
 
@@ -353,7 +311,7 @@ def _refuse_bad_config(volume: FatVolume, known: tuple[Finding, ...]) -> None:
     """Raise if an edit, of whatever kind, has left a config.json that locks a board out.
 
     Raises:
-        ConfigError: it is not valid, and was not so before.
+        ConfigError: it is not valid, and was valid before.
     """
     entry = volume.find(CONFIG_PATH)
     if entry is None or entry.is_directory:
@@ -361,7 +319,3 @@ def _refuse_bad_config(volume: FatVolume, known: tuple[Finding, ...]) -> None:
     errors = [each for each in find_errors(volume) if each not in known]
     if errors:
         raise invalid_config(errors)
-
-
-def _invalidated(edited: _Edited, boot: BootVolume, path: Path | None) -> tuple[str, ...]:
-    return warnings_for(edited.touched, boot.files, shipped=edited.shipped, image=path)

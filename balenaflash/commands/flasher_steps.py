@@ -9,22 +9,27 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
 
-from balenaflash.balena.boards import Board, HookPlace
-from balenaflash.balena.flasher import Flasher
+from balenaflash.balena.boards import HookPlace, find_board
+from balenaflash.balena.flasher import Flasher, require_flasher
+from balenaflash.balena.image import BalenaImage
 from balenaflash.balena.settings import BootloaderImage
-from balenaflash.edits.files import Edit, is_directory
+from balenaflash.commands.edit import Edited, open_steady
+from balenaflash.edits.consequences import warn_of_low_space
+from balenaflash.edits.files import Edit, is_directory, read_file
 from balenaflash.edits.installation import (
     InstallConfig,
-    Installer,
     InstallFile,
     MergeDirectory,
     RemoveSecureBootPrograms,
     ReplaceDirectory,
     find_secure_boot_programs,
     is_file,
+    read_installer,
 )
 from balenaflash.edits.paths import parent_of, volume_path
-from balenaflash.formats.fat.volume import FatVolume
+from balenaflash.errors import EditError
+from balenaflash.source.layers import Overlay, Patch
+from balenaflash.source.undo import require_whole
 
 
 class StepState(StrEnum):
@@ -36,7 +41,7 @@ class StepState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class FlasherStep:
     """One step of the flasher."""
 
     code: str
@@ -57,61 +62,151 @@ class Step:
     """What does it outside of the partitions, likewise."""
 
 
-@dataclass(frozen=True, slots=True)
-class Circumstances:
-    """What the steps depend on."""
+class Unwrapping:
+    """A flasher, and its steps on the board, each with what becomes of it in an image."""
 
-    flasher: Flasher
-    installer: Installer
-    board: Board | None
-    """``None`` for one that is not known."""
+    def __init__(self, image: BalenaImage, flasher: Flasher) -> None:
+        """Read what the steps of ``flasher``, which is in ``image``, depend on.
 
-    outer: FatVolume = field(repr=False)
-    """The flasher's boot partition."""
+        Only the partition table and the directories of the boot partition of the inner image are
+        read.
 
-    inner: FatVolume = field(repr=False)
-    """That of the image it carries."""
+        Raises:
+            ImageError: the inner image is not one of balenaOS layout.
+            ConfigError: the flasher's config.json is missing or not valid.
+        """
+        self.image, self.flasher, self.inner = image, flasher, flasher.image
+        self.installer = read_installer(image.files)
+        self.slug = image.facts.slug
+        """Device type of the flasher; ``None`` if it is unknown."""
 
-    @property
-    def devices(self) -> tuple[str, ...]:
-        """Names of the disks that the flasher may write, as it would take them."""
-        return self.installer.target_devices or self.flasher.settings.internal_devices
+        self.board = find_board(self.slug) if self.slug else None
+        self.devices = self.installer.target_devices or flasher.settings.internal_devices
+        """Names or shell patterns of the disks it may write, by the board's kernel.
+
+        It writes the first that is there."""
+
+        version, about_version = image.os_version
+        self.os_version = version.text if version else None
+        self.warnings = (
+            *image.table.warnings,
+            *(f"{flasher.image_name}: {warning}" for warning in self.inner.table.warnings),
+            *flasher.warnings,
+            *about_version,
+            *self.inner.boot.warnings,
+        )
+        self.steps = tuple(_list_steps(self))
+        """Every step, in the flasher's order."""
 
 
-def list_steps(given: Circumstances) -> tuple[Step, ...]:
-    """Every step, in the flasher's order."""
-    return (
-        *_security_steps(given),
-        _image_step(given),
-        *_bootloader_steps(given),
-        *_directory_steps(given),
-        *_config_file_steps(given),
-        _secure_boot_programs_step(given),
-        _config_json_step(given),
-        _board_hook_step(given),
-        *_efi_entry_steps(given),
+def plan_unwrap(image: BalenaImage) -> Unwrapping:
+    """The steps of the flasher ``image`` on its board.
+
+    Raises:
+        ImageError: it is not a flasher; or as `require_flasher`, `Unwrapping`.
+        ConfigError: as `Unwrapping`.
+    """
+    _ = image.facts  # first, so that a stream is read from its start to its end
+    return Unwrapping(image, require_flasher(image))
+
+
+def unwrap(
+    unwrapping: Unwrapping, *, ignore_secure_boot: bool = False, repair: bool = True
+) -> Edited:
+    """The inner image with every step done that can be done without the board.
+
+    The fingerprint in its boot partition stays as it is, as the flasher leaves it. The same
+    flasher gives the same bytes whenever it is unwrapped: copied files get ``SOURCE_DATE_EPOCH``
+    as their time or, without that, the newest one in the boot partition.
+
+    Raises:
+        EditError: config.json requests secure boot and ``ignore_secure_boot`` is not set
+            (``secure-boot-requested``), or a step cannot be done.
+        ImageError: the flasher or the inner image cannot be read.
+    """
+    inner, name = unwrapping.inner, unwrapping.flasher.image_name
+    require_whole(unwrapping.image.files.edit_mark.before, name)
+    require_whole(inner.files.edit_mark.before, name)
+    if unwrapping.installer.wants_secure_boot and not ignore_secure_boot:
+        raise EditError(
+            f"{name}: config.json requests secure boot and disk encryption from the flasher, "
+            "which only the board can set up",
+            code="secure-boot-requested",
+            hint="Start the flasher on the board; or, to go without: --ignore-secure-boot",
+        )
+    bootloaders = [each.bootloader for each in unwrapping.steps if each.bootloader is not None]
+    patches = [_read_bootloader(unwrapping, each) for each in bootloaders]
+    if patches:
+        source = inner.source
+        for patch in patches:  # one over the other, as the flasher writes them
+            source = Overlay(source, [patch])
+        inner = BalenaImage(source)
+    volume = open_steady(inner, repair=repair)
+    edits = [each.edit for each in unwrapping.steps if each.edit is not None]
+    changes = tuple(change for edit in edits for change in edit.apply(volume))
+    return Edited(
+        inner.with_boot_changes(volume.changes()),
+        changes,
+        volume.repairs,
+        warnings=(
+            *unwrapping.warnings,
+            *volume.problems(),
+            *(warning for change in changes for warning in change.warnings),
+            *warn_of_low_space(volume),
+        ),
     )
+
+
+def _read_bootloader(unwrapping: Unwrapping, bootloader: BootloaderImage) -> Patch:
+    files, flasher = unwrapping.image.files, unwrapping.flasher
+    if not is_file(files, bootloader.file):
+        raise EditError(
+            f"{bootloader.file}: is missing in the flasher's boot partition, "
+            f"and is to be written to {bootloader.device}",
+            code="bootloader-missing",
+        )
+    data = read_file(files, bootloader.file)
+    end, size = bootloader.offset + len(data), flasher.image.source.size
+    if not data or (size is not None and end > size):
+        raise EditError(
+            f"{bootloader.file}: these {len(data)} bytes do not fit into "
+            f"{flasher.image_name} at byte {bootloader.offset}",
+            code="bootloader-out-of-range",
+        )
+    return Patch(bootloader.offset, data)
+
+
+def _list_steps(given: Unwrapping) -> Iterator[FlasherStep]:
+    yield from _security_steps(given)
+    yield _image_step(given)
+    yield from _bootloader_steps(given)
+    yield from _directory_steps(given)
+    yield from _config_file_steps(given)
+    yield _secure_boot_programs_step(given)
+    yield _config_json_step(given)
+    yield _board_hook_step(given)
+    yield from _efi_entry_steps(given)
 
 
 _LOCKED = "A board that is unwrapped this way runs unlocked, and its disk is not encrypted."
 
 
-def _security_steps(given: Circumstances) -> Iterator[Step]:
+def _security_steps(given: Unwrapping) -> Iterator[FlasherStep]:
     wanted = given.installer.wants_secure_boot
     state = StepState.NEEDS_BOARD if wanted else StepState.NOT_NEEDED
     meaning = _LOCKED if wanted else None
-    yield Step(
+    yield FlasherStep(
         "secure-boot",
         "Enrols the keys of secure boot in the firmware, if config.json asks for it.",
         state,
         meaning,
     )
-    yield Step(
+    yield FlasherStep(
         "verify-signature",
         "Verifies the signature of the image against the running kernel's keys, if it encrypts.",
         state,
     )
-    yield Step(
+    yield FlasherStep(
         "disk-encryption",
         "Encrypts the partitions with a key that the board's TPM or processor seals, "
         "if config.json asks for it.",
@@ -120,30 +215,30 @@ def _security_steps(given: Circumstances) -> Iterator[Step]:
     )
 
 
-def _image_step(given: Circumstances) -> Step:
+def _image_step(given: Unwrapping) -> FlasherStep:
     names = ", ".join(given.devices) or "no disk, for its settings name none"
     if len(given.devices) > 1:
         names = f"the first that is there of {names}"
     name = given.flasher.image_name
-    return Step("image", f"Writes {name} to the internal disk: {names}.", StepState.DONE)
+    return FlasherStep("image", f"Writes {name} to the internal disk: {names}.", StepState.DONE)
 
 
-def _bootloader_steps(given: Circumstances) -> Iterator[Step]:
+def _bootloader_steps(given: Unwrapping) -> Iterator[FlasherStep]:
     bootloaders = given.flasher.settings.bootloaders
     if not bootloaders:
         action = "Writes a boot loader outside of the partitions, if its settings name one."
-        yield Step("bootloader", action, StepState.NOT_NEEDED)
+        yield FlasherStep("bootloader", action, StepState.NOT_NEEDED)
     for number, each in enumerate(bootloaders):
         code = f"bootloader-{number + 1}" if number else "bootloader"
         action = f"Writes the boot loader {each.file} to {each.device}, at byte {each.offset}."
         if _is_internal_disk(each.device, given.devices):
-            yield Step(code, action, StepState.DONE, bootloader=each)
+            yield FlasherStep(code, action, StepState.DONE, bootloader=each)
         else:
             meaning = (
                 f"The board starts by what is in {each.device}, which only the board itself "
                 "reaches: if that is empty or too old, this image does not start."
             )
-            yield Step(code, action, StepState.NEEDS_BOARD, meaning)
+            yield FlasherStep(code, action, StepState.NEEDS_BOARD, meaning)
 
 
 _NO_DISK = re.compile(r"mtd|nand|.*boot\d+$|.*\dp\d+$")
@@ -157,7 +252,7 @@ def _is_internal_disk(device: str, names: tuple[str, ...]) -> bool:
     return any(fnmatchcase(device, name) for name in names)
 
 
-def _directory_steps(given: Circumstances) -> Iterator[Step]:
+def _directory_steps(given: Unwrapping) -> Iterator[FlasherStep]:
     settings = given.flasher.settings
     yield _directory_step(
         given, "splash", settings.splash, "Adds the files of {} to the inner one.", MergeDirectory
@@ -172,19 +267,19 @@ def _directory_steps(given: Circumstances) -> Iterator[Step]:
 
 
 def _directory_step(
-    given: Circumstances,
+    given: Unwrapping,
     code: str,
     directory: str | None,
     text: str,
     make: type[MergeDirectory | ReplaceDirectory],
-) -> Step:
+) -> FlasherStep:
     action = text.format(f"{directory}/" if directory else code)
-    if directory is None or not is_directory(given.outer, volume_path(directory)):
-        return Step(code, action, StepState.NOT_NEEDED)
-    return Step(code, action, StepState.DONE, edit=make(given.outer, directory))
+    if directory is None or not is_directory(given.image.files, volume_path(directory)):
+        return FlasherStep(code, action, StepState.NOT_NEEDED)
+    return FlasherStep(code, action, StepState.DONE, edit=make(given.image.files, directory))
 
 
-def _config_file_steps(given: Circumstances) -> Iterator[Step]:
+def _config_file_steps(given: Unwrapping) -> Iterator[FlasherStep]:
     settings = given.flasher.settings
     file, path = settings.bootloader_config, settings.bootloader_config_path
     yield _file_step(
@@ -200,37 +295,37 @@ def _config_file_steps(given: Circumstances) -> Iterator[Step]:
 
 
 def _file_step(
-    given: Circumstances,
+    given: Unwrapping,
     code: str,
     file: str | None,
     target: str | None,
     what: str,
     *,
     signed: bool = False,
-) -> Step:
+) -> FlasherStep:
     if file is None or target is None:
         action = f"Copies the {what}, if its settings name one."
-        return Step(code, action, StepState.NOT_NEEDED)
+        return FlasherStep(code, action, StepState.NOT_NEEDED)
     action = f"Copies the {what}, {file}, to {target}, if it has it."
-    if not is_file(given.outer, file):
-        return Step(code, action, StepState.NOT_NEEDED)
-    edit = InstallFile(given.outer, file, target, signed=signed)
-    return Step(code, action, StepState.DONE, edit=edit)
+    if not is_file(given.image.files, file):
+        return FlasherStep(code, action, StepState.NOT_NEEDED)
+    edit = InstallFile(given.image.files, file, target, signed=signed)
+    return FlasherStep(code, action, StepState.DONE, edit=edit)
 
 
-def _secure_boot_programs_step(given: Circumstances) -> Step:
+def _secure_boot_programs_step(given: Unwrapping) -> FlasherStep:
     code = "secure-boot-programs"
     action = "Removes the boot programs for secure boot, *.efi.secureboot, if it does not encrypt."
     path = given.flasher.settings.bootloader_config_path
     directory = None if path is None else parent_of(volume_path(path))
-    if directory is None or not find_secure_boot_programs(given.inner, directory):
-        return Step(code, action, StepState.NOT_NEEDED)
-    return Step(code, action, StepState.DONE, edit=RemoveSecureBootPrograms(directory))
+    if directory is None or not find_secure_boot_programs(given.inner.files, directory):
+        return FlasherStep(code, action, StepState.NOT_NEEDED)
+    return FlasherStep(code, action, StepState.DONE, edit=RemoveSecureBootPrograms(directory))
 
 
-def _config_json_step(given: Circumstances) -> Step:
+def _config_json_step(given: Unwrapping) -> FlasherStep:
     action = "Copies config.json, without its key installer."
-    return Step("config-json", action, StepState.DONE, edit=InstallConfig(given.outer))
+    return FlasherStep("config-json", action, StepState.DONE, edit=InstallConfig(given.image.files))
 
 
 _HOOK_MEANINGS = {
@@ -252,24 +347,24 @@ _HOOK_MEANINGS = {
 }
 
 
-def _board_hook_step(given: Circumstances) -> Step:
+def _board_hook_step(given: Unwrapping) -> FlasherStep:
     code, hook = "board-hook", given.board.hook if given.board else None
     if not given.flasher.has_board_hook:
         action = "Runs a program of the board's own, which for this board does nothing."
-        return Step(code, action, StepState.NOT_NEEDED)
+        return FlasherStep(code, action, StepState.NOT_NEEDED)
     if given.board is None or given.board.hook_place is None:
         action = "Runs a program of the board's own; what it does is not known."
         meaning = "If it writes a boot loader, a board that has none does not start this image."
-        return Step(code, action, StepState.NEEDS_BOARD, meaning)
+        return FlasherStep(code, action, StepState.NEEDS_BOARD, meaning)
     action = f"Runs a program of the board's own: {hook}."
-    return Step(code, action, StepState.NEEDS_BOARD, _HOOK_MEANINGS[given.board.hook_place])
+    return FlasherStep(code, action, StepState.NEEDS_BOARD, _HOOK_MEANINGS[given.board.hook_place])
 
 
-def _efi_entry_steps(given: Circumstances) -> Iterator[Step]:
+def _efi_entry_steps(given: Unwrapping) -> Iterator[FlasherStep]:
     """Of signed builds for EFI boards; others leave it to the board's own program."""
     flasher = given.flasher
     if flasher.has_secure_boot_hooks and flasher.settings.bootloader_config_luks is not None:
-        yield Step(
+        yield FlasherStep(
             "efi-entry",
             "Makes an entry balenaOS in the boot menu of the firmware.",
             StepState.NEEDS_BOARD,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from balenaflash.balena.flasher import Flasher, read_flasher
-from balenaflash.balena.image import ImageKind
+from balenaflash.balena.image import BalenaImage, ImageKind
 from balenaflash.balena.signature import (
     SIGNATURE_SUFFIX,
     CertificateFile,
@@ -16,23 +16,20 @@ from balenaflash.balena.signature import (
     report_beside,
 )
 from balenaflash.commands.card_records import warn_of_cut_off
-from balenaflash.commands.disk_report import LayoutReport, follow_logical, report_layout
-from balenaflash.commands.flasher_steps import Step
-from balenaflash.commands.unwrap import plan_unwrap
+from balenaflash.commands.disk_report import DiskReport, follow_logical, report_disk
+from balenaflash.commands.flasher_steps import FlasherStep, Unwrapping
 from balenaflash.edits.consequences import find_overwritten, warn_of_low_space
 from balenaflash.edits.fingerprint import FingerprintReport, listed_paths
 from balenaflash.edits.fingerprint import check as check_fingerprint
 from balenaflash.edits.network import Network, list_networks
 from balenaflash.errors import ConfigError, ImageError
 from balenaflash.formats.fat.volume import FatEntry, FatVolume
-from balenaflash.formats.partitions.model import PartitionTable
 from balenaflash.source.base import Source
 from balenaflash.source.block_map import Bmap, differing_ranges, require_same_size
 from balenaflash.source.container.decoder import Container
 from balenaflash.source.location import ImageLocation
 from balenaflash.source.map_beside import find_beside, read_bmap
 from balenaflash.source.opening import open_for_reading
-from balenaflash.source.undo import warn_of_half_edited
 from balenaflash.units import GIB, MIB, Extent
 
 _MOST_DECODED = GIB
@@ -84,13 +81,13 @@ class ImageReport:
     member: str | None
     """Its name in a container that has members."""
 
-    layout: LayoutReport
+    layout: DiskReport
     files: FilesReport | None
-    """``None`` where the boot partition is too damaged to tell."""
+    """``None`` if the boot partition is too damaged."""
 
     signature: SignatureReport
     carried: "CarriedReport | None"
-    """``None`` of an image that is no flasher, and of a flasher too damaged to tell."""
+    """``None`` if the image is not a flasher, or a flasher that is too damaged."""
 
     bmap: BmapReport | None
     warnings: tuple[str, ...]
@@ -130,46 +127,50 @@ QUICK = Scope()
 
 
 def inspect(location: ImageLocation, scope: Scope = QUICK) -> ImageReport:
-    """Look into the image at ``location``; beside a file also for its block map and signature.
+    """The report on the image at ``location``, and on a block map and signature beside a file.
 
     Raises:
         ImageError: it is not an image of balenaOS layout, or cannot be read.
     """
     path = location if isinstance(location, Path) else None
-    with open_for_reading(location, member=scope.member, sha256=scope.sha256) as image:
-        source = image.source
-        layout = report_layout(source, show_secrets=scope.show_secrets)
-        files, about_files = _report_files(layout.files, check=scope.check_files)
-        certificate, about_certificate = _choose_certificate(layout.files, scope)
-        limit = _most_decoded(location, image.container)
-        carried, about_carried = _report_carried(source, layout, certificate, scope, limit)
+    with open_for_reading(location, member=scope.member, sha256=scope.sha256) as opened:
+        source = opened.source
+        image = BalenaImage(source, opened.warnings)
+        disk = report_disk(image, show_secrets=scope.show_secrets)
+        warnings: list[str] = []
+        files = _report_files(image.files, warnings, check=scope.check_files)
+        warnings += (*image.mark_warnings, *image.files.problems())
+        certificate = _choose_certificate(image.files, scope, warnings)
+        limit = _most_decoded(location, opened.container)
+        carried = _report_carried(image, certificate, scope, limit, warnings)
         signature = report_beside(path, source, certificate, check=scope.check_signature)
         bmap = _report_bmap(path, source, check=scope.check_bmap)
-        # Last, since they lie behind all else that was read.
-        layout = follow_logical(source, layout, limit=limit)
-        warnings = (
-            *image.warnings,
-            *(warn_of_cut_off(path) if path else ()),
-            *layout.warnings,
-            *about_files,
-            *warn_of_half_edited(layout.files.edit_mark.before),
-            *layout.files.problems(),
-            *about_certificate,
-            *about_carried,
-        )
+        # Last, since they lie after all else that is read.
+        disk = follow_logical(image, disk, limit=limit)
+        about_card = warn_of_cut_off(path) if path else ()
         if scope.reads_all:
             source.finish()
-        image.require_unchanged()
+        opened.require_unchanged()
         return ImageReport(
             location=location,
-            container=image.container,
-            member=image.member,
-            layout=layout,
+            container=opened.container,
+            member=opened.member,
+            layout=disk,
             files=files,
             signature=signature,
             carried=carried,
             bmap=bmap,
-            warnings=tuple(dict.fromkeys((*warnings, *image.reading_warnings))),
+            warnings=tuple(
+                dict.fromkeys(
+                    (
+                        *image.opening_warnings,
+                        *about_card,
+                        *disk.warnings,
+                        *warnings,
+                        *opened.reading_warnings,
+                    )
+                )
+            ),
         )
 
 
@@ -180,39 +181,18 @@ def _most_decoded(location: ImageLocation, container: Container) -> int:
 
 
 def _choose_certificate(
-    volume: FatVolume, scope: Scope
-) -> tuple[CertificateFile | None, tuple[str, ...]]:
+    files: FatVolume, scope: Scope, warnings: list[str]
+) -> CertificateFile | None:
     if scope.certificate is not None:
-        return scope.certificate, ()
+        return scope.certificate
     try:
-        return find_certificate(volume), ()
+        return find_certificate(files)
     except ImageError as error:
-        return None, (str(error),)
+        warnings.append(str(error))
+        return None
 
 
-def _report_carried(
-    source: Source,
-    layout: LayoutReport,
-    certificate: CertificateFile | None,
-    scope: Scope,
-    limit: int,
-) -> "tuple[CarriedReport | None, tuple[str, ...]]":
-    if layout.facts.kind is ImageKind.RAW:
-        return None, ()
-    # It takes as long to load as a raw image takes to be looked into.
-
-    return report_carried(
-        source,
-        layout.table,
-        certificate,
-        show_secrets=scope.show_secrets,
-        check=scope.check_signature,
-        limit=limit,
-    )
-
-
-def _report_files(volume: FatVolume, *, check: bool) -> tuple[FilesReport | None, tuple[str, ...]]:
-    """What there is to tell of the files, and to warn of."""
+def _report_files(volume: FatVolume, warnings: list[str], *, check: bool) -> FilesReport | None:
     try:
         files = [entry for entry in volume.walk() if not entry.is_directory]
         fingerprint = check_fingerprint(volume, contents=check)
@@ -227,8 +207,10 @@ def _report_files(volume: FatVolume, *, check: bool) -> tuple[FilesReport | None
             overwritten=overwritten,
         )
     except ImageError as error:
-        return None, (str(error),)
-    return report, tuple(warn_of_low_space(volume))
+        warnings.append(str(error))
+        return None
+    warnings += warn_of_low_space(volume)
+    return report
 
 
 def _report_bmap(image: Path | None, source: Source, *, check: bool) -> BmapReport | None:
@@ -251,79 +233,76 @@ class CarriedReport:
     """The image that a flasher carries, and what the flasher does with it."""
 
     flasher: Flasher
-    layout: LayoutReport | None
-    """``None`` where it is no image of balenaOS layout."""
+    layout: DiskReport | None
+    """``None`` if it is not an image of balenaOS layout."""
 
     signature: SignatureReport
     devices: tuple[str, ...]
-    """Names, by the board's kernel, of the disks it may write; the first one there is taken."""
+    """Names, by the board's kernel, of the disks it may write; it writes the first there is."""
 
-    steps: tuple[Step, ...] | None
-    """What the flasher does, in its order; ``None`` where that is not known."""
-
-    warnings: tuple[str, ...]
+    steps: tuple[FlasherStep, ...] | None
+    """The steps of the flasher, in its order; ``None`` if they are unknown."""
 
 
-def report_carried(
-    source: Source,
-    table: PartitionTable,
+def _report_carried(
+    image: BalenaImage,
     certificate: CertificateFile | None,
-    *,
-    show_secrets: bool,
-    check: bool,
+    scope: Scope,
     limit: int,
-) -> tuple[CarriedReport | None, tuple[str, ...]]:
-    """What the flasher in ``source`` carries, and what to warn of.
+    warnings: list[str],
+) -> CarriedReport | None:
+    """The image that the flasher ``image`` carries; ``None`` if it is not a flasher.
 
-    Nothing is reported of an image that is no flasher; what is wrong with one is a warning.
-    ``check`` reads all of the inner image to check its signature; ``limit`` is that of
-    `follow_logical`.
+    Anything wrong with it is added to ``warnings``; ``limit`` is that of `follow_logical`.
     """
+    if image.facts.kind is ImageKind.RAW:
+        return None
     try:
-        flasher = read_flasher(source, table)
-    except ImageError as error:
-        return None, (str(error),)
-    if flasher is None:
-        return None, ()
-    warnings = list(flasher.warnings)
-    layout = _report_layout(flasher, warnings, show_secrets=show_secrets)
-    devices, steps = flasher.settings.internal_devices, None
-    if layout is not None:
-        try:
-            plan = plan_unwrap(source, table)
-        except (ImageError, ConfigError) as error:
-            warnings.append(f"What this flasher does on its board is not known: {error}")
-        else:
-            devices, steps = plan.expected_devices, plan.steps
-            warnings += (*plan.warnings, *plan.inner.files.problems())
-    signature = _report_signature(flasher, certificate, check=check)
-    if layout is not None:
-        layout = _follow_logical(flasher, layout, warnings, limit)
-    report = CarriedReport(flasher, layout, signature, devices, steps, tuple(warnings))
-    return report, report.warnings
-
-
-def _report_layout(
-    flasher: Flasher, warnings: list[str], *, show_secrets: bool
-) -> LayoutReport | None:
-    try:
-        layout = report_layout(flasher.image, show_secrets=show_secrets)
+        flasher = read_flasher(image)
     except ImageError as error:
         warnings.append(str(error))
         return None
-    warnings += (f"{flasher.image_name}: {warning}" for warning in layout.warnings)
-    return layout
+    if flasher is None:
+        return None
+    warnings += flasher.warnings
+    disk = _report_inner(flasher, warnings, show_secrets=scope.show_secrets)
+    devices, steps = flasher.settings.internal_devices, None
+    if disk is not None:
+        try:
+            unwrapping = Unwrapping(image, flasher)
+            about_inner = (*unwrapping.warnings, *disk.files.problems())
+        except (ImageError, ConfigError) as error:
+            warnings.append(f"What this flasher does on its board is unknown: {error}")
+        else:
+            devices, steps = unwrapping.devices, unwrapping.steps
+            warnings += about_inner
+    signature = _report_signature(flasher, certificate, check=scope.check_signature)
+    if disk is not None:
+        disk = _follow_inner(flasher, disk, warnings, limit)
+    return CarriedReport(flasher, disk, signature, devices, steps)
 
 
-def _follow_logical(
-    flasher: Flasher, layout: LayoutReport, warnings: list[str], limit: int
-) -> LayoutReport:
+def _report_inner(
+    flasher: Flasher, warnings: list[str], *, show_secrets: bool
+) -> DiskReport | None:
     try:
-        followed = follow_logical(flasher.image, layout, limit=limit)
+        disk = report_disk(flasher.image, show_secrets=show_secrets)
     except ImageError as error:
         warnings.append(str(error))
-        return layout
-    new = (each for each in followed.warnings if each not in layout.warnings)
+        return None
+    warnings += (f"{flasher.image_name}: {warning}" for warning in disk.warnings)
+    return disk
+
+
+def _follow_inner(
+    flasher: Flasher, disk: DiskReport, warnings: list[str], limit: int
+) -> DiskReport:
+    try:
+        followed = follow_logical(flasher.image, disk, limit=limit)
+    except ImageError as error:
+        warnings.append(str(error))
+        return disk
+    new = (each for each in followed.warnings if each not in disk.warnings)
     warnings += (f"{flasher.image_name}: {warning}" for warning in new)
     return followed
 
@@ -335,7 +314,9 @@ def _report_signature(
         return SignatureReport(SignatureState.NOT_SIGNED, None, certificate)
     path = flasher.image_path + SIGNATURE_SUFFIX
     report = SignatureReport(SignatureState.NOT_CHECKED, path, certificate)
-    return check_signature(report, flasher.image, flasher.signature) if check else report
+    if not check:
+        return report
+    return check_signature(report, flasher.image.source, flasher.signature)
 
 
 def find_failed_checks(report: ImageReport, scope: Scope) -> Iterator[ImageError]:

@@ -43,10 +43,10 @@ def verify(
         TargetRefusedError: the target is missing, or may not be read.
         VerificationError: the target differs.
     """
-    plan = plan_image(image.source, write_all=compare_all)
+    plan = plan_image(image.edited.image, write_all=compare_all)
     with open_for_comparison(target) as medium:
-        move = plan_gpt_move(image.source, plan.table, medium.size) if fix_gpt else ()
-        source = lay_move_over(image.source, move)
+        move = plan_gpt_move(image.edited.source, plan.table, medium.size) if fix_gpt else ()
+        source = lay_move_over(image.edited.source, move)
         comparison = compare(source, medium, plan, progress, stop)
         comparison.require_equal(source, str(target))
         require_moved(medium, move)

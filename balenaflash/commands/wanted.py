@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from balenaflash.commands.edit import lay_over
+from balenaflash.balena.image import BalenaImage
+from balenaflash.commands.edit import Edited, lay_over
+from balenaflash.commands.flasher_steps import Unwrapping, plan_unwrap, unwrap
 from balenaflash.commands.image_file import require_unused
-from balenaflash.commands.unwrap import UnwrapPlan, lay_over_unwrapped
 from balenaflash.edits.files import Edit, FileChange
-from balenaflash.formats.fat.check import Fault
-from balenaflash.source.base import Source
 from balenaflash.source.commit import ReadableImage
 from balenaflash.source.location import ImageLocation
 from balenaflash.source.opening import open_for_reading
@@ -18,7 +17,7 @@ from balenaflash.source.sums import Check
 
 @dataclass(frozen=True, slots=True)
 class ImageRequest:
-    """The image that `write` and `verify` are asked for."""
+    """The image that a command is to read, and what is to be done in it."""
 
     location: ImageLocation
     member: str | None = None
@@ -44,28 +43,22 @@ class ImageRequest:
 
 @dataclass(frozen=True, slots=True)
 class WantedImage:
-    """An open image as targets are to hold it."""
+    """An open image, and what its flasher's steps and the user's edits make of it."""
 
     opened: ReadableImage
-    source: Source
-    changes: tuple[FileChange, ...] = ()
-    """Changes of files of the boot partition by the edits."""
+    edited: Edited
+    """The image as targets are to hold it, and the user's edits in it."""
 
-    repairs: tuple[Fault, ...] = ()
-    """Faults of the boot partition that were repaired before the edits."""
-
-    flasher: UnwrapPlan | None = None
+    unwrapping: Unwrapping | None = None
     """The flasher that carries the image, if it was unwrapped."""
 
-    adds_secrets: bool = False
-    """True if the edits put a secret there that was not there before."""
-
-    opening_warnings: tuple[str, ...] = ()
+    step_changes: tuple[FileChange, ...] = ()
+    """Changes that the steps of the flasher made in the boot partition before the edits."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """All warnings about the image; complete once the image has been read."""
-        return (*self.opening_warnings, *self.opened.reading_warnings)
+        return (*self.edited.warnings, *self.opened.reading_warnings)
 
 
 @contextmanager
@@ -73,8 +66,8 @@ def open_wanted(request: ImageRequest) -> Iterator[WantedImage]:
     """Open the requested image until the block ends; the image file stays as it is.
 
     Raises:
-        ImageError: the image cannot be opened, is in use, has not the requested sum or signature,
-            is not an image of balenaOS layout, or not a flasher where it is to be unwrapped.
+        ImageError: the image cannot be opened, is in use, does not have the requested sum or
+            signature, is not an image of balenaOS layout, or not a flasher that can be unwrapped.
         EditError, ConfigError: an edit cannot be made.
     """
     with open_for_reading(
@@ -85,30 +78,23 @@ def open_wanted(request: ImageRequest) -> Iterator[WantedImage]:
 
 
 def _want(opened: ReadableImage, request: ImageRequest) -> WantedImage:
-    if not request.unwrap and not request.edits:
-        return WantedImage(opened, opened.source, opening_warnings=opened.warnings)
-    flasher = None
+    image = BalenaImage(opened.source, opened.warnings)
+    unwrapping, unwrapped = None, Edited(image)
     if request.unwrap:
-        inner = lay_over_unwrapped(
-            opened,
-            request.edits,
-            ignore_secure_boot=request.ignore_secure_boot,
-            repair=request.repair,
+        unwrapping = plan_unwrap(image)
+        unwrapped = unwrap(
+            unwrapping, ignore_secure_boot=request.ignore_secure_boot, repair=request.repair
         )
-        flasher, edited = inner.plan, inner.edited
-    else:
-        edited = lay_over(
-            opened,
-            request.edits,
-            keep_fingerprint=request.keep_fingerprint,
-            repair=request.repair,
-        )
-    return WantedImage(
-        opened,
-        edited.source,
-        edited.changes,
-        edited.repairs,
-        flasher,
-        edited.adds_secrets,
-        edited.warnings,
+    edited = lay_over(
+        unwrapped.image,
+        request.edits,
+        keep_fingerprint=request.keep_fingerprint,
+        repair=request.repair,
     )
+    if unwrapping is None:
+        return WantedImage(opened, edited)
+    # Both contain the warnings about the inner boot partition.
+    warnings = dict.fromkeys((*opened.warnings, *edited.warnings, *unwrapped.warnings))
+    repairs = (*unwrapped.repairs, *edited.repairs)
+    edited = replace(edited, repairs=repairs, warnings=tuple(warnings))
+    return WantedImage(opened, edited, unwrapping, unwrapped.changes)

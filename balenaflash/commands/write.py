@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from balenaflash.balena.image import find_boot_partition
+from balenaflash.balena.image import BalenaImage
 from balenaflash.commands.card_records import drop_record
 from balenaflash.commands.image_file import find_image_path, output_mode
 from balenaflash.commands.wanted import ImageRequest, WantedImage, open_wanted
@@ -28,7 +28,6 @@ from balenaflash.formats.fat.check import MARKED, is_marked
 from balenaflash.formats.fat.layout import read_layout
 from balenaflash.formats.fat.table import FatTable
 from balenaflash.formats.fat.window import Window
-from balenaflash.formats.partitions.table import read_table
 from balenaflash.progress import Progress, Stop
 from balenaflash.source.base import Source
 from balenaflash.source.layers import Patch
@@ -130,7 +129,7 @@ class PreparedWrite:
 
     def count(self, progress: Progress) -> Sequence[Tally]:
         """Read the image and count what a write would do, by partition."""
-        return tally(self.image.source, self.plan, progress)
+        return tally(self.image.edited.source, self.plan, progress)
 
     def unmount(self) -> Iterator[str]:
         """Unmount what the request allows to be unmounted; yields each mount point after that.
@@ -176,7 +175,7 @@ class PreparedWrite:
                 )
             ]
             outcomes = flash(
-                self.image.source,
+                self.image.edited.source,
                 self.plan,
                 targets,
                 options=self.request.options,
@@ -200,17 +199,17 @@ def prepare_write(request: WriteRequest) -> Iterator[PreparedWrite]:
     with open_wanted(request.image) as image:
         # A file is a copy, equal in every byte; what is free on a disk is not read by anything.
         is_copy = not any(map(is_device, request.targets))
-        plan = plan_image(image.source, write_all=request.write_all or is_copy)
+        plan = plan_image(image.edited.image, write_all=request.write_all or is_copy)
         destinations = find_destinations(
             request.targets,
             image=request.image.location,
             plan=plan,
             permissions=request.permissions,
             overwrite=request.overwrite,
-            mode=output_mode(request.image.location, adds_secrets=image.adds_secrets),
+            mode=output_mode(request.image.location, adds_secrets=image.edited.adds_secrets),
         )
         if request.fix_gpt:
-            destinations = plan_gpt_moves(destinations, image.source, plan)
+            destinations = plan_gpt_moves(destinations, image.edited.source, plan)
         yield PreparedWrite(request, image, plan, destinations)
 
 
@@ -245,17 +244,16 @@ def leave(destination: Destination, outcome: Outcome, *, eject: bool) -> Ending 
     return end(destination.assessment.disk, starts, eject=eject)
 
 
-def plan_image(source: Source, *, write_all: bool = False) -> WritePlan:
-    """The plan to write the balenaOS image ``source``.
+def plan_image(image: BalenaImage, *, write_all: bool = False) -> WritePlan:
+    """The plan to write ``image``.
 
     Raises:
         ImageError: the image has no valid partition table or no boot partition, or is half-edited.
     """
-    table = read_table(source)
-    boot = find_boot_partition(source, table)
-    marks = _check_marks(source, boot.partition.extent)
+    table, boot = image.table, image.boot
+    marks = _check_marks(image.source, boot.partition.extent)
     warnings = (*table.warnings, *boot.warnings, *marks)
-    return plan_write(source, table, warnings=warnings, write_all=write_all)
+    return plan_write(image.source, table, warnings=warnings, write_all=write_all)
 
 
 def _check_marks(source: Source, extent: Extent) -> tuple[str, ...]:
