@@ -62,11 +62,13 @@ def create(session: Session, image: ImageLocation, *, out: Path | None, overwrit
       balenaflash bmap create balena.img.xz -o balena.img.bmap --overwrite
       balenaflash bmap create --json balena.img | jq .result.free_bytes
     """
-    created = create_map(image, out, overwrite=overwrite, progress=progress_for(session))
+    path, created, warnings = create_map(
+        image, out, overwrite=overwrite, progress=progress_for(session)
+    )
     bmap, sizes = created.bmap, created.bytes_of
     result = {
         "image": str(image),
-        "bmap": str(created.path),
+        "bmap": str(path),
         "image_size": bmap.image_size,
         "block_size": bmap.block_size,
         "mapped_blocks": bmap.mapped_blocks,
@@ -75,9 +77,9 @@ def create(session: Session, image: ImageLocation, *, out: Path | None, overwrit
         "zero_bytes": sizes[Content.ZERO],
         "free_bytes": sizes[Content.FREE],
     }
-    data, zero, free = (format_size(sizes[content]) for content in Content)
-    line = f"{created.path}: made; {data} of data and {zero} of zeros listed, {free} free left out"
-    return Answer(result, [line], created.warnings)
+    data, zero, free = (format_size(sizes[kind]) for kind in (Kind.DATA, Kind.ZERO, Kind.FREE))
+    line = f"{path}: made; {data} of data and {zero} of zeros listed, {free} free left out"
+    return Answer(result, [line], warnings)
 
 
 class _DiffersError(ImageError):

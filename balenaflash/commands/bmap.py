@@ -1,8 +1,8 @@
 """Make the block map of an image, and compare an image with its block map.
 
 A map made from the holes of a sparse file leaves out zeros that files and filesystems are made
-of; copied by it, they have the bytes that were on the medium before. Here only those blocks are
-left out that are free in a filesystem, and zeros are listed like data.
+of; an image copied by it has the bytes there that the medium had before. A map made here leaves
+out only the blocks that are free in a filesystem, and lists zeros like data.
 """
 
 import hashlib
@@ -32,79 +32,126 @@ from balenaflash.source.opening import open_for_reading
 from balenaflash.targets.file import require_place, write_file
 from balenaflash.units import MIB, Extent, align_down, format_size, merge
 
-_READ_AHEAD = 2
-"""Buffers beside the one in use."""
-
-_Loaded = tuple[Extent, memoryview, list[Extent]]
-
-
-def read_ahead(
-    source: Source, extents: Iterable[Extent], largest: int, cursor: FreeCursor | None = None
-) -> Generator[tuple[Extent, memoryview, list[Extent]]]:
-    """Each of ``extents``, none longer than ``largest`` bytes, its bytes, and what of it is free.
-
-    ``cursor`` tells that, from what it reads before the bytes themselves pass.
-
-    These are valid until the next are asked for. To be closed where it is not read to its end.
-
-    Raises:
-        ImageError: the image cannot be read there; ranges before it were handed on.
-    """
-    buffers = cycle([memoryview(mmap.mmap(-1, largest)) for _ in range(_READ_AHEAD + 1)])
-    pool = ThreadPoolExecutor(1, "read-ahead")
-
-    def load(extent: Extent, buffer: memoryview) -> _Loaded:
-        free = [] if cursor is None else cursor.take(extent)
-        # Only this: what the cursor reads, it may want to read again.
-        with source.sequential():
-            source.readinto(extent.start, buffer)
-        return extent, buffer, free
-
-    def submitted() -> Iterator[Future[_Loaded]]:
-        for extent in extents:
-            yield pool.submit(load, extent, next(buffers)[: extent.size])
-
-    waiting = submitted()
-    pending: deque[Future[_Loaded]] = deque()
-    try:
-        while True:
-            # The buffer of the range that the caller is through with is the next to be filled.
-            while len(pending) <= _READ_AHEAD and (future := next(waiting, None)) is not None:
-                pending.append(future)
-            if not pending:
-                return
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
+_READ_AHEAD = 2  # buffers beside the one in use
 
 _RANGE_SIZE = 4 * MIB
-"""Bytes of a range at most: each is hashed by itself, and a difference is found to that precision.
+"""Most bytes of a range: each is hashed by itself, and a difference is found to that precision.
 A multiple of the block size."""
 
 _SCAN_CHUNK = 16 * MIB
 """Bytes read at a time, three of these in memory: ranges enough for each thread that hashes."""
 
+_COMPARE_CHUNK = 4 * MIB
 _THREADS = min(4, os.cpu_count() or 1)  # a chunk has four whole ranges
 
 _MAX_RANGES = 130_000
-"""What fits the largest file that is read as a block map (`balenaflash.source.block_map`)."""
+"""As many as fit the largest file that is read as a block map (`balenaflash.source.block_map`)."""
 
 _CHECKSUM_TYPE = "sha256"  # what bmaptool writes
+_NAME_MAX = 255  # bytes, linux/limits.h
+_SUFFIX = ".bmap"
+_NAME_ONE = "Name a file with -o."
+
+_Loaded = tuple[Extent, memoryview, list[Extent]]
 
 
 @dataclass(frozen=True, slots=True)
 class CreatedBmap:
-    """A block map, and what the image it is of consists of."""
+    """A block map, and what its image consists of."""
 
     bmap: Bmap
 
-    bytes_of: dict[Content, int]
-    """Bytes of each kind; together the size of the image."""
+    bytes_of: dict[Kind, int]
+    """Bytes of each kind, together the size of the image; the map leaves out the free ones."""
 
     faults: dict[int, str]
-    """By number of the partition, why a filesystem was not taken at its word: all of it counts
-    as in use."""
+    """Fault of a filesystem by number of its partition, all of which counts as in use."""
+
+
+@dataclass(frozen=True, slots=True)
+class BmapCheck:
+    """An image compared with a block map."""
+
+    path: Path
+    """The file of the block map."""
+
+    bmap: Bmap
+    differing: tuple[Extent, ...]
+    """Ranges of the image that have another checksum, adjacent ones in one piece."""
+
+    left_out: int | None
+    """Bytes not in the map that the image has in use; ``None`` if that is unknown."""
+
+    warnings: tuple[str, ...]
+
+    @property
+    def compared_bytes(self) -> int:
+        """Bytes of the ranges that have a checksum."""
+        return sum(self.bmap.extent_of(mapped).size for mapped in _with_checksum(self.bmap))
+
+
+def create(
+    image: ImageLocation, out: Path | None, *, overwrite: bool = False, progress: Progress
+) -> tuple[Path, CreatedBmap, tuple[str, ...]]:
+    """Make the block map of ``image`` in the file ``out``, or beside it; whole or not at all.
+
+    The map of a compressed image is that of its decompressed content, as for bmaptool. The result
+    is the file, the map in it, and warnings.
+
+    Raises:
+        ImageError: the image cannot be read, or is not one of balenaOS layout.
+        EditError: another process is editing it.
+        TargetRefusedError: ``out`` exists and ``overwrite`` is not set, or it cannot be made.
+    """
+    place = out or _beside(image)
+    # Before the image is read, which takes time, and once more after it.
+    _require_place(place, image, overwrite=overwrite)
+    with open_for_reading(image) as opened:
+        require_unused(image)
+        disk = BalenaImage(opened.source, opened.warnings)
+        created = create_bmap(opened.source, disk.table, progress)
+        opened.source.finish()
+        warnings = (*opened.warnings, *disk.table.warnings, *_warn_of_edit(disk))
+    _require_place(place, image, overwrite=overwrite)
+    content = serialise(created.bmap)
+    write_file(place, content, overwrite=overwrite, mode=output_mode(image))
+    faults = (
+        f"partition {number}: all of it counts as in use: {fault}"
+        for number, fault in sorted(created.faults.items())
+    )
+    return place, created, (*warnings, *faults)
+
+
+def check(image: ImageLocation, bmap_path: Path | None, *, progress: Progress) -> BmapCheck:
+    """Compare ``image`` with the block map at ``bmap_path``, or with the one beside it.
+
+    Raises:
+        ImageError: there is no map, it is not valid or its own checksum does not match, it is
+            that of an image of another size, or one of the two cannot be read.
+        EditError: another process is editing the image.
+    """
+    path = bmap_path or (find_beside(image) if isinstance(image, Path) else None)
+    if path is None:
+        raise ImageError(
+            f"{image}: has no block map beside it",
+            code="bmap-missing",
+            hint="Name one with --bmap, or make one: balenaflash bmap create IMAGE",
+        )
+    bmap = read_bmap(path)
+    with open_for_reading(image) as opened:
+        left_out = _left_out(opened.source, bmap)
+        differing = compare_with_bmap(opened.source, bmap, progress)
+        opened.source.finish()
+        warnings = opened.warnings
+    if left_out:
+        text = (
+            f"{path}: leaves out {format_size(left_out)} that the image has in use: "
+            "copied by it, files may have bytes that were on the medium before"
+        )
+        warnings += (text,)
+    if len(_with_checksum(bmap)) < len(bmap.ranges):
+        warnings += (f"{path}: has ranges without a checksum, which were not compared",)
+    return BmapCheck(path, bmap, differing, left_out, warnings)
 
 
 def create_bmap(source: Source, table: PartitionTable, progress: Progress) -> CreatedBmap:
@@ -122,7 +169,7 @@ def create_bmap(source: Source, table: PartitionTable, progress: Progress) -> Cr
     else:
         extents = allocation.free_extents_as_reached()
     scan = _Scan(source, FreeCursor(extents))
-    # A stream that tells its size at the end is no smaller than its table says.
+    # A stream whose size is known only at its end is not smaller than its table says.
     planned = align_down(table.end, BLOCK_SIZE) if source.size is None else source.size
     with phase(progress, Phase.BUILD, source.size):
         scan.read(Extent(0, planned), progress)
@@ -134,7 +181,7 @@ def create_bmap(source: Source, table: PartitionTable, progress: Progress) -> Cr
 
 @dataclass(slots=True)
 class _Scan:
-    """What was found so far."""
+    """The result so far."""
 
     source: Source
     cursor: FreeCursor
@@ -142,15 +189,15 @@ class _Scan:
     bytes_of: dict[Content, int] = field(default_factory=lambda: dict.fromkeys(Content, 0))
 
     def read(self, extent: Extent, progress: Progress) -> None:
-        """Take in the bytes of ``extent``, which begin where those before ended."""
+        """Read the bytes of ``extent``, which begin where those before ended."""
         chunks = read_ahead(self.source, extent.cut(_SCAN_CHUNK), _SCAN_CHUNK, self.cursor)
-        # hashlib lets go of the interpreter's lock, so that threads do hash at the same time.
+        # hashlib releases the interpreter lock, so the threads do hash at the same time.
         with closing(chunks), ThreadPoolExecutor(_THREADS, "hash") as pool:
             for place, buffer, free in chunks:
-                self._take(place.start, buffer, free, pool)
+                self._add(place.start, buffer, free, pool)
                 progress.advance(place.size)
 
-    def _take(
+    def _add(
         self, start: int, buffer: memoryview, free: list[Extent], pool: ThreadPoolExecutor
     ) -> None:
         runs = classify(buffer, start, free)
@@ -181,48 +228,38 @@ def _digest(content: memoryview | bytes) -> str:
 
 @lru_cache(maxsize=16)
 def _digest_of_zeros(size: int) -> str:
-    """A large part of most images is whole ranges of zeros, which need no hashing each time."""
+    """Whole ranges of zeros are a large part of most images, and are not hashed each time."""
     return _digest(bytes(size))
 
 
-_COMPARE_CHUNK = 4 * MIB
+def _with_checksum(bmap: Bmap) -> list[MappedRange]:
+    return [mapped for mapped in bmap.ranges if mapped.checksum is not None]
 
 
-@dataclass(frozen=True, slots=True)
-class BmapComparison:
-    """How far an image is what its block map says."""
-
-    compared_bytes: int
-    """Bytes of the ranges that have a checksum."""
-
-    differing: tuple[Extent, ...]
-    """Those of other content, adjacent ones in one piece, in order."""
-
-
-def compare_with_bmap(source: Source, bmap: Bmap, progress: Progress) -> BmapComparison:
-    """Read all that ``bmap`` has checksums of, once and in order.
+def compare_with_bmap(source: Source, bmap: Bmap, progress: Progress) -> tuple[Extent, ...]:
+    """The ranges that differ from ``bmap``, in order; all ranges with a checksum are read once.
 
     Raises:
-        ImageError: the map is of an image of another size (``bmap-foreign``), or ``source``
+        ImageError: the map is that of an image of another size (``bmap-foreign``), or ``source``
             cannot be read.
     """
     if source.size is not None:
         require_same_size(bmap, source)
-    ranges = [mapped for mapped in bmap.ranges if mapped.checksum is not None]
+    ranges = _with_checksum(bmap)
     total = sum(bmap.extent_of(mapped).size for mapped in ranges)
     with phase(progress, Phase.VERIFY, total), source.sequential():
         differing = tuple(merge(_differing(source, bmap, ranges, progress)))
-    # Of a stream the size, and whether it is whole, is known at its end.
+    # A stream's size, and whether it is whole, is known only at its end.
     source.measure()
     require_same_size(bmap, source)
-    return BmapComparison(total, differing)
+    return differing
 
 
 def left_out_in_use(source: Source, table: PartitionTable, bmap: Bmap) -> int:
     """Bytes that ``bmap`` does not list, and that are not free in a filesystem of the image.
 
-    Copied by such a map to a medium that is not all zeros, the image gets bytes of the
-    medium's in files and tables. Nothing but what tells the free blocks is read.
+    Copied by such a map to a medium that is not all zeros, the image has bytes of the medium in
+    files and tables. Only the tables of free blocks are read.
     """
     gaps = list(_gaps(bmap))
     unlisted = sum(gap.size for gap in gaps)
@@ -239,7 +276,7 @@ def left_out_in_use(source: Source, table: PartitionTable, bmap: Bmap) -> int:
 
 
 def _gaps(bmap: Bmap) -> Iterator[Extent]:
-    """What is not listed, in order."""
+    """Ranges that are not listed, in order."""
     position = 0
     for extent in map(bmap.extent_of, bmap.ranges):
         if position < extent.start:
@@ -274,103 +311,44 @@ def _cut_mapped(bmap: Bmap, ranges: list[MappedRange]) -> Iterator[Extent]:
             yield Extent(start, min(start + _COMPARE_CHUNK, extent.end))
 
 
-_NAME_MAX = 255  # bytes, linux/limits.h
-_SUFFIX = ".bmap"
-_NAME_ONE = "Name a file with -o."
+def read_ahead(
+    source: Source, extents: Iterable[Extent], largest: int, cursor: FreeCursor | None = None
+) -> Generator[tuple[Extent, memoryview, list[Extent]]]:
+    """Each of ``extents``, none longer than ``largest`` bytes, its bytes, and free ranges of it.
 
-
-@dataclass(frozen=True, slots=True)
-class BmapCreation:
-    """A block map that was made."""
-
-    path: Path
-    bmap: Bmap
-    bytes_of: dict[Content, int]
-    """Bytes of the image by kind; what is free is not in the map."""
-
-    warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class BmapCheck:
-    """An image compared with a block map."""
-
-    path: Path
-    """Of the block map."""
-
-    bmap: Bmap
-    compared_bytes: int
-    """Bytes of the ranges that have checksums."""
-
-    differing: tuple[Extent, ...]
-    """Ranges of the image of other content than the map says, adjacent ones in one piece."""
-
-    left_out: int | None
-    """Bytes not in the map that the image has in use; ``None`` where that cannot be told."""
-
-    warnings: tuple[str, ...]
-
-
-def create(
-    image: ImageLocation, out: Path | None, *, overwrite: bool = False, progress: Progress
-) -> BmapCreation:
-    """Make the block map of ``image`` in the file ``out``, or beside it; whole or not at all.
-
-    Of a compressed image it is the map of what comes out of it, as bmaptool has it.
+    The free ranges are those of ``cursor``, which reads its tables before the bytes pass. The
+    bytes are valid until the next ones are requested. The generator must be closed if it is not
+    read to its end.
 
     Raises:
-        ImageError: the image cannot be read, or is not one of balenaOS layout.
-        EditError: another process is editing it.
-        TargetRefusedError: ``out`` exists and ``overwrite`` is not set, or it cannot be made.
+        ImageError: the image cannot be read there; ranges before it were yielded.
     """
-    place = out or _beside(image)
-    # Now, for reading the image takes time; and again when it has passed.
-    _require_place(place, image, overwrite=overwrite)
-    with open_for_reading(image) as opened:
-        require_unused(image)
-        opened_image = BalenaImage(opened.source, opened.warnings)
-        table = opened_image.table
-        created = create_bmap(opened.source, table, progress)
-        opened.source.finish()
-        warnings = (*opened.warnings, *table.warnings, *_warn_of_edit(opened_image))
-    _require_place(place, image, overwrite=overwrite)
-    content = serialise(created.bmap)
-    write_file(place, content, overwrite=overwrite, mode=output_mode(image))
-    faults = (
-        f"partition {number}: all of it counts as in use: {fault}"
-        for number, fault in sorted(created.faults.items())
-    )
-    return BmapCreation(place, created.bmap, created.bytes_of, (*warnings, *faults))
+    buffers = cycle([memoryview(mmap.mmap(-1, largest)) for _ in range(_READ_AHEAD + 1)])
+    pool = ThreadPoolExecutor(1, "read-ahead")
 
+    def load(extent: Extent, buffer: memoryview) -> _Loaded:
+        free = [] if cursor is None else cursor.take(extent)
+        # Only this: the cursor may read its tables again.
+        with source.sequential():
+            source.readinto(extent.start, buffer)
+        return extent, buffer, free
 
-def check(image: ImageLocation, bmap_path: Path | None, *, progress: Progress) -> BmapCheck:
-    """Compare ``image`` with the block map at ``bmap_path``, or with the one beside it.
+    def submitted() -> Iterator[Future[_Loaded]]:
+        for extent in extents:
+            yield pool.submit(load, extent, next(buffers)[: extent.size])
 
-    Raises:
-        ImageError: there is no map, it is not valid or its own checksum does not match, it is
-            of an image of another size, or one of the two cannot be read.
-        EditError: another process is editing the image.
-    """
-    path = bmap_path or (find_beside(image) if isinstance(image, Path) else None)
-    if path is None:
-        raise ImageError(
-            f"{image}: has no block map beside it",
-            code="bmap-missing",
-            hint="Name one with --bmap, or make one with balenaflash bmap create.",
-        )
-    bmap = read_bmap(path)
-    with open_for_reading(image) as opened:
-        left_out = _left_out(opened.source, bmap)
-        comparison = compare_with_bmap(opened.source, bmap, progress)
-        opened.source.finish()
-        warnings = opened.warnings
-    if left_out:
-        warnings += (_word_of_left_out(path, left_out),)
-    if any(mapped.checksum is None for mapped in bmap.ranges):
-        warnings += (f"{path}: has ranges without a checksum, which were not compared",)
-    return BmapCheck(
-        path, bmap, comparison.compared_bytes, comparison.differing, left_out, warnings
-    )
+    waiting = submitted()
+    pending: deque[Future[_Loaded]] = deque()
+    try:
+        while True:
+            # The buffer that the caller has finished with is the next to be filled.
+            while len(pending) <= _READ_AHEAD and (future := next(waiting, None)) is not None:
+                pending.append(future)
+            if not pending:
+                return
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _warn_of_edit(image: BalenaImage) -> tuple[str, ...]:
@@ -378,12 +356,12 @@ def _warn_of_edit(image: BalenaImage) -> tuple[str, ...]:
         return image.mark_warnings
     except ImageError as error:
         if error.code in {"boot-partition-missing", "fat-invalid"}:
-            return ()  # it has a block map all the same
+            return ()  # it can have a block map nevertheless
         raise
 
 
 def _left_out(source: Source, bmap: Bmap) -> int | None:
-    """As `BmapCheck.left_out`; in a stream it would take a second pass to know."""
+    """`BmapCheck.left_out`; unknown for a stream, which would have to be read twice."""
     if not source.seekable or source.size != bmap.image_size:
         return None
     try:
@@ -394,22 +372,15 @@ def _left_out(source: Source, bmap: Bmap) -> int | None:
         raise
 
 
-def _word_of_left_out(path: Path, size: int) -> str:
-    return (
-        f"{path}: leaves out {format_size(size)} that the image has in use: "
-        "copied by it, files may hold what was on the medium before"
-    )
-
-
 def _beside(image: ImageLocation) -> Path:
     if not isinstance(image, Path):
-        raise refusal(
-            "target-missing", f"{image}: has no place beside it for a block map", _NAME_ONE
-        )
+        raise refusal("target-missing", f"{image}: a block map cannot be made beside it", _NAME_ONE)
     name = image.name + _SUFFIX
     if len(os.fsencode(name)) > _NAME_MAX:
         raise refusal(
-            "target-name", f"{image}: its name is too long for a block map beside it", _NAME_ONE
+            "target-name",
+            f"{image}: the name of a block map beside it would be too long",
+            _NAME_ONE,
         )
     return image.with_name(name)
 

@@ -66,7 +66,8 @@ def unwrap_to_file(
     if bmap is not None:
         # An older map is that of another image; no map is better until the new one is there.
         bmap.unlink(missing_ok=True)
-        warnings += create_bmap(out, bmap, progress=progress).warnings
+        *_, about_map = create_bmap(out, bmap, progress=progress)
+        warnings += about_map
     return UnwrapReport(image, saved, bmap, warnings)
 
 
