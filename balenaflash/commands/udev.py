@@ -1,4 +1,4 @@
-"""The udev rules of this program: what of them is installed, and how to change that."""
+"""The udev rules of this program: which are installed, and how to install or remove them."""
 
 import grp
 import os
@@ -19,11 +19,11 @@ from balenaflash.targets.udev import UdevDatabase
 from balenaflash.targets.usage import Usage
 
 GROUP = "balenaflash"
-"""Its members may write removable disks."""
+"""Group whose members may write removable disks."""
 
 _RULES = "60-balenaflash.rules"
 _SLOT_RULES = "61-balenaflash-slots.rules"
-_DIRECTORY = Path("etc/udev/rules.d")  # where the administrator's rules are, udev(7)
+_DIRECTORY = Path("etc/udev/rules.d")  # for the administrator's rules, udev(7)
 _DIRECTORIES = (
     _DIRECTORY,
     Path("run/udev/rules.d"),
@@ -31,7 +31,7 @@ _DIRECTORIES = (
     Path("usr/lib/udev/rules.d"),
     Path("lib/udev/rules.d"),
 )
-"""Where udevd looks for rules, udev(7); of files of one name it reads the first."""
+"""Directories of rules, udev(7); of files with the same name udevd reads the first."""
 
 _ACCESS = f'GROUP="{GROUP}", MODE="0660", TAG+="uaccess"'
 _RELOAD = (
@@ -41,15 +41,15 @@ _RELOAD = (
 
 
 class State(StrEnum):
-    """What there is of a file."""
+    """State of a file of rules."""
 
     CURRENT = "current"
     OUTDATED = "outdated"
-    """It is not what this version, with these slots, would install."""
+    """It differs from what this version, with these slots, would install."""
 
     MISSING = "missing"
     SUPERFLUOUS = "superfluous"
-    """There are no slots any more."""
+    """It is there, but there are no slots any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +58,11 @@ class RulesFile:
 
     path: Path
     content: str | None
-    """``None``: there should be no such file."""
+    """``None`` if there should be no such file."""
 
     @property
     def state(self) -> State | None:
-        """What there is of it; ``None`` where nothing should be, and nothing is."""
+        """``None`` if the file should not be there, and is not."""
         found = self._read()
         if found is None:
             return None if self.content is None else State.MISSING
@@ -72,12 +72,12 @@ class RulesFile:
 
     @property
     def is_settled(self) -> bool:
-        """Whether it is as it should be, or rightly not there."""
+        """True if the file is current, or rightly not there."""
         return self.state in {None, State.CURRENT}
 
     @property
     def grants_access(self) -> bool:
-        """Whether what is there lets others than root write disks."""
+        """True if the present file allows users other than root to write disks."""
         return _ACCESS in (self._read() or "")
 
     def _read(self) -> str | None:
@@ -89,25 +89,25 @@ class RulesFile:
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One thing to do."""
+    """One step of an installation or removal."""
 
     words: str
     do: Callable[[], str | None]
-    """Does it; ``None`` when it is done, else why not, in a line."""
+    """Carries it out; the reason in one line if it fails, else ``None``."""
 
 
 class Scope(StrEnum):
-    """Which disks the rules give access to."""
+    """Disks that the rules give access to."""
 
     ALL = "all"
     """Every USB disk and SD card."""
 
     SLOTS = "slots"
-    """Those in named USB ports."""
+    """Disks in named USB ports."""
 
 
 def rules_files(root: Path, slots: Mapping[str, str], scope: Scope) -> tuple[RulesFile, ...]:
-    """What belongs below ``root``, which is ``/`` but for who makes a package."""
+    """The files of rules that belong below ``root``; ``/`` unless a package is made."""
     directory = root / _DIRECTORY
     general = _shipped_rules() if scope is Scope.ALL else None
     own = slot_rules(slots, scope) if slots else None
@@ -115,7 +115,7 @@ def rules_files(root: Path, slots: Mapping[str, str], scope: Scope) -> tuple[Rul
 
 
 def read_files(root: Path, slots: Mapping[str, str], scope: Scope) -> tuple[RulesFile, ...]:
-    """As `rules_files`, each where udevd reads it now: a package has put it elsewhere."""
+    """As `rules_files`, each where udevd reads it now: a package may install it elsewhere."""
     files = []
     for file in rules_files(root, slots, scope):
         places = [root / directory / file.path.name for directory in _DIRECTORIES]
@@ -125,15 +125,15 @@ def read_files(root: Path, slots: Mapping[str, str], scope: Scope) -> tuple[Rule
 
 
 def find_scope(root: Path) -> Scope:
-    """What the rules that are installed below ``root`` are for; `Scope.ALL` if there are none."""
+    """Scope of the rules that are installed below ``root``; `Scope.ALL` if there are none."""
     general, own = read_files(root, {}, Scope.ALL)
     return Scope.SLOTS if general.state is State.MISSING and own.grants_access else Scope.ALL
 
 
 def slot_rules(slots: Mapping[str, str], scope: Scope) -> str:
-    """Rules for the USB ports in ``slots``, by name: a link, and nothing mounted by itself.
+    """Rules for the USB ports in ``slots``, by name: a link, and no automatic mounting.
 
-    With `Scope.SLOTS` also the access that else the general rules give.
+    With `Scope.SLOTS` they also give the access that the general rules give otherwise.
     """
     lines = [
         "# Made by `balenaflash udev install` of the names given by `balenaflash devices name`.",
@@ -159,10 +159,10 @@ def find_covered_system(
     kernel: Kernel = RUNNING_KERNEL,
     database: UdevDatabase | None = None,
 ) -> Iterator[Problem]:
-    """Each disk that the rules would give to ordinary users, and that the system runs from.
+    """Each disk that the rules would give to ordinary users and that the system runs from.
 
     Raises:
-        TargetRefusedError: the kernel does not tell what is in use.
+        TargetRefusedError: the kernel does not report what is in use.
         ToolMissingError: libudev is not installed.
     """
     usage = Usage(kernel)
@@ -172,7 +172,7 @@ def find_covered_system(
             fact = f"holds the running system ({reasons})" if reasons else "may hold the system"
             yield Problem(
                 "udev-covers-system",
-                f"{disk.node}: {fact}, and with these rules others than root could write it",
+                f"{disk.node}: {fact}, and these rules would let users other than root write it",
                 _NAMED_PORTS_ONLY if scope is Scope.ALL else "Name other ports, or write as root.",
             )
 
@@ -190,54 +190,50 @@ def _is_covered(disk: Disk, slots: Mapping[str, str], scope: Scope) -> bool:
 
 
 def installation(root: Path, slots: Mapping[str, str], scope: Scope) -> tuple[Action, ...]:
-    """What is to be done until all is installed; nothing where it is.
+    """The steps until all rules are installed; none if they are.
 
     Raises:
         TargetRefusedError: ``udev-covers-system``: the rules would give away the running system;
             ``udev-rules-packaged``: a package has installed more; or as `find_covered_system`.
         ToolMissingError: as `find_covered_system`.
     """
-    actions: list[Action] = []
     is_here = root == Path("/")
-    if is_here:
-        problems = tuple(find_covered_system(slots, scope))
-        if problems:
-            raise TargetRefusedError(problems)
+    found = read_files(root, slots, scope)
+    problems = list(find_covered_system(slots, scope)) if is_here else []
+    problems = problems or [
+        Problem(
+            "udev-rules-packaged",
+            f"{each.path}: gives more access than requested, and belongs to a package",
+            "Remove that package, or this file.",
+        )
+        for each in found
+        if each.state is State.SUPERFLUOUS and each.path.parent != root / _DIRECTORY
+    ]
+    if problems:
+        raise TargetRefusedError(problems)
+    actions: list[Action] = []
     if is_here and not has_group():
         command = ("groupadd", "--system", GROUP)
         actions.append(Action(f"make the group {GROUP}", partial(run_and_explain, command)))
-    found = read_files(root, slots, scope)
-    problems = tuple(map(_packaged, (each for each in found if _is_superfluous(each, root))))
-    if problems:
-        raise TargetRefusedError(problems)
     current = {each.path.name for each in found if each.is_settled}
     changes = [each for each in rules_files(root, slots, scope) if each.path.name not in current]
     actions += [_change(each) for each in changes if each.state is not None]
     return (*actions, *_reloading(is_needed=is_here and bool(changes)))
 
 
-def _is_superfluous(file: RulesFile, root: Path) -> bool:
-    return file.state is State.SUPERFLUOUS and file.path.parent != root / _DIRECTORY
-
-
-def _packaged(file: RulesFile) -> Problem:
-    return Problem(
-        "udev-rules-packaged",
-        f"{file.path}: gives more access than asked for, and is of a package",
-        "Remove that package, or this file.",
-    )
-
-
 def removal(root: Path) -> tuple[Action, ...]:
-    """What is to be done until no rules are installed; the group stays."""
-    there = [each for each in rules_files(root, {}, Scope.ALL) if each.state is not None]
-    there = [each for each in there if each.state is not State.MISSING]
-    actions = [_change(RulesFile(each.path, None)) for each in there]
+    """The steps until no rules are installed; the group stays."""
+    there = [
+        RulesFile(each.path, None)
+        for each in rules_files(root, {}, Scope.ALL)
+        if each.state not in {None, State.MISSING}
+    ]
+    actions = [_change(each) for each in there]
     return (*actions, *_reloading(is_needed=root == Path("/") and bool(there)))
 
 
 def find_packaged(root: Path) -> tuple[Path, ...]:
-    """Rules below ``root`` that `removal` leaves: those where only packages put them."""
+    """Rules below ``root`` that `removal` leaves: those where only packages install them."""
     places = [
         root / directory / name for directory in _DIRECTORIES for name in (_RULES, _SLOT_RULES)
     ]
@@ -245,7 +241,7 @@ def find_packaged(root: Path) -> tuple[Path, ...]:
 
 
 def find_problems(slots: Mapping[str, str]) -> Iterator[Problem]:
-    """What keeps this user from writing removable disks without being root, or is dangerous.
+    """Reasons why this user cannot write removable disks without being root, and dangers.
 
     Raises:
         TargetRefusedError, ToolMissingError: as `find_covered_system`.
@@ -268,29 +264,25 @@ def find_problems(slots: Mapping[str, str]) -> Iterator[Problem]:
     elif os.geteuid() != 0 and grp.getgrnam(GROUP).gr_gid not in os.getgroups():
         yield Problem(
             "udev-not-member",
-            f"this user is not in the group {GROUP}; who sits at the machine need not be",
+            f"you are not in the group {GROUP} (not needed when logged in at the machine itself)",
             f"Run as root: usermod -aG {GROUP} USER; then log in anew.",
         )
 
 
 def carry_out(action: Action) -> None:
-    """Do it.
+    """Carry out one step.
 
     Raises:
-        TargetRefusedError: with code ``udev-not-changed``: it cannot be done. What was done before
-            stays.
+        TargetRefusedError: it failed (``udev-not-changed``); the steps before it stay done.
     """
     reason = action.do()
     if reason is not None:
-        raise refusal(
-            "udev-not-changed",
-            f"cannot {action.words}: {reason}",
-            "Run it as root." if os.geteuid() else None,
-        )
+        hint = "Run it as root." if os.geteuid() else None
+        raise refusal("udev-not-changed", f"cannot {action.words}: {reason}", hint)
 
 
 def has_group() -> bool:
-    """Whether there is the group."""
+    """True if the group exists."""
     try:
         grp.getgrnam(GROUP)
     except KeyError:
@@ -311,7 +303,7 @@ def _shipped_rules() -> str:
     installed = resources.files("balenaflash").joinpath("share/udev", _RULES)
     if installed.is_file():
         return installed.read_text("utf-8")
-    # Of a checkout, where the folder is not a part of the package yet.
+    # A checkout, in which the folder is not part of the package yet.
     return (Path(balenaflash.__file__).parents[1] / "udev" / _RULES).read_text("utf-8")
 
 
@@ -328,7 +320,7 @@ def _reloading(*, is_needed: bool) -> Iterator[Action]:
 
 
 def _run_if_there(command: Sequence[str]) -> str | None:
-    # Where no udevd runs the rules are read when it starts.
+    # Without a running udevd the rules are read when it starts.
     return run_and_explain(command) if RUNNING_KERNEL.has_udevd else None
 
 
