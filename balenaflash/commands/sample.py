@@ -1,7 +1,7 @@
 """A sample image: balenaOS's layout and files, without an operating system.
 
 Nothing here needs root: everything is a regular file. All identifiers are derived from names, so
-that an image made twice at the same time is the same.
+an image made twice at the same time is the same.
 """
 
 import os
@@ -29,14 +29,14 @@ from balenaflash.programs import (
     require_programs,
     run_program,
 )
-from balenaflash.progress import Phase, Progress
+from balenaflash.progress import Phase, Progress, phase
 from balenaflash.source.base import open_source
 from balenaflash.source.undo import forget_record
 from balenaflash.targets.file import new_path
 from balenaflash.units import KIB, MIB, SECTOR_SIZE, Extent
 
 PROGRAMS = (SFDISK, MKFS_VFAT, MKFS_EXT4, DEBUGFS)
-"""All that the functions below run."""
+"""All programs that are run here."""
 
 _EFI_SYSTEM = "C12A7328-F81F-11D2-BA4B-00A0C93EC93B"  # UEFI 2.10, table 5.7
 _LINUX_DATA = "0FC63DAF-8483-4772-8E79-3D69D8477DE4"  # Discoverable Partitions Specification
@@ -45,19 +45,19 @@ _MBR_FAT16_LBA, _MBR_FAT32_LBA, _MBR_EXTENDED_LBA, _MBR_LINUX = "e", "c", "f", "
 
 @dataclass(frozen=True, slots=True)
 class NewPartition:
-    """A partition to be made."""
+    """A partition of the sample."""
 
     label: str | None
-    """Name on GPT, and label of its filesystem; ``None`` for an extended partition."""
+    """Name in a GPT, and label of its filesystem; ``None`` for an extended partition."""
 
     extent: Extent
-    """In the image; multiples of a sector."""
+    """Its bytes in the image; multiples of a sector."""
 
     fat_bits: int | None = None
-    """16 or 32 for the boot partition; ``None`` for one that holds ext4."""
+    """16 or 32 for the boot partition; ``None`` for any other."""
 
-    is_empty: bool = False
-    """Whether it holds no filesystem at all."""
+    files: Mapping[str, bytes | Path] | None = None
+    """Files of its ext4 filesystem, by absolute path; ``None`` if it has none."""
 
 
 def write_table(
@@ -65,20 +65,19 @@ def write_table(
 ) -> None:
     """Write a partition table to the file at ``path``, which has its full size already.
 
-    The identifiers come from ``name``. The first partition is the one to boot from.
+    The identifiers are derived from ``name``. The first partition is the boot partition.
     """
-    lines = _gpt_lines if kind is TableKind.GPT else _msdos_lines
-    script = "\n".join([*_header(kind, name), *lines(partitions, name)])
+    script = "\n".join(_table_lines(kind, partitions, name))
     # Nothing is wiped: the file is new.
     run_program(SFDISK, "--quiet", "--wipe=never", path.name, folder=path.parent, stdin=script)
 
 
 def make_fat(path: Path, partition: NewPartition, *, epoch: int | None) -> None:
-    """Make the file at ``path`` an empty FAT volume, by the options that balenaOS uses."""
+    """Make the file at ``path`` an empty FAT volume, with the options that balenaOS uses."""
     arguments = ["-F", f"{partition.fat_bits}", "-S", f"{SECTOR_SIZE}", "-n", f"{partition.label}"]
     volume_id = f"{identifier(f'{partition.label}').fields[0]:08x}"
     if epoch is not None:
-        # dosfstools 4.2 gives the label the time of day, whatever SOURCE_DATE_EPOCH says.
+        # dosfstools 4.2 gives the label the time of day, even with SOURCE_DATE_EPOCH.
         arguments.append("--invariant")
     size = f"{partition.extent.size // KIB}"
     run_program(
@@ -89,13 +88,11 @@ def make_fat(path: Path, partition: NewPartition, *, epoch: int | None) -> None:
     )
 
 
-def make_ext4(
-    path: Path, partition: NewPartition, files: Mapping[str, bytes | Path], *, epoch: int | None
-) -> None:
-    """Make the file at ``path`` an ext4 filesystem that holds ``files``, by absolute path.
+def make_ext4(path: Path, partition: NewPartition, *, epoch: int | None) -> None:
+    """Make the file at ``path`` an ext4 filesystem that holds the files of ``partition``.
 
-    Everything in it belongs to root, whoever runs this. Content is bytes, or a file beside
-    ``path``, which is used up; its holes stay holes.
+    Everything in it belongs to root, whichever user runs this. A file that is given by its path
+    must lie beside ``path``, and is moved; its holes stay holes.
     """
     unique = str(identifier(f"{partition.label}"))
     extended = f"lazy_itable_init=0,lazy_journal_init=0,root_owner=0:0,hash_seed={unique}"
@@ -106,22 +103,23 @@ def make_ext4(
         folder=path.parent,
         epoch=epoch,
     )
-    if files:
-        _copy_in(path, files, epoch)
+    if partition.files:
+        _copy_in(path, partition.files, epoch)
 
 
 def identifier(name: str) -> uuid.UUID:
-    """The UUID that stands for ``name``."""
+    """The UUID derived from ``name``."""
     return uuid.uuid5(uuid.NAMESPACE_DNS, f"{name}.balenaflash")
 
 
 def _copy_in(path: Path, files: Mapping[str, bytes | Path], epoch: int | None) -> None:
     """Fill an ext4 filesystem without mounting it.
 
-    By debugfs and not by ``mkfs.ext4 -d``, which takes over the user's ids and the time each
-    file was made here, so that no two images would be the same.
+    debugfs does it, and not ``mkfs.ext4 -d``, which copies the user's ids and the time each file
+    was made here, so that no two images would be the same.
     """
-    script = [f"mkdir {directory}" for directory in _directories(files)]
+    parents = {str(parent) for name in files for parent in Path(name).parents}
+    script = [f"mkdir {directory}" for directory in sorted(parents - {"/"})]
     with tempfile.TemporaryDirectory(prefix="staged-", dir=path.parent) as folder:
         staged = Path(folder)
         for number, (name, content) in enumerate(files.items()):
@@ -131,7 +129,7 @@ def _copy_in(path: Path, files: Mapping[str, bytes | Path], epoch: int | None) -
         done = run_program(
             *(DEBUGFS, "-w", "-f", "-", path.name), folder=path.parent, stdin=commands, epoch=epoch
         )
-    # Its status is 0 whatever happened; standard error holds its version and nothing else.
+    # Its status is 0 even after an error; otherwise standard error has only its version.
     if len(done.stderr.splitlines()) > 1:
         raise failure(DEBUGFS, "an error", done.stderr)
 
@@ -144,30 +142,23 @@ def _stage(content: bytes | Path, place: Path) -> None:
     place.chmod(0o644)
 
 
-def _directories(files: Mapping[str, bytes | Path]) -> list[str]:
-    """Every directory that ``files`` lie in but the root, parents first."""
-    parents = {str(parent) for name in files for parent in Path(name).parents}
-    return sorted(parents - {"/"})
-
-
-def _header(kind: TableKind, name: str) -> list[str]:
+def _table_lines(kind: TableKind, partitions: Sequence[NewPartition], name: str) -> Iterator[str]:
+    """Lines of sfdisk(8)."""
     unique = identifier(name)
     if kind is TableKind.GPT:
-        return ["label: gpt", f"label-id: {unique}", "unit: sectors"]
-    return ["label: dos", f"label-id: 0x{unique.fields[0]:08x}", "unit: sectors"]
-
-
-def _gpt_lines(partitions: Sequence[NewPartition], name: str) -> Iterator[str]:
+        yield from ("label: gpt", f"label-id: {unique}", "unit: sectors")
+    else:
+        yield from ("label: dos", f"label-id: 0x{unique.fields[0]:08x}", "unit: sectors")
     for number, partition in enumerate(partitions, 1):
-        kind = _EFI_SYSTEM if number == 1 else _LINUX_DATA
-        unique = identifier(f"{number}.{name}")
-        yield f"{_place(partition)}, type={kind}, uuid={unique}, name={partition.label}"
-
-
-def _msdos_lines(partitions: Sequence[NewPartition], _name: str) -> Iterator[str]:
-    for number, partition in enumerate(partitions, 1):
-        boot = ", bootable" if number == 1 else ""
-        yield f"{_place(partition)}, type={_msdos_type(partition)}{boot}"
+        extent = partition.extent
+        place = f"start={extent.start // SECTOR_SIZE}, size={extent.size // SECTOR_SIZE}"
+        if kind is TableKind.GPT:
+            type_id = _EFI_SYSTEM if number == 1 else _LINUX_DATA
+            unique = identifier(f"{number}.{name}")
+            yield f"{place}, type={type_id}, uuid={unique}, name={partition.label}"
+        else:
+            boot = ", bootable" if number == 1 else ""
+            yield f"{place}, type={_msdos_type(partition)}{boot}"
 
 
 def _msdos_type(partition: NewPartition) -> str:
@@ -176,72 +167,53 @@ def _msdos_type(partition: NewPartition) -> str:
     return {16: _MBR_FAT16_LBA, 32: _MBR_FAT32_LBA}.get(partition.fat_bits or 0, _MBR_LINUX)
 
 
-def _place(partition: NewPartition) -> str:
-    extent = partition.extent
-    return f"start={extent.start // SECTOR_SIZE}, size={extent.size // SECTOR_SIZE}"
-
-
 _ALIGNMENT = 4 * MIB  # of every partition, and the gap before each logical one (meta-balena)
-_BLOCK = 64 * KIB  # what is zero in one piece becomes a hole
+_LOGICAL = frozenset({"state", "data"})  # the last two, logical ones on msdos
+_BOOT_SIZE = 40  # MiB, until balenaOS 7
+_BLOCK = 64 * KIB  # a block of zeros becomes a hole
 
 
 @dataclass(frozen=True, slots=True)
 class SampleReport:
-    """An image that was made."""
+    """A sample image that was made."""
 
     path: Path
-    """As the user gave it."""
-
     size: int
-    """In bytes; most of them are holes."""
+    """Bytes from start to end; most of them are holes."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Design:
-    """What is in an image; sizes in bytes."""
+    """The contents of a sample."""
 
     prefix: str
-    """Of the labels."""
+    """Start of every label."""
 
-    root_size: int
-    spare_size: int
-    """Of the second root filesystem, which is empty."""
+    sizes: Mapping[str, int]
+    """Sizes of the partitions in MiB, by the rest of their labels."""
 
-    state_size: int
-    data_size: int
     boot_files: Mapping[str, bytes]
-    root_files: Mapping[str, bytes | Path]
-
-    has_state: bool = True
-    """Whether there are filesystems in the last two partitions."""
-
-    boot_size: int = 40 * MIB  # until balenaOS 7
+    files: Mapping[str, Mapping[str, bytes | Path]]
+    """Files of the ext4 filesystems, by the rest of the label; other partitions have none."""
 
 
 def _raw_design() -> _Design:
     return _Design(
         prefix="resin",
-        root_size=24 * MIB,
-        spare_size=24 * MIB,
-        state_size=20 * MIB,
-        data_size=32 * MIB,
+        sizes={"boot": _BOOT_SIZE, "rootA": 24, "rootB": 24, "state": 20, "data": 32},
         boot_files=sample_files.boot_files(),
-        root_files=sample_files.root_files(),
+        files={"rootA": sample_files.root_files(), "rootB": {}, "state": {}, "data": {}},
     )
 
 
 def _flasher_design(inner: Path) -> _Design:
-    """A flasher that carries ``inner``, which is used up."""
+    """A flasher that carries ``inner``, which is moved."""
     carried = {f"/opt/{sample_files.INNER_NAME}": inner}
     return _Design(
         prefix="flash",
-        root_size=48 * MIB,
-        spare_size=_ALIGNMENT,
-        state_size=_ALIGNMENT,
-        data_size=_ALIGNMENT,
+        sizes={"boot": _BOOT_SIZE, "rootA": 48, "rootB": 4, "state": 4, "data": 4},
         boot_files=sample_files.flasher_boot_files(),
-        root_files={**sample_files.flasher_root_files(), **carried},
-        has_state=False,
+        files={"rootA": {**sample_files.flasher_root_files(), **carried}, "rootB": {}},
     )
 
 
@@ -254,13 +226,13 @@ def build_sample(
     flasher: bool = False,
     overwrite: bool = False,
 ) -> SampleReport:
-    """Make an image at ``out``, without root; there is nothing there until it is complete.
+    """Make an image at ``out``, without root; ``out`` appears when it is complete.
 
-    It is a raw one, or with ``flasher`` one that carries that. With ``SOURCE_DATE_EPOCH`` set,
-    the same programs make the same bytes each time.
+    It is a raw image, or with ``flasher`` a flasher that carries one. With ``SOURCE_DATE_EPOCH``
+    set, the same programs make the same bytes each time.
 
     Raises:
-        ToolMissingError: a program it is made with is not installed.
+        ToolMissingError: a program that is needed is not installed.
         TargetRefusedError: ``out`` exists and ``overwrite`` is not set, or it cannot be made.
         ToolFailedError: a program failed.
         EditError: ``SOURCE_DATE_EPOCH`` is not a number.
@@ -272,11 +244,10 @@ def build_sample(
         if flasher:
             inner = image.with_name("inner")
             _build(inner, _raw_design(), kind, fat_bits, name, progress)
-            size = _build(
-                image, _flasher_design(inner), kind, fat_bits, f"flasher.{name}", progress
-            )
+            design, name = _flasher_design(inner), f"flasher.{name}"
         else:
-            size = _build(image, _raw_design(), kind, fat_bits, name, progress)
+            design = _raw_design()
+        size = _build(image, design, kind, fat_bits, name, progress)
     forget_record(out)
     return SampleReport(out, size)
 
@@ -284,7 +255,7 @@ def build_sample(
 def _build(
     image: Path, design: _Design, kind: TableKind, fat_bits: int, name: str, progress: Progress
 ) -> int:
-    """Make the image in the new file ``image``; its size."""
+    """Make the image in the new file ``image``, and return its size."""
     partitions, size = _layout(design, kind, fat_bits)
     with image.open("wb") as file:
         file.truncate(size)
@@ -294,53 +265,41 @@ def _build(
 
 
 def _layout(design: _Design, kind: TableKind, fat_bits: int) -> tuple[list[NewPartition], int]:
-    """Where everything goes, and the size of the image (facts of meta-balena's image class)."""
+    """The partitions, and the size of the image (facts of meta-balena's image class)."""
     logical_gap = _ALIGNMENT if kind is TableKind.MSDOS else 0
     partitions: list[NewPartition] = []
     end = _ALIGNMENT
-
-    def add(name: str, size: int, *, gap: int = 0, bits: int | None = None) -> None:
-        nonlocal end
-        start = end + gap
-        end = start + size
+    for name, size in design.sizes.items():
+        start = end + (logical_gap if name in _LOGICAL else 0)
+        end = start + size * MIB
+        bits = fat_bits if name == "boot" else None
+        files = design.files.get(name)
         label = f"{design.prefix}-{name}"
-        is_empty = name in {"state", "data"} and not design.has_state
-        partitions.append(NewPartition(label, Extent(start, end), bits, is_empty=is_empty))
-
-    add("boot", design.boot_size, bits=fat_bits)
-    add("rootA", design.root_size)
-    add("rootB", design.spare_size)
-    extended_start = end
-    add("state", design.state_size, gap=logical_gap)
-    add("data", design.data_size, gap=logical_gap)
-    if kind is TableKind.MSDOS:
-        partitions.insert(3, NewPartition(None, Extent(extended_start, end)))
-        return partitions, end
-    return partitions, end + _ALIGNMENT  # room for the backup table
+        partitions.append(NewPartition(label, Extent(start, end), bits, files))
+    if kind is TableKind.GPT:
+        return partitions, end + _ALIGNMENT  # room for the backup table
+    extended = Extent(partitions[2].extent.end, end)
+    partitions.insert(3, NewPartition(None, extended))
+    return partitions, end
 
 
 def _fill(image: Path, design: _Design, partitions: list[NewPartition], progress: Progress) -> None:
     """Make each filesystem in a file of its own, and copy that into its partition."""
     epoch = _epoch()
-    held = [each for each in partitions if each.label is not None and not each.is_empty]
-    progress.begin(Phase.BUILD, sum(each.extent.size for each in held))
-    try:
-        with image.open("r+b") as file:
-            for partition in held:
-                volume = image.with_name(f"{partition.label}")
-                if partition.fat_bits is not None:
-                    make_fat(volume, partition, epoch=epoch)
-                    _put_boot_files(volume, design.boot_files)
-                else:
-                    is_root = partition.label == f"{design.prefix}-rootA"
-                    files = design.root_files if is_root else {}
-                    make_ext4(volume, partition, files, epoch=epoch)
-                _copy(volume, file, partition.extent, progress)
-                volume.unlink()
-            file.flush()
-            os.fsync(file.fileno())
-    finally:
-        progress.end()
+    held = [each for each in partitions if each.fat_bits or each.files is not None]
+    size = sum(each.extent.size for each in held)
+    with phase(progress, Phase.BUILD, size), image.open("r+b") as file:
+        for partition in held:
+            volume = image.with_name(f"{partition.label}")
+            if partition.fat_bits is not None:
+                make_fat(volume, partition, epoch=epoch)
+                _put_boot_files(volume, design.boot_files)
+            else:
+                make_ext4(volume, partition, epoch=epoch)
+            _copy(volume, file, partition.extent, progress)
+            volume.unlink()
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _put_boot_files(volume: Path, boot_files: Mapping[str, bytes]) -> None:
@@ -358,7 +317,7 @@ def _put_boot_files(volume: Path, boot_files: Mapping[str, bytes]) -> None:
 
 
 def _copy(volume: Path, image: BinaryIO, extent: Extent, progress: Progress) -> None:
-    """Copy a filesystem into its partition; zeros stay the hole that is there."""
+    """Copy a filesystem into its partition; blocks of zeros stay holes."""
     zeros = bytes(_BLOCK)
     image.seek(extent.start)
     with volume.open("rb") as file:
@@ -371,7 +330,7 @@ def _copy(volume: Path, image: BinaryIO, extent: Extent, progress: Progress) -> 
 
 
 def _epoch() -> int | None:
-    """Seconds since 1970 that the image is to be made at; ``None`` for now."""
+    """Time of all files, in seconds since 1970; ``None`` for now."""
     if not os.environ.get("SOURCE_DATE_EPOCH"):
         return None
     return int(time_of_edit().replace(tzinfo=UTC).timestamp())

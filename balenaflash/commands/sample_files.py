@@ -1,8 +1,8 @@
-"""What lies in the partitions of a sample image: every file that balenaOS tools look at.
+"""The files in a sample image: all those that balenaOS tools read.
 
-The set is that of an image of the device type ``generic-amd64`` (meta-balena v8.0.2, balena-
-generic), raw or flasher; there is no operating system in it, and what should be a program only
-says so.
+They are those of an image of the device type ``generic-amd64`` (meta-balena v8.0.2, balena-
+generic), raw or flasher. There is no operating system in it: in the place of each program there
+is a text that says so.
 """
 
 import json
@@ -123,7 +123,7 @@ def boot_files() -> dict[str, bytes]:
 
 
 def flasher_boot_files() -> dict[str, bytes]:
-    """Content of a flasher's boot partition, likewise; with a network for the board."""
+    """Content of a flasher's boot partition, with a network for the board."""
     grub = _grub("Starts the flasher", "flash-rootA", timeout=3, arguments="flasher")
     return {
         **_common_boot_files(_FLASHER_IMAGE),
@@ -176,7 +176,7 @@ def logo(width: int, height: int) -> bytes:
     PNG specification, 3rd edition: signature (5.2), IHDR (11.2.1), IDAT, IEND.
     """
     rows = (
-        b"\0" + bytes(value for column in range(width) for value in _pixel(column, row))
+        b"\0" + b"".join(bytes((row % 64, column // 2 % 256, 160)) for column in range(width))
         for row in range(height)
     )
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits each of R, G and B
@@ -190,10 +190,6 @@ def logo(width: int, height: int) -> bytes:
     )
 
 
-def _pixel(column: int, row: int) -> tuple[int, int, int]:
-    return row % 64, (column // 2) % 256, 160
-
-
 def _png_chunk(kind: bytes, data: bytes) -> bytes:
     checksum = zlib.crc32(kind + data)
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
@@ -205,7 +201,7 @@ def _grub(origin: str, root: str, *, timeout: int, arguments: str) -> bytes:
 
 
 def _placeholder(what: str, size: int) -> bytes:
-    """Bytes without a hole, in the place of a program."""
+    """Bytes without a hole in the place of a program."""
     text = f"This is a sample image: there is no {what} in it. ".encode()
     return (text * (size // len(text) + 1))[:size]
 
