@@ -1,4 +1,4 @@
-"""What a flasher does on its board, step by step, and what becomes of each in an image.
+"""The steps of a flasher on its board, and the same steps done in the image that it carries.
 
 The steps and their order are those of meta-balena's ``resin-init-flasher`` (v8.0.2).
 """
@@ -33,7 +33,7 @@ from balenaflash.source.undo import require_whole
 
 
 class StepState(StrEnum):
-    """What becomes of a step when the image is unwrapped."""
+    """State of a step once the image is unwrapped."""
 
     DONE = "done-by-unwrap"
     NEEDS_BOARD = "needs-board"
@@ -48,22 +48,22 @@ class FlasherStep:
     """Stable name, such as ``bootloader-config``."""
 
     action: str
-    """What the flasher does on the board, a sentence."""
+    """Sentence: the flasher's action on the board."""
 
-    state: StepState
+    state: StepState = StepState.NOT_NEEDED
 
     meaning: str | None = None
-    """What that means for the board's booting, a sentence; ``None`` for nothing."""
+    """Sentence: the consequence for the board's booting; ``None`` if there is none."""
 
     edit: Edit | None = field(default=None, repr=False)
-    """What does it in the inner boot partition, where that is how it is done."""
+    """The same action in the inner boot partition, if it is one."""
 
     bootloader: BootloaderImage | None = None
-    """What does it outside of the partitions, likewise."""
+    """The boot loader that is written outside of the partitions, if one is."""
 
 
 class Unwrapping:
-    """A flasher, and its steps on the board, each with what becomes of it in an image."""
+    """A flasher, and its steps on the board with the state of each."""
 
     def __init__(self, image: BalenaImage, flasher: Flasher) -> None:
         """Read what the steps of ``flasher``, which is in ``image``, depend on.
@@ -82,7 +82,7 @@ class Unwrapping:
 
         self.board = find_board(self.slug) if self.slug else None
         self.devices = self.installer.target_devices or flasher.settings.internal_devices
-        """Names or shell patterns of the disks it may write, by the board's kernel.
+        """Names or shell patterns, by the board's kernel, of the disks it may write.
 
         It writes the first that is there."""
 
@@ -110,9 +110,7 @@ def plan_unwrap(image: BalenaImage) -> Unwrapping:
     return Unwrapping(image, require_flasher(image))
 
 
-def unwrap(
-    unwrapping: Unwrapping, *, ignore_secure_boot: bool = False, repair: bool = True
-) -> Edited:
+def unwrap(unwrapping: Unwrapping, *, ignore_secure_boot: bool, repair: bool) -> Edited:
     """The inner image with every step done that can be done without the board.
 
     The fingerprint in its boot partition stays as it is, as the flasher leaves it. The same
@@ -183,21 +181,31 @@ def _list_steps(given: Unwrapping) -> Iterator[FlasherStep]:
     yield from _directory_steps(given)
     yield from _config_file_steps(given)
     yield _secure_boot_programs_step(given)
-    yield _config_json_step(given)
+    yield FlasherStep(
+        "config-json",
+        "Copies config.json, without its key installer.",
+        StepState.DONE,
+        edit=InstallConfig(given.image.files),
+    )
     yield _board_hook_step(given)
-    yield from _efi_entry_steps(given)
-
-
-_LOCKED = "A board that is unwrapped this way runs unlocked, and its disk is not encrypted."
+    if given.flasher.has_secure_boot_hooks and given.flasher.settings.bootloader_config_luks:
+        # Only signed builds for EFI boards; others leave it to the board's own program.
+        yield FlasherStep(
+            "efi-entry",
+            "Makes an entry balenaOS in the boot menu of the firmware.",
+            StepState.NEEDS_BOARD,
+            _HOOK_MEANINGS[HookPlace.FIRMWARE],
+        )
 
 
 def _security_steps(given: Unwrapping) -> Iterator[FlasherStep]:
     wanted = given.installer.wants_secure_boot
     state = StepState.NEEDS_BOARD if wanted else StepState.NOT_NEEDED
-    meaning = _LOCKED if wanted else None
+    locked = "A board with this image runs unlocked, and its disk is not encrypted."
+    meaning = locked if wanted else None
     yield FlasherStep(
         "secure-boot",
-        "Enrols the keys of secure boot in the firmware, if config.json asks for it.",
+        "Enrols the keys of secure boot in the firmware, if config.json requests it.",
         state,
         meaning,
     )
@@ -209,7 +217,7 @@ def _security_steps(given: Unwrapping) -> Iterator[FlasherStep]:
     yield FlasherStep(
         "disk-encryption",
         "Encrypts the partitions with a key that the board's TPM or processor seals, "
-        "if config.json asks for it.",
+        "if config.json requests it.",
         state,
         meaning,
     )
@@ -227,7 +235,7 @@ def _bootloader_steps(given: Unwrapping) -> Iterator[FlasherStep]:
     bootloaders = given.flasher.settings.bootloaders
     if not bootloaders:
         action = "Writes a boot loader outside of the partitions, if its settings name one."
-        yield FlasherStep("bootloader", action, StepState.NOT_NEEDED)
+        yield FlasherStep("bootloader", action)
     for number, each in enumerate(bootloaders):
         code = f"bootloader-{number + 1}" if number else "bootloader"
         action = f"Writes the boot loader {each.file} to {each.device}, at byte {each.offset}."
@@ -235,82 +243,63 @@ def _bootloader_steps(given: Unwrapping) -> Iterator[FlasherStep]:
             yield FlasherStep(code, action, StepState.DONE, bootloader=each)
         else:
             meaning = (
-                f"The board starts by what is in {each.device}, which only the board itself "
+                f"The board starts with the content of {each.device}, which only the board itself "
                 "reaches: if that is empty or too old, this image does not start."
             )
             yield FlasherStep(code, action, StepState.NEEDS_BOARD, meaning)
 
 
-_NO_DISK = re.compile(r"mtd|nand|.*boot\d+$|.*\dp\d+$")
+_NOT_A_DISK = re.compile(r"mtd|nand|.*boot\d+$|.*\dp\d+$")
 """Flash chips, the eMMC's own boot partitions, and partitions."""
 
 
 def _is_internal_disk(device: str, names: tuple[str, ...]) -> bool:
-    """Whether ``device`` is the disk that the image goes to, which ``names`` tell."""
-    if _NO_DISK.match(device):
+    """True if ``device`` is the disk the image goes to, by its ``names``."""
+    if _NOT_A_DISK.match(device):
         return False
     return any(fnmatchcase(device, name) for name in names)
 
 
 def _directory_steps(given: Unwrapping) -> Iterator[FlasherStep]:
-    settings = given.flasher.settings
-    yield _directory_step(
-        given, "splash", settings.splash, "Adds the files of {} to the inner one.", MergeDirectory
-    )
-    text = "Puts {} in the place of the inner one, if it has it."
-    for code, directory in (
-        ("system-connections", settings.connections),
-        ("dispatcher", settings.dispatcher),
-        ("system-proxy", settings.proxy),
+    settings, outer = given.flasher.settings, given.image.files
+    replace = "Replaces the inner {} by its own, if it has it."
+    for code, directory, text, make in (
+        ("splash", settings.splash, "Adds the files of {} to the inner one.", MergeDirectory),
+        ("system-connections", settings.connections, replace, ReplaceDirectory),
+        ("dispatcher", settings.dispatcher, replace, ReplaceDirectory),
+        ("system-proxy", settings.proxy, replace, ReplaceDirectory),
     ):
-        yield _directory_step(given, code, directory, text, ReplaceDirectory)
-
-
-def _directory_step(
-    given: Unwrapping,
-    code: str,
-    directory: str | None,
-    text: str,
-    make: type[MergeDirectory | ReplaceDirectory],
-) -> FlasherStep:
-    action = text.format(f"{directory}/" if directory else code)
-    if directory is None or not is_directory(given.image.files, volume_path(directory)):
-        return FlasherStep(code, action, StepState.NOT_NEEDED)
-    return FlasherStep(code, action, StepState.DONE, edit=make(given.image.files, directory))
+        action = text.format(f"{directory}/" if directory else code)
+        if directory is None or not is_directory(outer, volume_path(directory)):
+            yield FlasherStep(code, action)
+        else:
+            yield FlasherStep(code, action, StepState.DONE, edit=make(outer, directory))
 
 
 def _config_file_steps(given: Unwrapping) -> Iterator[FlasherStep]:
-    settings = given.flasher.settings
-    file, path = settings.bootloader_config, settings.bootloader_config_path
-    yield _file_step(
-        given, "bootloader-config", file, path, "bootloader's configuration", signed=True
-    )
-    legacy = settings.bootloader_legacy_path
-    yield _file_step(
-        given, "bootloader-config-legacy", file, legacy, "bootloader's configuration once more"
-    )
-    environment = settings.bootloader_environment
+    settings, outer = given.flasher.settings, given.image.files
+    file, environment = settings.bootloader_config, settings.bootloader_environment
     root = f"/{environment.rpartition('/')[2]}" if environment else None
-    yield _file_step(given, "bootloader-environment", environment, root, "boot environment")
-
-
-def _file_step(
-    given: Unwrapping,
-    code: str,
-    file: str | None,
-    target: str | None,
-    what: str,
-    *,
-    signed: bool = False,
-) -> FlasherStep:
-    if file is None or target is None:
-        action = f"Copies the {what}, if its settings name one."
-        return FlasherStep(code, action, StepState.NOT_NEEDED)
-    action = f"Copies the {what}, {file}, to {target}, if it has it."
-    if not is_file(given.image.files, file):
-        return FlasherStep(code, action, StepState.NOT_NEEDED)
-    edit = InstallFile(given.image.files, file, target, signed=signed)
-    return FlasherStep(code, action, StepState.DONE, edit=edit)
+    config = "bootloader's configuration"
+    for code, what, origin, target in (
+        ("bootloader-config", config, file, settings.bootloader_config_path),
+        (
+            "bootloader-config-legacy",
+            f"{config} once more",
+            file,
+            settings.bootloader_legacy_path,
+        ),
+        ("bootloader-environment", "boot environment", environment, root),
+    ):
+        if origin is None or target is None:
+            yield FlasherStep(code, f"Copies the {what}, if its settings name one.")
+            continue
+        action = f"Copies the {what}, {origin}, to {target}, if it has it."
+        if is_file(outer, origin):
+            edit = InstallFile(outer, origin, target, signed=code == "bootloader-config")
+            yield FlasherStep(code, action, StepState.DONE, edit=edit)
+        else:
+            yield FlasherStep(code, action)
 
 
 def _secure_boot_programs_step(given: Unwrapping) -> FlasherStep:
@@ -319,54 +308,37 @@ def _secure_boot_programs_step(given: Unwrapping) -> FlasherStep:
     path = given.flasher.settings.bootloader_config_path
     directory = None if path is None else parent_of(volume_path(path))
     if directory is None or not find_secure_boot_programs(given.inner.files, directory):
-        return FlasherStep(code, action, StepState.NOT_NEEDED)
+        return FlasherStep(code, action)
     return FlasherStep(code, action, StepState.DONE, edit=RemoveSecureBootPrograms(directory))
-
-
-def _config_json_step(given: Unwrapping) -> FlasherStep:
-    action = "Copies config.json, without its key installer."
-    return FlasherStep("config-json", action, StepState.DONE, edit=InstallConfig(given.image.files))
 
 
 _HOOK_MEANINGS = {
     HookPlace.EMMC_BOOT: (
-        "The board's first boot loader lies in a boot partition of the eMMC itself, which is not "
+        "The board's first boot loader is in a boot partition of the eMMC itself, which is not "
         "part of the disk: a board that has never run its flasher does not start this image."
     ),
     HookPlace.FLASH_CHIP: (
-        "The board starts by a boot loader in a flash chip of its own: if that is empty or too "
+        "The board starts with a boot loader in a flash chip of its own: if that is empty or too "
         "old, this image does not start."
     ),
     HookPlace.DISK: (
-        "The boot loader is chosen and written by the board: without it this image does not start."
+        "The board selects and writes the boot loader: without it this image does not start."
     ),
     HookPlace.FIRMWARE: (
-        "The firmware gets no entry in its boot menu: it starts the disk only where it looks "
-        "for /EFI/BOOT/BOOTX64.EFI by itself, or starts by the BIOS way."
+        "The firmware gets no entry in its boot menu: it starts the disk only if it searches "
+        "/EFI/BOOT/BOOTX64.EFI by itself, or if it starts disks as a BIOS does."
     ),
 }
 
 
 def _board_hook_step(given: Unwrapping) -> FlasherStep:
-    code, hook = "board-hook", given.board.hook if given.board else None
+    code, board = "board-hook", given.board
     if not given.flasher.has_board_hook:
-        action = "Runs a program of the board's own, which for this board does nothing."
-        return FlasherStep(code, action, StepState.NOT_NEEDED)
-    if given.board is None or given.board.hook_place is None:
-        action = "Runs a program of the board's own; what it does is not known."
+        action = "Runs a program of the board's own, which does nothing for this board."
+        return FlasherStep(code, action)
+    if board is None or board.hook_place is None:
+        action = "Runs a program of the board's own; its actions are unknown."
         meaning = "If it writes a boot loader, a board that has none does not start this image."
         return FlasherStep(code, action, StepState.NEEDS_BOARD, meaning)
-    action = f"Runs a program of the board's own: {hook}."
-    return FlasherStep(code, action, StepState.NEEDS_BOARD, _HOOK_MEANINGS[given.board.hook_place])
-
-
-def _efi_entry_steps(given: Unwrapping) -> Iterator[FlasherStep]:
-    """Of signed builds for EFI boards; others leave it to the board's own program."""
-    flasher = given.flasher
-    if flasher.has_secure_boot_hooks and flasher.settings.bootloader_config_luks is not None:
-        yield FlasherStep(
-            "efi-entry",
-            "Makes an entry balenaOS in the boot menu of the firmware.",
-            StepState.NEEDS_BOARD,
-            _HOOK_MEANINGS[HookPlace.FIRMWARE],
-        )
+    action = f"Runs a program of the board's own: {board.hook}."
+    return FlasherStep(code, action, StepState.NEEDS_BOARD, _HOOK_MEANINGS[board.hook_place])
