@@ -77,7 +77,9 @@ def create(session: Session, image: ImageLocation, *, out: Path | None, overwrit
         "zero_bytes": sizes[Content.ZERO],
         "free_bytes": sizes[Content.FREE],
     }
-    data, zero, free = (format_size(sizes[kind]) for kind in (Kind.DATA, Kind.ZERO, Kind.FREE))
+    data, zero, free = (
+        format_size(sizes[kind]) for kind in (Content.DATA, Content.ZERO, Content.FREE)
+    )
     line = f"{path}: made; {data} of data and {zero} of zeros listed, {free} free left out"
     return Answer(result, [line], warnings)
 

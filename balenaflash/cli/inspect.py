@@ -33,7 +33,7 @@ def image_result(report: ImageReport) -> dict[str, object]:
         "path": str(report.location),
         "container": report.container.value,
         "member": report.member,
-        **_layout_result(report.layout),
+        **_layout_result(report.disk),
         **_files_result(report.files),
         "bmap": _bmap_result(report.bmap),
         "signature": _signature_result(report.signature),
@@ -169,7 +169,7 @@ def _signature_result(report: SignatureReport) -> dict[str, object]:
 
 
 def _carried_result(carried: CarriedReport) -> dict[str, object]:
-    flasher, layout = carried.flasher, carried.layout
+    flasher, layout = carried.flasher, carried.disk
     return {
         "partition": flasher.partition.number,
         "settings": _settings_result(flasher.settings),

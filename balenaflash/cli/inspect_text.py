@@ -200,7 +200,7 @@ def carried_lines(carried: CarriedReport | None, *, exact: bool) -> list[str]:
     """Which image a flasher carries, and where it would go."""
     if carried is None:
         return []
-    flasher, layout = carried.flasher, carried.layout
+    flasher, layout = carried.flasher, carried.disk
     size = flasher.image.source.size
     shown = "size unknown" if size is None else size_text(size, exact=exact)
     place = f"partition {flasher.partition.number}"
@@ -246,7 +246,7 @@ def canvas_of_stdout(*, color: bool) -> Canvas:
 
 def report_lines(report: ImageReport, canvas: Canvas, *, exact: bool) -> list[str]:
     """All of ``report`` for people, in a width that suits the canvas where that is possible."""
-    layout, carried = report.layout, report.carried
+    layout, carried = report.disk, report.carried
     lines = [
         *_head_lines(report, exact=exact),
         *carried_lines(carried, exact=exact),
@@ -257,15 +257,15 @@ def report_lines(report: ImageReport, canvas: Canvas, *, exact: bool) -> list[st
     ]
     if carried is None:
         return lines
-    if carried.layout is not None:
+    if carried.disk is not None:
         name = carried.flasher.image_name
-        lines += ["", f"Inside {name}:", *layout_lines(carried.layout, canvas, exact=exact)]
-        lines += ["", *_config_lines(f"config.json of {name}", carried.layout.config)]
+        lines += ["", f"Inside {name}:", *layout_lines(carried.disk, canvas, exact=exact)]
+        lines += ["", *_config_lines(f"config.json of {name}", carried.disk.config)]
     return [*lines, "", *step_lines(carried.steps, canvas.width)]
 
 
 def _head_lines(report: ImageReport, *, exact: bool) -> list[str]:
-    layout = report.layout
+    layout = report.disk
     boot, facts, table = layout.boot, layout.facts, layout.table
     number = boot.partition.number
     total = size_text(layout.boot_fill.total_bytes, exact=exact)

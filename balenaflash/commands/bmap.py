@@ -61,7 +61,7 @@ class CreatedBmap:
 
     bmap: Bmap
 
-    bytes_of: dict[Kind, int]
+    bytes_of: dict[Content, int]
     """Bytes of each kind, together the size of the image; the map leaves out the free ones."""
 
     faults: dict[int, str]

@@ -1,4 +1,4 @@
-"""Everything that can be found out about an image without changing it."""
+"""The report on an image: its partitions, boot files, signature, block map, and inner image."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,10 +36,10 @@ _MOST_DECODED = GIB
 """Bytes of a compressed file to decode only for its logical partitions: a second or two."""
 
 _MOST_DECODED_ELSEWHERE = 64 * MIB
-"""The same for a slow decoder, and for what comes over a network or a pipe."""
+"""The same for a slow decoder, a network or a pipe."""
 
 _FAST = frozenset({Container.GZIP, Container.ZIP, Container.ZSTD})
-"""Containers that are decoded at hundreds of MB a second."""
+"""Containers that are decoded at hundreds of MB per second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,45 +48,61 @@ class FilesReport:
 
     count: int
     largest: FatEntry | None
-    """A host OS update needs room for twice its size; ``None`` where there are no files."""
+    """A host OS update needs room for twice its size; ``None`` if there are no files."""
 
     networks: tuple[Network, ...]
     fingerprint: FingerprintReport | None
     overwritten: tuple[str, ...] | None
-    """Those that differ from the fingerprint and that the next host OS update replaces; ``None``
-    where they were not read."""
+    """Files that differ from the fingerprint and that the next host OS update replaces; ``None``
+    if they were not read."""
 
 
 @dataclass(frozen=True, slots=True)
 class BmapReport:
-    """The block map that bmaptool would take for the image."""
+    """The block map that bmaptool would use for the image."""
 
     path: Path
     bmap: Bmap | None
-    """What it says; ``None`` where it is of no use."""
+    """Its content; ``None`` if it cannot be used."""
 
     fault: str | None
-    """Why it is of no use."""
+    """Reason why it cannot be used; ``None`` if it can."""
 
     differing: tuple[Extent, ...] | None
-    """Mapped ranges of the image that have another checksum; ``None`` where none was read."""
+    """Mapped ranges of the image that have another checksum; ``None`` if they were not read."""
+
+
+@dataclass(frozen=True, slots=True)
+class CarriedReport:
+    """The image that a flasher carries, and what the flasher does with it."""
+
+    flasher: Flasher
+    disk: DiskReport | None
+    """``None`` if it is not an image of balenaOS layout."""
+
+    signature: SignatureReport
+    devices: tuple[str, ...]
+    """Names, by the board's kernel, of the disks it may write; it writes the first there is."""
+
+    steps: tuple[FlasherStep, ...] | None
+    """The steps of the flasher, in its order; ``None`` if they are unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageReport:
-    """What ``inspect`` tells."""
+    """The report of ``inspect``."""
 
     location: ImageLocation
     container: Container
     member: str | None
-    """Its name in a container that has members."""
+    """Name of the image in a container that has members."""
 
-    layout: DiskReport
+    disk: DiskReport
     files: FilesReport | None
     """``None`` if the boot partition is too damaged."""
 
     signature: SignatureReport
-    carried: "CarriedReport | None"
+    carried: CarriedReport | None
     """``None`` if the image is not a flasher, or a flasher that is too damaged."""
 
     bmap: BmapReport | None
@@ -95,32 +111,27 @@ class ImageReport:
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What to look at, beyond what is quickly read."""
+    """The checks beyond what is read quickly."""
 
     member: str | None = None
-    """Which image is meant, in a container that holds several."""
+    """Name of the image in a container that holds several."""
 
     sha256: str | None = None
-    """What the image, or the file it comes in, must have as its sum."""
+    """Sum that the image, or the file it comes in, must have."""
 
     show_secrets: bool = False
     check_files: bool = False
-    """Read all files of the boot partition, a matter of a tenth of a second or two for a file
-    and of seconds for a card."""
+    """Read all files of the boot partition: a tenth of a second or two for a file, and seconds for
+    a card."""
 
     check_bmap: bool = False
-    """Read all that the block map lists."""
+    """Read all ranges of the block map."""
 
     check_signature: bool = False
-    """Read all of what is signed: the image, the one that a flasher carries, or both."""
+    """Read all of each signed image: the image itself, the one in a flasher, or both."""
 
     certificate: CertificateFile | None = None
-    """To check against instead of the image's own."""
-
-    @property
-    def reads_all(self) -> bool:
-        """Whether something is to be known that the image tells at its end only."""
-        return self.sha256 is not None or self.check_bmap or self.check_signature
+    """Certificate to check against instead of the image's own."""
 
 
 QUICK = Scope()
@@ -145,17 +156,17 @@ def inspect(location: ImageLocation, scope: Scope = QUICK) -> ImageReport:
         carried = _report_carried(image, certificate, scope, limit, warnings)
         signature = report_beside(path, source, certificate, check=scope.check_signature)
         bmap = _report_bmap(path, source, check=scope.check_bmap)
-        # Last, since they lie after all else that is read.
+        # Last: they are after everything else that is read.
         disk = follow_logical(image, disk, limit=limit)
         about_card = warn_of_cut_off(path) if path else ()
-        if scope.reads_all:
+        if scope.sha256 is not None or scope.check_bmap or scope.check_signature:
             source.finish()
         opened.require_unchanged()
         return ImageReport(
             location=location,
             container=opened.container,
             member=opened.member,
-            layout=disk,
+            disk=disk,
             files=files,
             signature=signature,
             carried=carried,
@@ -226,22 +237,6 @@ def _report_bmap(image: Path | None, source: Source, *, check: bool) -> BmapRepo
     except ImageError as error:
         return BmapReport(path, None, str(error), None)
     return BmapReport(path, bmap, None, differing_ranges(bmap, source) if check else None)
-
-
-@dataclass(frozen=True, slots=True)
-class CarriedReport:
-    """The image that a flasher carries, and what the flasher does with it."""
-
-    flasher: Flasher
-    layout: DiskReport | None
-    """``None`` if it is not an image of balenaOS layout."""
-
-    signature: SignatureReport
-    devices: tuple[str, ...]
-    """Names, by the board's kernel, of the disks it may write; it writes the first there is."""
-
-    steps: tuple[FlasherStep, ...] | None
-    """The steps of the flasher, in its order; ``None`` if they are unknown."""
 
 
 def _report_carried(
@@ -320,7 +315,7 @@ def _report_signature(
 
 
 def find_failed_checks(report: ImageReport, scope: Scope) -> Iterator[ImageError]:
-    """An error for each check of ``scope`` that could not be made, or did not pass."""
+    """An error for each check of ``scope`` that could not be made or did not pass."""
     if scope.check_files:
         yield from _failed_files(report)
     if scope.check_bmap:
@@ -333,14 +328,14 @@ def _failed_files(report: ImageReport) -> Iterator[ImageError]:
     fingerprint = None if report.files is None else report.files.fingerprint
     if fingerprint is None:
         yield ImageError(
-            f"{report.location}: has no fingerprint of its boot files that can be read, so they "
-            "were not compared",
+            f"{report.location}: has no readable fingerprint of its boot files, so they were not "
+            "compared",
             code="fingerprint-missing",
         )
     elif not fingerprint.matches:
         count = sum(map(len, (fingerprint.differing or (), fingerprint.missing, fingerprint.new)))
         yield ImageError(
-            f"{report.location}: {count} of its boot files are not as in the fingerprint",
+            f"{report.location}: {count} of its boot files differ from the fingerprint",
             code="fingerprint-differs",
         )
 
@@ -366,7 +361,7 @@ def _failed_bmap(report: ImageReport) -> Iterator[ImageError]:
 
 
 def _failed_signatures(report: ImageReport) -> Iterator[ImageError]:
-    """That of the image and that of the one it carries; one of them is enough if it is alone."""
+    """The signatures of the image and of the one it carries; if only one is there, that one."""
     image, carried = str(report.location), report.carried
     signatures = {image: report.signature}
     if carried is not None:
@@ -381,8 +376,8 @@ def _not_verified(name: str, signature: SignatureReport) -> ImageError:
     match signature.state:
         case SignatureState.SELF_SIGNED:
             return ImageError(
-                f"{name}: is signed by the certificate that it carries itself, which whoever "
-                "changes the image can change too",
+                f"{name}: is signed by the certificate in the image itself, which can be changed "
+                "together with the image",
                 code="signature-self-signed",
                 hint="Check it against yours: --certificate FILE",
             )
