@@ -223,7 +223,7 @@ class TestSigned:
         told = result_of(balenaflash, *words, fails="signature-wrong")["signature"]
         assert told["state"] == "wrong"
         text = balenaflash("inspect", *words).stderr
-        assert "does not verify: it is of another image" in text
+        assert "does not verify: it is that of another image" in text
 
     def test_a_given_certificate_counts_instead_of_the_images_own(
         self, signed: BuiltImage, signer: Signer, balenaflash: RunBalenaflash, tmp_path: Path

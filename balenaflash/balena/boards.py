@@ -1,7 +1,7 @@
-"""What is known of the device types of balenaOS, beyond what their images tell.
+"""Facts about device types of balenaOS that their images do not contain.
 
-The list ships with the package; each row names the file of balena's board repository, at a
-commit, that it was read from.
+The list ships with the package. Each row names its source: a file of balena's board repository,
+at a commit.
 """
 
 import csv
@@ -12,20 +12,19 @@ from importlib import resources
 
 
 class HookPlace(StrEnum):
-    """Where a board's own flasher program puts what it does; by it one knows what is missing."""
+    """Place that a board's own flasher program writes, and that an image alone therefore lacks."""
 
     EMMC_BOOT = "emmc-boot"
-    """A boot partition of the eMMC's hardware, ``mmcblkNboot0``, which no other device reaches."""
+    """A hardware boot partition of the eMMC, ``mmcblkNboot0``, which only the board reaches."""
 
     FLASH_CHIP = "flash-chip"
     """A NOR or NAND flash or an EEPROM on the board."""
 
     DISK = "disk"
-    """The internal disk itself, outside of all partitions; the board chooses what."""
+    """The internal disk, outside of all partitions; the board selects the content."""
 
     FIRMWARE = "firmware"
-    """The boot menu of an EFI firmware, and leftovers on the disk of the way of booting that the
-    board does not use."""
+    """The boot menu of an EFI firmware, and leftovers on the disk of the other boot method."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +34,13 @@ class Board:
     slug: str
 
     hook: str | None
-    """What its ``resin-init-flasher-board`` does, in a few words; ``None`` for nothing."""
+    """Action of its ``resin-init-flasher-board``, in a few words; ``None`` for nothing."""
 
     hook_place: HookPlace | None
-    """``None`` exactly when there is no hook."""
+    """``None`` if and only if there is no hook."""
 
     source: str
-    """Where this was read."""
+    """Source of these facts."""
 
 
 def find_board(slug: str) -> Board | None:
@@ -52,10 +51,13 @@ def find_board(slug: str) -> Board | None:
 @cache
 def _read_boards() -> dict[str, Board]:
     path = resources.files("balenaflash").joinpath("share/boards.csv")
-    rows = csv.DictReader(path.read_text(encoding="utf-8").splitlines())
-    return {row["slug"]: _read_board(row) for row in rows}
-
-
-def _read_board(row: dict[str, str]) -> Board:
-    place = HookPlace(row["hook_place"]) if row["hook_place"] else None
-    return Board(row["slug"], row["hook"] or None, place, row["source"])
+    boards = (
+        Board(
+            slug=row["slug"],
+            hook=row["hook"] or None,
+            hook_place=HookPlace(row["hook_place"]) if row["hook_place"] else None,
+            source=row["source"],
+        )
+        for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines())
+    )
+    return {board.slug: board for board in boards}

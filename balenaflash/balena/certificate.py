@@ -30,17 +30,17 @@ _DIGEST_INFO = bytes.fromhex("3031300d060960864801650304020105000420")
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """The certificate that a signature is checked against."""
+    """A certificate that signatures are checked against."""
 
     subject: str
-    """In the form of RFC 4514, such as ``CN=balenaOS``."""
+    """Subject in the form of RFC 4514, such as ``CN=balenaOS``."""
 
     sha256: str
     """Fingerprint: the SHA-256 digest of its DER form, in lower-case hexadecimal."""
 
     not_before: datetime
     not_after: datetime
-    """The time within which its issuer vouches for it, in UTC."""
+    """Start and end of its validity, in UTC."""
 
     _key: rsa.RSAPublicKey | ec.EllipticCurvePublicKey = field(repr=False)
 
@@ -48,8 +48,8 @@ class Certificate:
     def read(cls, content: bytes, name: str) -> "Certificate":
         """The first certificate in ``content``, in PEM or DER form; ``name`` is its file.
 
-        The first one counts for the flasher too, where others are appended. Who issued it is not
-        looked at, nor does the flasher look at the time.
+        The flasher uses the first one too, if others are appended. Neither the issuer is checked
+        nor, as on the flasher, the time.
 
         Raises:
             ImageError: there is none, or its key is neither RSA nor EC (``certificate-invalid``).
@@ -73,7 +73,7 @@ class Certificate:
         return cls(subject, loaded.fingerprint(SHA256()).hex(), *validity, key)
 
     def find_odd_time(self, now: datetime) -> str | None:
-        """A clause that says that it is not valid at ``now``; ``None`` where it is."""
+        """Clause: why it is not valid at ``now``; ``None`` if it is."""
         if now > self.not_after:
             return f"it expired on {self.not_after:%Y-%m-%d}"
         if now < self.not_before:
@@ -81,7 +81,7 @@ class Certificate:
         return None
 
     def find_fault(self, digest: bytes, signature: bytes) -> str | None:
-        """Why ``signature`` is not that of a SHA-256 ``digest``; ``None`` when it verifies."""
+        """Clause: why ``signature`` does not verify for a SHA-256 ``digest``; ``None`` if it does."""
         try:
             match self._key:
                 case rsa.RSAPublicKey() as key:
@@ -89,12 +89,12 @@ class Certificate:
                 case key:
                     key.verify(signature, digest, ec.ECDSA(Prehashed(SHA256())))
         except InvalidSignature:
-            return "it is of another image, or by another key"
+            return "it is that of another image, or by another key"
         return None
 
 
 def _recover(key: rsa.RSAPublicKey, signature: bytes) -> bytes:
-    """What was signed.
+    """The signed bytes.
 
     Raises:
         InvalidSignature: it is not by this key.
@@ -110,7 +110,7 @@ def _compare(digest: bytes, signed: bytes) -> str | None:
         return None
     if signed == _DIGEST_INFO + digest:
         return (
-            "it is made by openssl dgst, or in its way; the flasher takes one of the bare digest, "
+            "it has the form of openssl dgst; the flasher accepts only one of the bare digest, "
             "as openssl pkeyutl makes it"
         )
-    return "it is of another image, though by this key"
+    return "it is that of another image, by this key"

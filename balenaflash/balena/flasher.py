@@ -9,12 +9,11 @@ from fnmatch import fnmatchcase
 
 from balenaflash.balena.image import BalenaImage
 from balenaflash.balena.settings import SETTINGS_PATH, FlasherSettings, parse_flasher_settings
+from balenaflash.balena.signature import SIGNATURE_SUFFIX
 from balenaflash.errors import ImageError
 from balenaflash.formats.ext4.volume import EntryKind, Ext4Entry, Ext4File, Ext4Volume
 from balenaflash.formats.partitions.model import Partition
 from balenaflash.units import KIB
-
-SIGNATURE_SUFFIX = ".sig"
 
 _IMAGE_FOLDER = "/opt"  # balena-image-flasher.bb
 _SECURE_BOOT_PATH = "/usr/libexec/balena-init-flasher-secureboot"

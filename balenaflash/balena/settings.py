@@ -1,8 +1,8 @@
 """A flasher's settings file, ``/etc/resin-init-flasher.conf``, read without a shell.
 
-The names and what they mean are those of meta-balena v8.0.2, ``resin-init-flasher.bb`` and the
-program of that name; flashers up to about balenaOS 2.60 say ``RESIN_IMAGE``, and have the names
-in ``_BUILT_IN`` built in.
+The names and their meaning are those of meta-balena v8.0.2, ``resin-init-flasher.bb`` and the
+program of that name. Flashers up to about balenaOS 2.60 have ``RESIN_IMAGE``, and the names in
+``_BUILT_IN`` built in.
 """
 
 import re
@@ -10,6 +10,41 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from balenaflash.errors import ImageError
+
+SETTINGS_PATH = "/etc/resin-init-flasher.conf"
+
+_IMAGE_NAMES = ("BALENA_IMAGE", "RESIN_IMAGE")
+_BUILT_IN = {
+    "BALENA_SPLASH_CONFIG": "splash",
+    "BALENA_BOOTLOADER_CONFIG": "resinOS_uEnv.txt",
+    "BALENA_NM_CONFIG": "system-connections",
+    "BALENA_NM_DISPATCHER": "dispatcher.d",
+    "BALENA_PROXY_CONFIG": "system-proxy",
+}
+"""Values of names that the file does not have; a name that is set to nothing is one it has."""
+
+_SUFFIXES = ("", "_1")
+"""Suffixes of the two boot loaders that may be written."""
+
+_BOOTLOADER_NAMES = (
+    "BOOTLOADER_FLASH_DEVICE",
+    "BOOTLOADER_IMAGE",
+    "BOOTLOADER_BLOCK_SIZE_OFFSET",
+    "BOOTLOADER_SKIP_OUTPUT_BLOCKS",
+)
+_KNOWN = frozenset(
+    {
+        *_IMAGE_NAMES,
+        *_BUILT_IN,
+        *(name + suffix for name in _BOOTLOADER_NAMES for suffix in _SUFFIXES),
+        "INTERNAL_DEVICE_KERNEL",
+        "INTERNAL_DEVICE_BOOTLOADER_CONFIG",
+        "INTERNAL_DEVICE_BOOTLOADER_CONFIG_PATH",
+        "INTERNAL_DEVICE_BOOTLOADER_LEGACY_CONFIG_PATH",
+        "INTERNAL_DEVICE_BOOTLOADER_CONFIG_LUKS",
+        "USE_LUKS",
+    }
+)
 
 _LINE = re.compile(
     r"[ \t]*(?:export[ \t]+)?(?P<name>[A-Za-z_][A-Za-z0-9_]*)=(?P<value>.*)", re.DOTALL
@@ -26,6 +61,7 @@ _PART = re.compile(
 )
 """A part of a value (POSIX.1-2017, Shell Command Language, 2.2), without any expansion."""
 
+_LINE_CODE = "settings-invalid"
 _ESCAPED = re.compile(r"\\([\\$`\"])")  # 2.2.3: within double quotes a backslash escapes these
 
 
@@ -41,14 +77,14 @@ def parse_settings(data: bytes, name: str) -> dict[str, str]:
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise _invalid_line(name, f"is not UTF-8 at byte {error.start}") from error
+        raise _invalid(name, f"is not UTF-8 at byte {error.start}", _LINE_CODE) from error
     settings: dict[str, str] = {}
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip(" \t") or line.lstrip(" \t").startswith("#"):
             continue
         assignment = _parse_line(line)
         if assignment is None:
-            raise _invalid_line(name, f"line {number} is not a plain NAME=value")
+            raise _invalid(name, f"line {number} is not a plain NAME=value", _LINE_CODE)
         settings[assignment[0]] = assignment[1]
     return settings
 
@@ -70,7 +106,7 @@ def _parse_line(line: str) -> tuple[str, str] | None:
 
 
 def _parse_value(text: str) -> str | None:
-    """The one word that ``text`` is, without its quotes; ``None`` if a shell sees more in it."""
+    """The word ``text`` without its quotes; ``None`` if a shell would read anything else."""
     parts: list[str] = []
     position = 0
     while position < len(text):
@@ -87,45 +123,6 @@ def _parse_value(text: str) -> str | None:
                 parts.append(match[group or 0])
     return "".join(parts) if position == len(text) else None
 
-
-def _invalid_line(name: str, fact: str) -> ImageError:
-    return ImageError(f"{name}: {fact}", code="settings-invalid")
-
-
-SETTINGS_PATH = "/etc/resin-init-flasher.conf"
-
-_IMAGE_NAMES = ("BALENA_IMAGE", "RESIN_IMAGE")
-_BUILT_IN = {
-    "BALENA_SPLASH_CONFIG": "splash",
-    "BALENA_BOOTLOADER_CONFIG": "resinOS_uEnv.txt",
-    "BALENA_NM_CONFIG": "system-connections",
-    "BALENA_NM_DISPATCHER": "dispatcher.d",
-    "BALENA_PROXY_CONFIG": "system-proxy",
-}
-"""Used where the file does not have the name at all; one that is set to nothing counts."""
-
-_SUFFIXES = ("", "_1")
-"""Of the two boot loaders that may be written."""
-
-_BOOTLOADER_NAMES = (
-    "BOOTLOADER_FLASH_DEVICE",
-    "BOOTLOADER_IMAGE",
-    "BOOTLOADER_BLOCK_SIZE_OFFSET",
-    "BOOTLOADER_SKIP_OUTPUT_BLOCKS",
-)
-_KNOWN = frozenset(
-    {
-        *_IMAGE_NAMES,
-        *_BUILT_IN,
-        *(name + suffix for name in _BOOTLOADER_NAMES for suffix in _SUFFIXES),
-        "INTERNAL_DEVICE_KERNEL",
-        "INTERNAL_DEVICE_BOOTLOADER_CONFIG",
-        "INTERNAL_DEVICE_BOOTLOADER_CONFIG_PATH",
-        "INTERNAL_DEVICE_BOOTLOADER_LEGACY_CONFIG_PATH",
-        "INTERNAL_DEVICE_BOOTLOADER_CONFIG_LUKS",
-        "USE_LUKS",
-    }
-)
 
 _NUMBER = re.compile(r"(?P<digits>[0-9]{1,12})(?P<unit>[A-Za-z]*)")
 _UNITS = {
@@ -152,7 +149,7 @@ class BootloaderImage:
     """Path in the flasher's boot partition."""
 
     offset: int
-    """Where it goes on the disk, in bytes."""
+    """Offset on the disk, in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,47 +157,47 @@ class FlasherSettings:
     """The flasher's settings; ``None`` is one that is not set, or set to nothing."""
 
     internal_devices: tuple[str, ...]
-    """Names of the disks it may write, by the board's kernel; the first one there is taken. May
-    be shell patterns."""
+    """Names or shell patterns, by the board's kernel, of the disks it may write; it writes the
+    first that is there."""
 
     image: str
-    """Name of the image it writes; a pattern, as ``find -name`` takes it."""
+    """Name of the image it writes; a pattern for ``find -name``."""
 
     bootloader_config: str | None
     """File of its boot partition that is the bootloader's configuration on the internal disk."""
 
     bootloader_config_path: str | None
-    """Where that goes in the inner boot partition; set whenever the former is."""
+    """Its path in the inner boot partition; set whenever the former is."""
 
     bootloader_legacy_path: str | None
-    """Where it goes as well."""
+    """A second path for it."""
 
     bootloader_environment: str | None
     """File of its boot partition that goes to the root of the inner one."""
 
     bootloaders: tuple[BootloaderImage, ...]
     splash: str | None
-    """Directory of its boot partition, as the next three, whose files are added."""
+    """Directory of its boot partition whose files are added to the inner one."""
 
     connections: str | None
-    """A directory that replaces the inner one, as the next two."""
+    """Directory of its boot partition that replaces the inner one, like the next two."""
 
     dispatcher: str | None
     proxy: str | None
     uses_luks: bool
-    """Whether it would encrypt with LUKS, if it is told to encrypt."""
+    """True if it encrypts with LUKS, if config.json requests encryption."""
 
     bootloader_config_luks: str | None
     others: Mapping[str, str]
-    """What is set beside these, by name."""
+    """All other settings, by name."""
 
 
 def parse_flasher_settings(data: bytes, name: str) -> FlasherSettings:
-    """The settings in ``data``; ``name`` is what messages call the file.
+    """The settings in ``data``; ``name`` is the name of the file in messages.
 
     Raises:
-        ImageError: it has a line that is no plain assignment (``settings-invalid``), or lacks
-            what the flasher cannot do without (``flasher-settings-invalid``).
+        ImageError: it has a line that is not a plain assignment (``settings-invalid``), or lacks
+            a setting that the flasher needs (``flasher-settings-invalid``).
     """
     given = parse_settings(data, name)
 
@@ -210,10 +207,8 @@ def parse_flasher_settings(data: bytes, name: str) -> FlasherSettings:
     image = next(filter(None, map(given.get, _IMAGE_NAMES)), None)
     if image is None:
         raise _invalid(name, "does not name the image to write: BALENA_IMAGE is not set")
-    config, config_path = (
-        value("INTERNAL_DEVICE_BOOTLOADER_CONFIG"),
-        value("INTERNAL_DEVICE_BOOTLOADER_CONFIG_PATH"),
-    )
+    config = value("INTERNAL_DEVICE_BOOTLOADER_CONFIG")
+    config_path = value("INTERNAL_DEVICE_BOOTLOADER_CONFIG_PATH")
     if config is not None and config_path is None:
         raise _invalid(
             name,
@@ -252,9 +247,9 @@ def _read_bootloader(given: Mapping[str, str], suffix: str, name: str) -> Bootlo
 def _parse_number(text: str, key: str, name: str) -> int:
     match = _NUMBER.fullmatch(text)
     if match is None or match["unit"] not in _UNITS:
-        raise _invalid(name, f"{key} is {text!r}, which is no number of bytes or blocks")
+        raise _invalid(name, f"{key} is {text!r}, which is not a number of bytes or blocks")
     return int(match["digits"]) * _UNITS[match["unit"]]
 
 
-def _invalid(name: str, fact: str) -> ImageError:
-    return ImageError(f"{name}: {fact}", code="flasher-settings-invalid")
+def _invalid(name: str, fact: str, code: str = "flasher-settings-invalid") -> ImageError:
+    return ImageError(f"{name}: {fact}", code=code)

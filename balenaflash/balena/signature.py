@@ -20,30 +20,29 @@ if TYPE_CHECKING:
 
 SIGNATURE_SUFFIX = ".sig"
 KEYS_FOLDER = "/balena-keys"
-"""Of the boot partition of a signed build (meta-balena, ``balena-keys.bb``)."""
+"""Folder in the boot partition of a signed build (meta-balena, ``balena-keys.bb``)."""
 
 CERTIFICATE_PATH = f"{KEYS_FOLDER}/kmod.crt"
 """The certificate that the flasher uses (``resin-init-flasher``, ``verify_image_signature``)."""
 
 _COMPRESSED_SUFFIXES = frozenset({".bz2", ".gz", ".xz", ".zip", ".zst"})
-MAX_SIGNATURE_SIZE = 64 * KIB  # that of an RSA key of 16384 bits has 2048 bytes
-MAX_CERTIFICATE_SIZE = MIB  # a certificate has two or three KiB, and others may be appended
+_MAX_SIGNATURE_SIZE = 64 * KIB  # one by an RSA key of 16384 bits has 2048 bytes
+MAX_CERTIFICATE_SIZE = MIB  # a certificate has two or three KiB; others may be appended
 _PIECE = 4 * MIB  # read and hashed at a time
 
 
 class SignatureState(StrEnum):
-    """What is known of the signature of an image."""
+    """State of the signature of an image."""
 
     NOT_SIGNED = "not-signed"
     NOT_CHECKED = "not-checked"
-    """There is one; the image was not read to compare it."""
+    """It is there; the image was not read to check it."""
 
     VERIFIED = "verified"
-    """It is by the key of a certificate that the user gave."""
+    """It is by the key of the certificate that the user gave."""
 
     SELF_SIGNED = "self-signed"
-    """It is by the key of a certificate that the image carries: whoever changes the image can
-    change that too."""
+    """It is by the key of a certificate in the image, which can be changed with the image."""
 
     WRONG = "wrong"
     UNKNOWN = "unknown"
@@ -52,15 +51,15 @@ class SignatureState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class CertificateFile:
-    """The file of a certificate, as it was found or given."""
+    """The file of a certificate, found or given."""
 
     name: str
-    """Its path, to be shown."""
+    """Path as it is shown."""
 
     content: bytes
 
     of_image: bool
-    """Whether it comes from the image itself: whoever changes the image can change it too."""
+    """True if it comes from the image itself, and can be changed with the image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,39 +68,39 @@ class SignatureReport:
 
     state: SignatureState
     path: str | None
-    """The file of the signature; ``None`` where there is none."""
+    """The file of the signature; ``None`` if there is none."""
 
     certificate: CertificateFile | None
-    """The one to check against; ``None`` where there is none."""
+    """The certificate to check against; ``None`` if there is none."""
 
     reason: str | None = None
-    """Why it is wrong or unknown: a clause."""
+    """Clause: why it is wrong or unknown."""
 
     subject: str | None = None
-    """Of the certificate, in the form of RFC 4514; ``None`` where it was not read."""
+    """Subject of the certificate, in the form of RFC 4514; ``None`` if it was not read."""
 
     sha256: str | None = None
-    """Fingerprint of the certificate in lower-case hexadecimal, as ``openssl x509`` tells it."""
+    """Fingerprint of the certificate in lower-case hexadecimal, as ``openssl x509`` has it."""
 
     odd_time: str | None = None
-    """Why the certificate is not valid now: a clause."""
+    """Clause: why the certificate is not valid now."""
 
 
 def find_signature_beside(image: Path) -> Path | None:
     """The file of the signature of ``image``, if there is one.
 
-    What is signed is the raw image, so that of ``balena.img.gz`` may be ``balena.img.sig``.
+    The raw image is signed, so the signature of ``balena.img.gz`` may be ``balena.img.sig``.
     """
     names = [image.name]
     if image.suffix in _COMPRESSED_SUFFIXES:
         names.append(image.stem)
     paths = (image.with_name(name + SIGNATURE_SUFFIX) for name in names)
-    # Not Path.is_file(), to which a name that is too long is an error.
+    # Not Path.is_file(), which raises for a name that is too long.
     return next((path for path in paths if os.path.isfile(path)), None)  # noqa: PTH113
 
 
 def find_certificate(volume: FatVolume) -> CertificateFile | None:
-    """The certificate that the boot partition of a signed build carries.
+    """The certificate in the boot partition of a signed build.
 
     Raises:
         ImageError: the volume is damaged there.
@@ -118,13 +117,13 @@ def report_beside(
 ) -> SignatureReport:
     """The signature in a file beside ``image``, whose raw bytes are ``source``.
 
-    Nothing lies beside ``None``, an image that comes from elsewhere. ``check`` reads all of it.
+    ``image`` is ``None`` if it is not a file. ``check`` reads all of it.
 
     Raises:
         ImageError: the image cannot be read.
     """
     if image is None:
-        reason = "one is looked for beside a file only"
+        reason = "only a file can have one beside it"
         return SignatureReport(SignatureState.UNKNOWN, None, certificate, reason)
     path = find_signature_beside(image)
     if path is None:
@@ -142,17 +141,17 @@ def report_beside(
 
 def _read_signature(path: Path) -> bytes:
     with os.fdopen(open_regular_file(path), "rb") as file:
-        return file.read(MAX_SIGNATURE_SIZE)
+        return file.read(_MAX_SIGNATURE_SIZE)
 
 
 def check_signature(report: SignatureReport, source: Source, signature: bytes) -> SignatureReport:
-    """``report`` with the verdict on ``signature``, after reading all of ``source``.
+    """``report`` with the result for ``signature``, after reading all of ``source``.
 
     Raises:
         ImageError: the image cannot be read.
     """
     if report.certificate is None:
-        reason = f"there is no certificate: {CERTIFICATE_PATH} is missing, and none was given"
+        reason = f"there is no certificate: {CERTIFICATE_PATH} is missing, and no other was given"
         return replace(report, state=SignatureState.UNKNOWN, reason=reason)
     try:
         certificate = _load(report.certificate)
@@ -175,7 +174,7 @@ def check_signature(report: SignatureReport, source: Source, signature: bytes) -
 
 @dataclass(frozen=True, slots=True)
 class SignatureCheck:
-    """That the bytes that are used of an image are those that were signed."""
+    """A check that the bytes of an image are those that were signed."""
 
     path: Path
     """The file of the signature."""
@@ -185,7 +184,7 @@ class SignatureCheck:
     warnings: tuple[str, ...]
 
     def is_met_by_stored(self, _stored: bytes) -> bool:
-        """Never: the image is signed, not what it is compressed to."""
+        """False: the image is signed, not the file it is compressed to."""
         return False
 
     def require(self, name: str, image: bytes, _stored: bytes) -> None:
@@ -212,7 +211,7 @@ def require_signature(image: ImageLocation, given: CertificateFile) -> Signature
     """
     path = find_signature_beside(image) if isinstance(image, Path) else None
     if path is None:
-        beside = "has none beside it" if isinstance(image, Path) else "one is only beside a file"
+        beside = "none is beside it" if isinstance(image, Path) else "only a file can have one"
         raise ImageError(
             f"{image}: no signature to check: {beside}",
             code="signature-missing",
@@ -227,7 +226,7 @@ def require_signature(image: ImageLocation, given: CertificateFile) -> Signature
     certificate = _load(given)
     if certificate is None:
         raise ToolMissingError(
-            "The Python library cryptography is not installed, which checks signatures",
+            "The Python library cryptography, which checks signatures, is not installed",
             hint="Install it: pip install 'balenaflash[signatures]'",
         )
     odd = certificate.find_odd_time(datetime.now(UTC))
@@ -239,7 +238,7 @@ def _load(file: CertificateFile) -> "Certificate | None":
     """The certificate; ``None`` without the library that reads it.
 
     Raises:
-        ImageError: it is none that can be used.
+        ImageError: it cannot be used.
     """
     try:
         # The library is optional, and takes longer to load than all the rest of the work.

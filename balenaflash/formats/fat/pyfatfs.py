@@ -57,6 +57,7 @@ class Core(PyFat):
         self.layout = layout
         self.name = f"{window.name}: the FAT volume at byte {window.extent.start}"
         self._edited = False
+        self._check: Check | None = None
         with _pyfatfs_errors(self.name):
             self.set_fp(window)
 
@@ -164,9 +165,11 @@ class Core(PyFat):
             return bytes(entry)
 
     def check(self) -> Check:
-        """A check of the volume as it is now; errors as ``Check``."""
+        """A check of the volume as it is now, made once after each change; errors as ``Check``."""
         self.flush()
-        return Check(self.window, self.layout, self.table)
+        if self._check is None:
+            self._check = Check(self.window, self.layout, self.table)
+        return self._check
 
     def flush(self) -> None:
         """Write the table and the number of free clusters, if anything was changed."""
@@ -179,6 +182,7 @@ class Core(PyFat):
     def transaction(self) -> Iterator[None]:
         """Undo every change of the block if the block is left by an exception."""
         edited = self._edited
+        self._check = None
         try:
             with self.window.transaction():
                 yield
