@@ -81,7 +81,7 @@ class Certificate:
         return None
 
     def find_fault(self, digest: bytes, signature: bytes) -> str | None:
-        """Clause: why ``signature`` does not verify for a SHA-256 ``digest``; ``None`` if it does."""
+        """Clause: why ``signature`` does not verify for the SHA-256 ``digest``, if so."""
         try:
             match self._key:
                 case rsa.RSAPublicKey() as key:

@@ -70,11 +70,11 @@ def _confirmed_card(
         return partial(edit_card, card)
     if not session.quiet:
         changes = (f"Change:  {each.describe()}" for each in edits)
-        content = indented("On it:", describe_content(card.assessment))
+        content = indented("On it:", describe_content(card))
         for line in (*describe_disk(card.disk), *content, *changes):
             say(line)
     confirm_changing(card.disk, yes=options.yes)
-    if card.assessment.mounts:
+    if card.mounts:
         unmount_all(card.disk)
     return partial(edit_card, card)
 

@@ -1,18 +1,16 @@
-"""Undo records of edits of cards, which cannot lie beside a device node.
+"""Undo records of edits of cards, which cannot be kept beside a device node.
 
-A record is kept under what is known of the disk: its serial number and size, then the boot of this
-machine and the disk's sequence number in it, which the kernel never gives twice. Of a disk in a
-card reader the serial number is the reader's: another card of that size looks alike once the
-first was taken out. So a record of another sequence number is only acted on where the disk is
-found half-edited, with nothing but old and new sectors of that very edit; if not, it stays.
+The name of a record has the serial number and size of the disk, then the boot of this machine and
+the disk's sequence number in it, which the kernel never assigns twice. The serial number of a disk
+in a card reader is that of the reader: once the card is taken out, another one of that size looks
+the same. So a record with another sequence number is used only if the disk is half-edited, and has
+only old and new sectors of that very edit; otherwise the record stays.
 """
 
 import os
 import re
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from balenaflash.durable import FileType, find_type, is_private
 from balenaflash.errors import EditError, WriteError
@@ -24,26 +22,23 @@ from balenaflash.source.commit import (
     undo_failed,
 )
 from balenaflash.source.undo import MarkedStore, RecordFile, Store, StoreFailedError, open_record
+from balenaflash.targets.disks import Disk
 from balenaflash.targets.sysfs import RUNNING_KERNEL, DeviceNumber, read_serial, read_size
-
-if TYPE_CHECKING:
-    from balenaflash.targets.disks import Disk
-
 
 _SUFFIX = ".undo"
 _UNNAMED = re.compile(r"[^A-Za-z0-9_-]")
 
 
 def records_directory() -> Path:
-    """Where records are kept.
+    """The directory of the records.
 
     ``$XDG_STATE_HOME/balenaflash`` if that variable is set (XDG Base Directory Specification 0.8),
     else for root ``/var/lib/balenaflash`` and for others ``~/.local/state/balenaflash``. Root may
-    have the variable of the user who called sudo, and does not keep records in a folder of theirs.
+    have the variable of the user who called sudo, but does not keep records in that user's folder.
     """
     given = Path(os.environ.get("XDG_STATE_HOME", ""))
     is_root = os.geteuid() == 0
-    # As the specification has it; any other is to be ignored.
+    # By the specification, any other value is ignored.
     if given.is_absolute() and (not is_root or is_private(given / "balenaflash")):
         return given / "balenaflash"
     if is_root:
@@ -51,8 +46,8 @@ def records_directory() -> Path:
     return Path.home() / ".local/state/balenaflash"
 
 
-def record_of(disk: "Disk") -> RecordFile:
-    """Where the record of an edit of ``disk`` is to be kept; the directory is made.
+def record_of(disk: Disk) -> RecordFile:
+    """The record of an edit of ``disk``; its directory is made.
 
     Raises:
         EditError: the directory cannot be made.
@@ -64,13 +59,13 @@ def record_of(disk: "Disk") -> RecordFile:
         raise EditError(
             f"{disk.node}: cannot be edited safely: {path.parent} cannot be made: {error.strerror}",
             code="undo-record-failed",
-            hint="An edit keeps there what it replaces until it is done; or set XDG_STATE_HOME.",
+            hint="An edit keeps the replaced bytes there until it is done. Or set XDG_STATE_HOME.",
         ) from error
     return _record_file(path, disk)
 
 
-def drop_record(disk: "Disk") -> None:
-    """Remove the record of an edit of ``disk`` that was cut off, since all of it is written anew.
+def drop_record(disk: Disk) -> None:
+    """Remove the record of an edit of ``disk`` that was cut off: the disk is written anew.
 
     Raises:
         WriteError: it cannot be removed; ``disk`` was not touched.
@@ -87,9 +82,9 @@ def drop_record(disk: "Disk") -> None:
 
 
 def warn_of_cut_off(node: Path) -> tuple[str, ...]:
-    """A sentence if an edit of the disk at ``node`` was cut off; for reading it is not undone.
+    """A warning if an edit of the disk at ``node`` was cut off; for reading it is not undone.
 
-    Of anything but a block device there is nothing to tell.
+    There is none if ``node`` is not a block device.
     """
     is_disk = find_type(node) is FileType.BLOCK_DEVICE
     if not is_disk or not any(records_directory().glob(f"*{_SUFFIX}")):
@@ -102,48 +97,40 @@ def warn_of_cut_off(node: Path) -> tuple[str, ...]:
         return ()
     sentence = (
         "An edit of this disk, or of one that looks like it, was cut off; the next edit of it "
-        "deals with that first."
+        "recovers it first."
     )
     return (sentence,)
 
 
-def settle_records(disk: "Disk", store: Store) -> tuple[str, ...]:
-    """Deal with edits that were cut off, of ``disk``, which is open and locked as ``store``.
+def recover_records(disk: Disk, store: Store) -> tuple[str, ...]:
+    """Recover edits of ``disk`` that were cut off; it is open and locked as ``store``.
 
-    The answer is a sentence for each thing that the user should know.
+    The result is a sentence for each record that was used, or that may concern another disk.
 
     Raises:
         EditError: one of this disk cannot be undone; nothing was touched.
-        WriteError: putting old bytes back failed; the record stays.
+        WriteError: writing the old bytes failed; the record stays.
     """
     own = record_of(disk)
-    return tuple(
-        sentence
-        for path in _find_records(_identity(read_serial(disk.sys_path), disk.size))
-        for sentence in _settle(
-            own if path == own.path else _record_file(path, disk), store, is_own=path == own.path
-        )
-    )
-
-
-def _settle(file: RecordFile, store: Store, *, is_own: bool) -> Iterator[str]:
-    if not is_own and _is_of_another(file, store):
-        yield (
-            f"{file.path} is of an edit of such a disk, cut off at {_time_of(file.path)}, but this "
-            "disk is not half-edited; remove it if no other disk is."
-        )
-        return
-    recovery = recover_image(file, store)
-    if recovery is not None:
-        yield str(recovery)
+    sentences: list[str] = []
+    for path in _find_records(_identity(read_serial(disk.sys_path), disk.size)):
+        file = own if path == own.path else _record_file(path, disk)
+        if file is not own and _is_of_another(file, store):
+            sentences.append(
+                f"{path} belongs to an edit of such a disk, cut off at {_time_of(path)}, but this "
+                "disk is not half-edited; remove it if no other disk is."
+            )
+        elif (recovery := recover_image(file, store)) is not None:
+            sentences.append(str(recovery))
+    return tuple(sentences)
 
 
 def _is_of_another(file: RecordFile, store: Store) -> bool:
-    """Whether the disk is anything else than half-edited by the edit of this record."""
+    """True unless the disk is half-edited by the edit of this record."""
     try:
         with open_record(file, store.size) as record:
             if record is None or not record.is_finished:
-                return False  # never finished, and so of no use to any disk
+                return False  # it was never complete, and no disk was changed by it
             marked = MarkedStore(store, record.mark)
             is_begun = record.mark is not None and marked.is_marked
             return find_state(marked, record) is not EditState.MIXED and not is_begun
@@ -161,7 +148,7 @@ def _time_of(path: Path) -> str:
     return datetime.fromtimestamp(modified).astimezone().isoformat(" ", "minutes")
 
 
-def _record_file(path: Path, disk: "Disk") -> RecordFile:
+def _record_file(path: Path, disk: Disk) -> RecordFile:
     return RecordFile(
         path,
         subject=str(disk.node),
@@ -172,7 +159,7 @@ def _record_file(path: Path, disk: "Disk") -> RecordFile:
     )
 
 
-def _record_path(disk: "Disk") -> Path:
+def _record_path(disk: Disk) -> Path:
     name = f"{_identity(read_serial(disk.sys_path), disk.size)}.{_insertion(disk)}{_SUFFIX}"
     return records_directory() / name
 
@@ -182,11 +169,11 @@ def _find_records(identity: str) -> tuple[Path, ...]:
 
 
 def _identity(serial: str | None, size: int) -> str:
-    # The serial number is the device's own text.
+    # The serial number is any text that the device returns.
     return f"{_UNNAMED.sub('_', serial or 'unnamed')[:64]}-{size}"
 
 
-def _insertion(disk: "Disk") -> str:
-    """What is the same until the disk is taken out or the machine started anew."""
+def _insertion(disk: Disk) -> str:
+    """A text that stays the same until the disk is taken out or the machine is restarted."""
     boot = (RUNNING_KERNEL.proc / "sys/kernel/random/boot_id").read_text(encoding="ascii")
     return f"{boot[:8]}-{disk.disk_sequence}"

@@ -1,7 +1,7 @@
 """Change the boot partition of a flashed card, or of any disk that holds an image.
 
-Each read is made twice and compared: an edit writes back much of what it read, and finds in the
-rest where to write. One bit wrong in one read would be on the disk for good.
+Each read is made twice and compared: an edit writes back much of what it read, and locates its
+writes by the rest. One wrong bit in one read would stay on the disk.
 """
 
 import mmap
@@ -12,12 +12,11 @@ from pathlib import Path
 
 import xxhash
 
-from balenaflash.commands.card_records import record_of, settle_records
+from balenaflash.commands.card_records import record_of, recover_records
 from balenaflash.commands.edit import EditReport, edit_opened
 from balenaflash.edits.files import Edit
 from balenaflash.errors import ImageError, WriteError
 from balenaflash.formats.partitions.table import read_table
-from balenaflash.rereading import Rereads
 from balenaflash.source.base import RandomAccess
 from balenaflash.source.commit import PLAIN, Commit, CommitReport, commit
 from balenaflash.source.layers import Patch, lay_over
@@ -41,34 +40,15 @@ _MAX_BLOCKS = 256  # kept at a time
 
 
 class CardStore:
-    """An open disk; bytes at any offset, which the disk itself reads and writes by sectors."""
+    """An open disk as a `Store`: any range of bytes is read and written by whole sectors."""
 
     def __init__(self, medium: Medium) -> None:
         self._medium = medium
-        self._buffer = memoryview(mmap.mmap(-1, _BUFFER_SIZE))  # aligned as O_DIRECT wants it
-
-    @property
-    def alignment(self) -> int:
-        """The logical sector of the disk in bytes."""
-        return self._medium.alignment
-
-    @property
-    def rereads(self) -> Rereads:
-        """Reads that had to be repeated."""
-        return self._medium.rereads
-
-    @property
-    def name(self) -> str:
-        """Its node."""
-        return self._medium.name
-
-    @property
-    def size(self) -> int:
-        """Bytes from start to end."""
-        return self._medium.size
+        self._buffer = memoryview(mmap.mmap(-1, _BUFFER_SIZE))  # aligned for O_DIRECT
+        self.alignment = medium.alignment
+        self.name, self.size, self.rereads = medium.name, medium.size, medium.rereads
 
     def read(self, offset: int, length: int) -> bytes:
-        """The bytes ``[offset, offset + length)``, from the medium."""
         content = bytearray()
         for sectors, wanted in self._pieces(offset, length):
             found = self._read_twice(sectors)
@@ -76,76 +56,68 @@ class CardStore:
         return bytes(content)
 
     def write(self, offset: int, content: memoryview) -> None:
-        """Replace the bytes from ``offset`` on, whole sectors."""
         for sectors, wanted in self._pieces(offset, len(content)):
             buffer = self._buffer[: sectors.size]
             buffer[:] = content[wanted.start - offset : wanted.end - offset]
-            try:
+            with self._failures():
                 self._medium.write(sectors.start, buffer)
-            except WriteError as error:
-                raise self._failure(error) from error
 
     def flush(self) -> None:
-        """Let the disk empty its own cache."""
-        try:
+        with self._failures():
             self._medium.flush()
-        except WriteError as error:
-            raise self._failure(error) from error
 
     def read_back(self, offset: int, length: int) -> bytes:
-        """As `read`, which never comes from a cache of the kernel."""
+        """As `read`, which never uses a cache of the kernel."""
         return self.read(offset, length)
 
     def _pieces(self, offset: int, length: int) -> Iterator[tuple[Extent, Extent]]:
-        """Ranges of whole sectors that fit the buffer, and what of each is asked for."""
-        unit, end = self._medium.alignment, offset + length
-        start = align_down(offset, unit)
+        """Ranges of whole sectors that fit the buffer, and the requested part of each."""
+        end = offset + length
+        start = align_down(offset, self.alignment)
         while start < end:
-            stop = min(start + _BUFFER_SIZE, align_up(end, unit))
+            stop = min(start + _BUFFER_SIZE, align_up(end, self.alignment))
             yield Extent(start, stop), Extent(max(start, offset), min(stop, end))
             start = stop
 
     def _read_twice(self, sectors: Extent) -> bytes:
-        try:
-            found = self.rereads.read_twice(lambda: self._read_once(sectors))
-        except WriteError as error:
-            raise self._failure(error) from error
+        buffer = self._buffer[: sectors.size]
+
+        def read() -> bytes:
+            self._medium.readinto(sectors.start, buffer)
+            return bytes(buffer)
+
+        with self._failures():
+            found = self.rereads.read_twice(read)
         if found is None:
-            raise StoreFailedError(
-                f"reads otherwise each time at byte {sectors.start} and after it"
-            )
+            raise StoreFailedError(f"each read from byte {sectors.start} on returns other content")
         return found
 
-    def _read_once(self, sectors: Extent) -> bytes:
-        buffer = self._buffer[: sectors.size]
-        self._medium.readinto(sectors.start, buffer)
-        return bytes(buffer)
-
-    def _failure(self, error: WriteError) -> StoreFailedError:
-        return StoreFailedError(str(error).removeprefix(f"{self.name}: "))
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except WriteError as error:
+            raise StoreFailedError(str(error).removeprefix(f"{self.name}: ")) from error
 
 
 class CardSource(RandomAccess):
-    """What a disk holds, as the image that is to be edited; it is not written meanwhile."""
+    """The content of a disk, as the image that is to be edited; it is not written meanwhile."""
 
     def __init__(self, store: CardStore) -> None:
         self._store = store
         self._blocks: dict[int, bytes] = {}
         self._digests: dict[int, bytes] = {}
-        """Of each block that was ever read."""
+        """Digest of each block that was ever read."""
 
     @property
     def name(self) -> str:
-        """The node of the disk."""
         return self._store.name
 
     @property
     def size(self) -> int:
-        """Bytes from start to end."""
         return self._store.size
 
     def read(self, offset: int, length: int) -> bytes:
-        """The bytes ``[offset, offset + length)``, all of them."""
         end = offset + length
         if offset < 0 or length < 0 or end > self.size:
             raise ImageError(
@@ -158,7 +130,6 @@ class CardSource(RandomAccess):
         return content[offset - first * _BLOCK_SIZE :][:length]
 
     def readinto(self, offset: int, buffer: memoryview) -> None:
-        """Fill ``buffer`` from ``offset`` on."""
         buffer[:] = self.read(offset, len(buffer))
 
     def _block(self, number: int) -> bytes:
@@ -176,15 +147,14 @@ class CardSource(RandomAccess):
         return block
 
     def require_only(self, patches: Sequence[Patch]) -> Callable[[], None]:
-        """What is to be called after ``patches`` were written: it reads all that was read before.
+        """A function to be called after ``patches`` were written: it reads all blocks once more.
 
-        A write may land anywhere on a disk that is not what it claims to be, and by what was read
-        the patches were made: the partition table, the boot sector, the allocation tables and
-        directories.
+        A counterfeit disk may write anywhere, and the patches depend on all blocks that were read:
+        partition table, boot sector, allocation tables and directories.
 
-        What is returned raises:
+        The function raises:
             ReadBackDiffersError: something else than the patches has changed.
-            StoreFailedError: it cannot be read.
+            StoreFailedError: the disk cannot be read.
         """
         expected = dict(self._digests)
         touched = {
@@ -212,23 +182,11 @@ class CardSource(RandomAccess):
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
-    """A disk that holds an image and may be changed, as far as can be told without opening it."""
-
-    assessment: Assessment
-
-    @property
-    def disk(self) -> Disk:
-        """The disk itself."""
-        return self.assessment.disk
-
-
-@dataclass(frozen=True, slots=True)
 class EditableCard:
-    """A card open for a change, which nobody else uses or opens meanwhile."""
+    """A card open for a change, and in use by nothing else."""
 
     source: CardSource
-    """What it holds, read past the cache; of no use after a commit."""
+    """Its content, read past the cache; not valid after a commit."""
 
     opening_warnings: tuple[str, ...]
     """Warnings about an earlier edit, a sentence each."""
@@ -242,15 +200,15 @@ class EditableCard:
         return (*self.opening_warnings, *self.store.rereads.warnings(self.source.name))
 
     def commit(self, patches: Sequence[Patch], how: Commit = PLAIN) -> CommitReport:
-        """Write what ``patches`` change, as `balenaflash.source.commit.commit`."""
+        """Write ``patches``; errors as `balenaflash.source.commit.commit`."""
         how = replace(how, prove=self.source.require_only(patches))
         return commit(self.source, self.store, record_of(self.disk), patches, how)
 
 
-def find_card(node: Path, permissions: Permissions = NO_PERMISSIONS) -> Card:
-    """The card that ``node`` names, checked as a target of writing is.
+def find_card(node: Path, permissions: Permissions = NO_PERMISSIONS) -> Assessment:
+    """The card that ``node`` names, checked like a target of a write.
 
-    It may be of any size: that it holds an image tells enough about it.
+    It may be of any size: the image on it is proof enough.
 
     Raises:
         TargetRefusedError: with every reason at once.
@@ -258,38 +216,45 @@ def find_card(node: Path, permissions: Permissions = NO_PERMISSIONS) -> Card:
     """
     disk = find_disk(node)
     permissions = replace(permissions, max_size=None, virtual=True)
+
+    def require(sector_size: int) -> Assessment:
+        card = assess(disk, image_sector_size=sector_size, permissions=permissions)
+        require_writable(card)
+        return card
+
     try:
         with open_for_reading(node) as image:
             sector_size = read_table(image.source).sector_size
     except ImageError:
-        # That it must not be written at all is what matters more.
-        sector_size = disk.logical_sector_size
-        require_writable(assess(disk, image_sector_size=sector_size, permissions=permissions))
+        # A reason not to write it at all is more important.
+        require(disk.logical_sector_size)
         raise
-    assessment = assess(disk, image_sector_size=sector_size, permissions=permissions)
-    require_writable(assessment)
-    return Card(assessment)
+    return require(sector_size)
 
 
 @contextmanager
-def open_card(card: Card) -> Iterator[EditableCard]:
-    """What was confirmed as ``card``, open for a commit until the block ends.
+def open_card(card: Assessment) -> Iterator[EditableCard]:
+    """The disk that was confirmed as ``card``, open for a commit until the block ends.
 
-    An earlier edit of it that was cut off is dealt with first.
+    An earlier edit of it that was cut off is recovered first.
 
     Raises:
-        TargetRefusedError: it is not what was confirmed any more, or somebody else has it.
+        TargetRefusedError: it is not the disk that was confirmed any more, or is in use.
         EditError: an earlier edit was cut off and cannot be undone.
         WriteError: undoing an earlier edit failed; its record stays.
     """
     with open_disk(card.disk) as medium:
         store = CardStore(medium)
-        warnings = settle_records(card.disk, store)
+        warnings = recover_records(card.disk, store)
         yield EditableCard(CardSource(store), warnings, card.disk, store)
 
 
 def edit_card(
-    card: Card, edits: Sequence[Edit], *, keep_fingerprint: bool = False, repair: bool = True
+    card: Assessment,
+    edits: Sequence[Edit],
+    *,
+    keep_fingerprint: bool = False,
+    repair: bool = True,
 ) -> EditReport:
     """Make ``edits``, in their order, in the boot partition of ``card``, wholly or not at all.
 
@@ -297,7 +262,7 @@ def edit_card(
         ImageError: it does not hold an image of balenaOS layout, or cannot be read.
         EditError: an edit cannot be made; none was.
         TargetRefusedError, WriteError: as `open_card`.
-        WriteError: writing failed; the message says what state the card is in.
+        WriteError: writing failed; the message states what the card holds.
     """
     with open_card(card) as image:
         return edit_opened(
