@@ -151,24 +151,10 @@ def refusal(
 
 
 class WriteError(BalenaflashError):
-    """Writing failed after it had begun: the content of the target is undefined.
-
-    ``written`` is the number of bytes that the kernel accepted before.
-    """
+    """Writing failed after it had begun: the content of the target is undefined."""
 
     exit_status = 5
     default_code = "write-failed"
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        written: int = 0,
-        code: str | None = None,
-        hint: str | None = None,
-    ) -> None:
-        super().__init__(message, code=code, hint=hint)
-        self.written = written
 
 
 class InterruptedWriteError(WriteError):

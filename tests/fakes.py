@@ -82,7 +82,7 @@ class MemoryMedium:
         assert offset % self._alignment == 0
         assert len(buffer) % self._alignment == 0
         if self.fails_at is not None and end > self.fails_at:
-            raise WriteError("medium in memory: failed", written=0)
+            raise WriteError("medium in memory: failed")
         assert end <= len(self.content)
         if self.write_through is not None:
             self.write_through(offset, bytes(buffer), self.content)

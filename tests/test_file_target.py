@@ -285,7 +285,6 @@ def test_a_full_filesystem_is_named_with_the_place(tmp_path: Path) -> None:
         ):
             medium.write(0, memoryview(b"\xff" * (4 * MIB)))
         assert caught.value.code == "write-failed"
-        assert caught.value.written == MIB
         assert not path.exists()
     finally:
         subprocess.run(["umount", "--lazy", tmp_path], check=True)

@@ -247,7 +247,6 @@ def test_a_failing_medium_leaves_a_target_that_cannot_boot() -> None:
     with pytest.raises(WriteError, match=r"failed; 3\.0 MiB had been written, it stays") as failure:
         flash_one(MemorySource(image), medium, make_plan(len(image)), progress=progress)
     assert failure.value.exit_status == 5
-    assert failure.value.written == 3 * MIB
     assert not any(medium.content[:MIB])
     assert [phase for phase, _total, _done in progress.phases] == [Phase.WRITE]
 
@@ -283,7 +282,7 @@ def test_how_far_writing_had_come_is_told(fails_at: int, state: Begun) -> None:
     medium.fails_at = fails_at
     with pytest.raises(WriteError, match=state.name) as failure:
         flash_one(MemorySource(image), medium, make_plan(len(image)))
-    assert ("had been written" in str(failure.value)) == (failure.value.written > 0)
+    assert ("had been written" in str(failure.value)) == (state is Begun.PART)
 
 
 def test_a_crash_of_the_reader_is_raised_and_the_target_does_not_boot() -> None:
@@ -303,9 +302,8 @@ def test_a_stop_is_heeded_between_two_chunks() -> None:
     image = pattern(20 * MIB)
     medium = MemoryMedium(20 * MIB)
     asked = iter([False, False, True])
-    with pytest.raises(InterruptedWriteError, match=r"interrupted after 7\.0 MiB") as stopped:
+    with pytest.raises(InterruptedWriteError, match=r"interrupted after 7\.0 MiB"):
         flash_one(MemorySource(image), medium, make_plan(len(image)), stop=lambda: next(asked))
-    assert stopped.value.written == 7 * MIB
     assert not any(medium.content[:MIB])
 
 

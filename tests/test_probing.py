@@ -65,7 +65,7 @@ class FakeMedium:
         if offset < self.real:
             return offset
         if self.pattern is Pattern.FAILS:
-            raise WriteError("card: failed", written=0)
+            raise WriteError("card: failed")
         return offset % self.real if self.pattern is Pattern.WRAPS else None
 
     def zero(self, offset: int, length: int) -> None:

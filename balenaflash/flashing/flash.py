@@ -242,6 +242,5 @@ class _Job:
             written.unproven,
             self.target.progress,
             self.stop,
-            written=written.size,
-            requests=max(_LEAST_REQUESTS, _READS // self.target_count),
+            max(_LEAST_REQUESTS, _READS // self.target_count),
         )

@@ -299,6 +299,5 @@ class _Prober:
     def _stop_if_asked(self) -> None:
         if self._stop():
             raise InterruptedWriteError(
-                f"{self._medium.name}: probing was interrupted; its content is partly overwritten",
-                written=0,
+                f"{self._medium.name}: probing was interrupted; its content is partly overwritten"
             )

@@ -101,7 +101,6 @@ def differs(
     differences: Sequence[Difference],
     count: int,
     *,
-    written: int = 0,
     pattern: str | None = None,
 ) -> VerificationError:
     """The error that names the first of ``differences``, of which there are ``count``.
@@ -120,7 +119,6 @@ def differs(
     return VerificationError(
         f"{medium_name}: differs from the image at byte {first.first_byte} ({place}): "
         f"{format_size(first.extent.size)} from byte {first.extent.start}{more}{cause}",
-        written=written,
         hint="Do not use it: it may start with a wrong image. Write it again. If it differs "
         "again, the medium or its reader is failing.",
     )
@@ -187,8 +185,6 @@ def read_back(
     digests: Sequence[ChunkDigest],
     progress: Progress,
     stop: Stop,
-    *,
-    written: int,
     requests: int,
 ) -> list[ChunkDigest]:
     """Read the chunks of ``digests`` from ``medium``, ``requests`` of them at a time.
@@ -221,7 +217,7 @@ def read_back(
                 pending.append((pool.submit(is_held, digest), digest))
             if not pending:
                 return differing
-            stop_if_asked(stop, medium, done, written=written)
+            stop_if_asked(stop, medium, done)
             future, digest = pending.popleft()
             if not future.result():
                 differing.append(digest)
@@ -229,7 +225,7 @@ def read_back(
             progress.advance(digest.size)
 
 
-def stop_if_asked(stop: Stop, medium: Medium, done: int, *, written: int = 0) -> None:
+def stop_if_asked(stop: Stop, medium: Medium, done: int) -> None:
     """Return unless ``stop`` returns true, after ``done`` bytes of the read-back.
 
     Raises:
@@ -238,6 +234,5 @@ def stop_if_asked(stop: Stop, medium: Medium, done: int, *, written: int = 0) ->
     if stop():
         raise InterruptedWriteError(
             f"{medium.name}: the read-back was interrupted after {format_size(done)}; "
-            "what it holds is not proven",
-            written=written,
+            "what it holds is not proven"
         )

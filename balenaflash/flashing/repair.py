@@ -113,7 +113,7 @@ class _Repairer:
     def repair(self, differing: Sequence[ChunkDigest]) -> Repair:
         unsteady = done = 0
         for digest in differing:
-            stop_if_asked(self._stop, self._medium, done, written=self._written.size)
+            stop_if_asked(self._stop, self._medium, done)
             done += digest.size
             if holds(self._medium, digest, self._found):
                 unsteady += 1
@@ -247,7 +247,6 @@ class _Repairer:
             self._medium.name,
             lasting[:MOST_DIFFERENCES],
             len(lasting),
-            written=self._written.size,
             pattern=pattern,
         )
 

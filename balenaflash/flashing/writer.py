@@ -242,7 +242,6 @@ class Writer:
         self.medium.flush()
         return InterruptedWriteError(
             f"{self.medium.name}: interrupted after {format_size(self._accepted)}; {self._state}",
-            written=self._accepted,
             hint="Write it again from the start.",
         )
 
@@ -254,7 +253,6 @@ class Writer:
         return ImageFailedError(
             f"{self.medium.name}: writing stopped after {format_size(self._accepted)} because "
             f"the image failed: {fault}; {self._state}",
-            written=self._accepted,
             hint=fault.hint or "Download the image again, then write it from the start.",
         )
 
@@ -272,7 +270,6 @@ class Writer:
         written = f"{format_size(self._accepted)} had been written, " if self._accepted else ""
         return WriteError(
             f"{error}; {written}{self._state}",
-            written=self._accepted,
             code=error.code,
             hint=error.hint,
         )

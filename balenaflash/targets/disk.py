@@ -113,8 +113,6 @@ class DiskMedium(DescriptorMedium):
             fcntl.ioctl(self._descriptor, _BLKZEROOUT, struct.pack("=QQ", offset, length))
         except OSError as error:
             raise self._write_error(f"zeroing at byte {offset}", error) from error
-        with self._counting:
-            self._written += length
 
     def begin_read_back(self) -> None:
         self.flush()
@@ -151,7 +149,7 @@ class DiskMedium(DescriptorMedium):
 
     def _error(self, fact: str, code: str) -> WriteError:
         hint = "Try another port or reader, then another card or disk."
-        return WriteError(f"{self.name}: {fact}", written=self._written, code=code, hint=hint)
+        return WriteError(f"{self.name}: {fact}", code=code, hint=hint)
 
 
 @contextmanager

@@ -52,9 +52,7 @@ class FileMedium(DescriptorMedium):
 
     def write(self, offset: int, buffer: memoryview) -> None:
         """Write all of ``buffer`` at ``offset``; zeros over a hole leave it a hole."""
-        if is_zero(buffer) and self._is_hole(offset, len(buffer)):
-            self._written += len(buffer)
-        else:
+        if not (is_zero(buffer) and self._is_hole(offset, len(buffer))):
             super().write(offset, buffer)
 
     def begin_read_back(self) -> None:
@@ -91,7 +89,6 @@ class FileMedium(DescriptorMedium):
     def _write_error(self, action: str, error: OSError) -> WriteError:
         return WriteError(
             f"{self.name}: {action} failed: {describe_failure(error)}",
-            written=self._written,
             code="write-failed",
             hint="Write it to a disk with more room." if error.errno == errno.ENOSPC else None,
         )
@@ -100,7 +97,6 @@ class FileMedium(DescriptorMedium):
         reason = "the file ends there" if error is None else describe_failure(error)
         return WriteError(
             f"{self.name}: reading at byte {offset} failed: {reason}",
-            written=self._written,
             code="read-back-failed",
         )
 

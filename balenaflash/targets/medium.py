@@ -112,8 +112,6 @@ class DescriptorMedium(ABC):
         self.name = name
         self.size = size
         self._descriptor = descriptor
-        self._written = 0
-        self._counting = threading.Lock()
         self._flush_error: WriteError | None = None
         self.rereads = Rereads()
 
@@ -129,8 +127,6 @@ class DescriptorMedium(ABC):
             except OSError as error:
                 raise self._write_error(f"writing at byte {offset + done}", error) from error
             done += count
-            with self._counting:
-                self._written += count
 
     def zero(self, offset: int, length: int) -> None:
         end = offset + length
