@@ -156,7 +156,7 @@ def test_a_loop_device_over_a_file_on_the_disk_is_named(
     point = mount.read_only(node)
     upper = attach_loop(point / "file", read_only=True)
     try:
-        with pytest.raises(TargetRefusedError, match=f"{upper} shows {point}/file"):
+        with pytest.raises(TargetRefusedError, match=f"{upper} is a loop device of {point}/file"):
             unmount_all(find_disk(node))
     finally:
         subprocess.run(["losetup", "--detach", upper], check=True)

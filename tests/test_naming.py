@@ -200,7 +200,7 @@ def test_a_file_that_is_not_valid_is_told_by_name(tmp_path: Path, text: str) -> 
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
-        (["1-2", "a/b"], 2, "no name for a slot"),
+        (["1-2", "a/b"], 2, "is not a name for a slot"),
         (["2.3", "left"], 2, "not a USB port"),
         (["--remove", "left"], 3, "no slot 'left'"),
         (["--remove", "left", "right"], 2, "one argument"),
