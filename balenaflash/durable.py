@@ -153,7 +153,7 @@ class Folder:
             try:
                 yield descriptor
                 if is_named:
-                    self.adopt(self, hidden, name, replace=replace)
+                    self.rename(hidden, name, replace=replace)
                 else:
                     self._link(descriptor, hidden, name, replace=replace)
                 is_named = False
@@ -162,19 +162,18 @@ class Folder:
                     self.remove(hidden)
                 os.close(descriptor)
 
-    def rename(self, name: str, new_name: str) -> None:
-        """Rename an entry; a link is not followed. What is at ``new_name`` is replaced."""
-        os.rename(name, new_name, src_dir_fd=self.descriptor, dst_dir_fd=self.descriptor)
-
-    def adopt(self, other: "Folder", name: str, new_name: str, *, replace: bool) -> None:
-        """Move the file ``name`` of ``other``, which may be this folder itself, to this folder.
+    def rename(
+        self, name: str, new_name: str, *, source: "Folder | None" = None, replace: bool = True
+    ) -> None:
+        """Rename an entry, or move one of the folder ``source`` here; a link is not followed.
 
         Raises:
             FileExistsError: ``replace`` is not set, and something is at ``new_name``.
         """
         if not replace and self.find(new_name) is not None:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new_name)
-        os.rename(name, new_name, src_dir_fd=other.descriptor, dst_dir_fd=self.descriptor)
+        folder = source or self
+        os.rename(name, new_name, src_dir_fd=folder.descriptor, dst_dir_fd=self.descriptor)
 
     def remove(self, name: str) -> None:
         """Remove an entry, which must not be a folder; a missing one is not an error."""

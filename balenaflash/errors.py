@@ -72,6 +72,16 @@ class BalenaflashError(Exception):
         return (Problem(self.code, str(self), self.hint),)
 
 
+class _SeveralProblemsError(BalenaflashError):
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("; ".join(problem.message for problem in problems))
+        self._problems = tuple(problems)
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        return self._problems
+
+
 class ImageError(BalenaflashError):
     """The image is not valid, or cannot be read. Nothing was written."""
 
@@ -100,17 +110,11 @@ class ConfigError(BalenaflashError):
     default_code = "config-invalid"
 
 
-class InvalidConfigError(ConfigError):
-    """A config.json that balenaOS cannot use, or a recipe that is not valid."""
+class InvalidConfigError(_SeveralProblemsError, ConfigError):
+    """A config.json that balenaOS cannot use, or a recipe that is not valid.
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        """``problems`` are in the order of the file."""
-        super().__init__("; ".join(problem.message for problem in problems))
-        self._problems = tuple(problems)
-
-    @property
-    def problems(self) -> tuple[Problem, ...]:
-        return self._problems
+    The problems are in the order of the file.
+    """
 
 
 class ToolMissingError(BalenaflashError):
@@ -127,20 +131,14 @@ class ToolFailedError(BalenaflashError):
     default_code = "tool-failed"
 
 
-class TargetRefusedError(BalenaflashError):
-    """The target must not, or cannot, be written. It was not opened for writing."""
+class TargetRefusedError(_SeveralProblemsError):
+    """The target must not, or cannot, be written. It was not opened for writing.
+
+    The problems are all reasons for the refusal, the gravest first.
+    """
 
     exit_status = 4
     default_code = "target-refused"
-
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        """``problems`` are all reasons for the refusal, the gravest first."""
-        super().__init__("; ".join(problem.message for problem in problems))
-        self._problems = tuple(problems)
-
-    @property
-    def problems(self) -> tuple[Problem, ...]:
-        return self._problems
 
 
 def refusal(

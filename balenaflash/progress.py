@@ -60,12 +60,12 @@ Stop = Callable[[], bool]
 _listeners: list[Callable[[str], None]] = []
 
 
-def listen(listener: Callable[[str], None]) -> None:
-    """Replace the function that `tell` calls; any thread may call it."""
+def listen_for_delays(listener: Callable[[str], None]) -> None:
+    """Replace the function that receives the reasons for delays; any thread may call it."""
     _listeners[:] = [listener]
 
 
-def tell(text: str) -> None:
+def report_delay(reason: str) -> None:
     """Report the reason for a delay, one sentence."""
     for listener in _listeners:
-        listener(text)
+        listener(reason)

@@ -25,7 +25,7 @@ from balenaflash.cli.output import (
 from balenaflash.cli.progress import die_by, interruptible, show_waiting, unblock_signals
 from balenaflash.cli.session import Session, with_session
 from balenaflash.errors import BalenaflashError, InterruptedWriteError, Problem
-from balenaflash.progress import listen
+from balenaflash.progress import listen_for_delays
 
 _EPILOG = """\b
 Exit status:
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     # Known before click has parsed anything, so that wrong usage too is told as JSON.
     session = Session(json="--json" in arguments)
-    listen(partial(show_waiting, session))
+    listen_for_delays(partial(show_waiting, session))
     with interruptible(session):
         try:
             unblock_signals()

@@ -13,7 +13,7 @@ from threading import Event, Lock
 from typing import Self
 
 from balenaflash.errors import ImageError
-from balenaflash.progress import tell
+from balenaflash.progress import report_delay
 from balenaflash.source.http_client import (
     BROKEN,
     BusyError,
@@ -370,4 +370,4 @@ def _closed_on_error(reply: Reply) -> Iterator[None]:
 
 def tell_of_pause(name: str, error: Exception | None, pause: float) -> None:
     """Report the reason for a pause of ``pause`` seconds."""
-    tell(f"{name}: {describe(error)}; trying again in {pause:g} s")
+    report_delay(f"{name}: {describe(error)}; trying again in {pause:g} s")

@@ -27,7 +27,7 @@ from balenaflash.targets.sysfs import (
     read_vendor,
     read_wwn,
 )
-from balenaflash.targets.udev import PyudevDatabase, UdevDatabase, UdevRecord
+from balenaflash.targets.udev import PyudevDatabase, UdevDatabase
 from balenaflash.units import SECTOR_SIZE
 
 _LIST_HINT = "Run: balenaflash devices"
@@ -165,6 +165,7 @@ def _describe(directory: Path, kernel: Kernel, database: UdevDatabase) -> Disk |
     if number is None or size is None:
         return None  # hidden (a path of NVMe multipath), or unplugged since it was listed
     record = database.read(directory)
+    vendor = record.read_text("ID_VENDOR_ENC", "ID_VENDOR")
     usb_device = find_usb_device(directory)
     backing_file = sysfs.read_backing_file(directory)
     logical = sysfs.read_int(directory, "queue/logical_block_size") or SECTOR_SIZE
@@ -177,7 +178,7 @@ def _describe(directory: Path, kernel: Kernel, database: UdevDatabase) -> Disk |
         logical_sector_size=logical,
         physical_sector_size=sysfs.read_int(directory, "queue/physical_block_size") or logical,
         bus=find_bus(directory),
-        vendor=_find_vendor(directory, record),
+        vendor=read_vendor(directory) if vendor is None else clean_vendor(vendor),
         model=record.read_text("ID_MODEL_ENC", "ID_MODEL") or read_model(directory),
         serial=read_serial(directory) or record.read_text("ID_SERIAL_SHORT"),
         wwn=record.read_text("ID_WWN") or read_wwn(directory),
@@ -208,11 +209,6 @@ def _describe_partition(directory: Path, kernel: Kernel, database: UdevDatabase)
         label=record.read_text("ID_FS_LABEL_ENC", "ID_PART_ENTRY_NAME"),
         filesystem=record.read_text("ID_FS_TYPE"),
     )
-
-
-def _find_vendor(directory: Path, record: UdevRecord) -> str | None:
-    text = record.read_text("ID_VENDOR_ENC", "ID_VENDOR")
-    return read_vendor(directory) if text is None else clean_vendor(text)
 
 
 def _is_worth_listing(disk: Disk) -> bool:

@@ -226,7 +226,7 @@ def new_path(out: Path, *, overwrite: bool) -> Iterator[Path]:
         folder.private_folder() as private,
     ):
         yield private.path / "new"
-        folder.adopt(private, "new", out.name, replace=overwrite)
+        folder.rename("new", out.name, source=private, replace=overwrite)
         _flush_folder(folder)
 
 

@@ -7,7 +7,8 @@ The lower devices of device-mapper, md and bcache are their slaves in sysfs; a l
 file, a btrfs its members, an overlay its directories. Every walk ends: nothing is visited twice.
 
 No single list is complete: a partition under device-mapper is not in mountinfo, a loop device over
-a partition is not among its holders, swap is in neither.
+a partition is not among its holders, swap is in neither. If the lists of mounts and swap areas
+cannot be read, the functions raise a `TargetRefusedError`: any disk may then be in use.
 """
 
 import os
@@ -288,9 +289,6 @@ def system_disks(kernel: Kernel = RUNNING_KERNEL) -> Mapping[DeviceNumber, tuple
     Devices in between (device-mapper, md, loop) are among them. If the root is an overlay without
     a visible disk, all disks count that are mounted where this process cannot see it, as by the
     initramfs or the host.
-
-    Raises:
-        TargetRefusedError: the kernel's lists cannot be read.
     """
     mounts = read_mounts(kernel)
     reasons: dict[DeviceNumber, list[str]] = {}
@@ -349,9 +347,6 @@ def disks_under(path: Path, kernel: Kernel = RUNNING_KERNEL) -> frozenset[Device
     """Whole block devices below a file; for a block device itself and those below it.
 
     ``path`` is examined wherever it is, because the user named it.
-
-    Raises:
-        TargetRefusedError: the kernel's lists cannot be read.
     """
     finder = _DiskFinder(kernel, read_mounts(kernel))
     if path.is_block_device():
@@ -362,11 +357,7 @@ def disks_under(path: Path, kernel: Kernel = RUNNING_KERNEL) -> frozenset[Device
 
 
 def is_backed_by(disk: Disk, path: Path, kernel: Kernel = RUNNING_KERNEL) -> bool:
-    """True if the disk is, or is above, a loop device of the file at ``path``.
-
-    Raises:
-        TargetRefusedError: the kernel's lists cannot be read.
-    """
+    """True if the disk is, or is above, a loop device of the file at ``path``."""
     finder = _DiskFinder(kernel, read_mounts(kernel))
     finder.add_device(disk.device_number)
     return any(is_same_file(path, backing_file) for backing_file in finder.backing_files)
@@ -380,11 +371,6 @@ class Usage:
     """
 
     def __init__(self, kernel: Kernel = RUNNING_KERNEL) -> None:
-        """Read the mounts, the swap areas, and the upper devices of each device.
-
-        Raises:
-            TargetRefusedError: the kernel's lists cannot be read.
-        """
         self._kernel = kernel
         mounts = read_mounts(kernel)
         self._mounts = [(find_mounted_devices(mount, kernel), mount) for mount in mounts]
