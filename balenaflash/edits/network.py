@@ -379,21 +379,21 @@ def check_network_name(name: str) -> None:
         raise EditError(f"{name}: NetworkManager would ignore it: {fault}", code="network-name")
 
 
-def check_keyfile(data: bytes, name: str, kind: str) -> None:
-    """Refuse ``data`` that is not a connection of the type ``kind`` for NetworkManager.
+def check_keyfile(data: bytes, name: str, kind: str | None = None) -> None:
+    """Refuse ``data`` that is not a connection for NetworkManager, of the type ``kind`` if given.
 
     Raises:
         EditError: it is not.
     """
     keyfile = parse_keyfile(data, name)
     given = _type_of(keyfile)
-    if given != kind:
+    if given is None or kind not in {None, given}:
         raise EditError(
-            f"{name}: is a connection of type {given or 'unknown'}, not {kind}",
+            f"{name}: is a connection of type {given or 'unknown'}, not {kind or 'wifi'}",
             code="keyfile-invalid",
-            hint=f"Add a line to [connection]: type={kind}",
+            hint=f"Add a line to [connection]: type={kind or 'wifi'}",
         )
-    if kind != "wifi":
+    if given != "wifi":
         return
     check_ssid(keyfile.ssid() or b"")
     passphrase = keyfile.value("wifi-security", "psk")

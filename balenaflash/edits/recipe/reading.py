@@ -1,7 +1,7 @@
 """A recipe read from TOML, and the edits of its steps."""
 
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from balenaflash.edits.copies import CopyIn
 from balenaflash.edits.file_list import ApplyFileList, parse
 from balenaflash.edits.files import Edit, FileChange, MakeDirectory, Move, Remove
 from balenaflash.edits.given_text import given_bytes, read_content, read_text
-from balenaflash.edits.keyfile import ALIASES, MAX_SIZE, parse_keyfile
+from balenaflash.edits.keyfile import MAX_SIZE
 from balenaflash.edits.network import (
     AddNetwork,
     Common,
@@ -179,40 +179,14 @@ def _put(step: RecipeStep) -> Iterator[Edit]:
     yield CopyIn(sources, step.text("to") or "/")
 
 
-def _apply(step: RecipeStep) -> Iterator[Edit]:
-    yield ApplyFileList(parse(read_text(step.path("apply"))), step.path("deploy-dir"))
-
-
-def _remove(step: RecipeStep) -> Iterator[Edit]:
-    for path in step.texts("rm"):
-        yield Remove(path, step.flag("recursive"))
-
-
-def _make_directory(step: RecipeStep) -> Iterator[Edit]:
-    for path in step.texts("mkdir"):
-        yield MakeDirectory(path, step.flag("parents"))
-
-
-def _move(step: RecipeStep) -> Iterator[Edit]:
-    yield Move(step.texts("mv"), step.text("to") or "/")
-
-
-def _use_internal(step: RecipeStep) -> Iterator[Edit]:
-    yield UseInternal(step.text("from"), step.text("to"), step.flag("keep-old"))
-
-
 def _splash(step: RecipeStep) -> Iterator[Edit]:
     path = step.path("splash")
     yield SetSplash(str(path), read_content(path, limit=_MAX_PICTURE))
 
 
-def _set(step: RecipeStep) -> Iterator[Edit]:
-    yield EditConfig(tuple(_assignment(step, text) for text in step.texts("config-set")))
-
-
 def _unset(step: RecipeStep) -> Iterator[Edit]:
     keys = [_filled_in(parse_key(text), step) for text in step.texts("config-unset")]
-    yield EditConfig(tuple(UnsetKey(key) for key in keys))
+    yield EditConfig(tuple(map(UnsetKey, keys)))
 
 
 def _merge(step: RecipeStep) -> Iterator[Edit]:
@@ -245,32 +219,35 @@ def _ethernet(step: RecipeStep) -> Iterator[Edit]:
 def _keyfile(step: RecipeStep) -> Iterator[Edit]:
     path = step.path("keyfile")
     content = given_bytes(read_content(path, limit=MAX_SIZE), str(path))
-    kind = parse_keyfile(content, str(path)).value("connection", "type") or "wifi"
-    check_keyfile(content, str(path), ALIASES.get(kind, kind))
+    check_keyfile(content, str(path))
     yield AddNetwork(step.text("name") or path.name, content, step.flag("overwrite"))
 
 
-def _remove_network(step: RecipeStep) -> Iterator[Edit]:
-    for name in step.texts("network-rm"):
-        yield RemoveNetwork(name)
-
-
-_EDITS: Mapping[str, Callable[[RecipeStep], Iterator[Edit]]] = {
+_EDITS: Mapping[str, Callable[[RecipeStep], Iterable[Edit]]] = {
     "put": _put,
-    "apply": _apply,
-    "rm": _remove,
-    "mkdir": _make_directory,
-    "mv": _move,
-    "use-internal": _use_internal,
+    "apply": lambda step: [
+        ApplyFileList(parse(read_text(step.path("apply"))), step.path("deploy-dir"))
+    ],
+    "rm": lambda step: [Remove(path, step.flag("recursive")) for path in step.texts("rm")],
+    "mkdir": lambda step: [
+        MakeDirectory(path, step.flag("parents")) for path in step.texts("mkdir")
+    ],
+    "mv": lambda step: [Move(step.texts("mv"), step.text("to") or "/")],
+    "use-internal": lambda step: [
+        UseInternal(step.text("from"), step.text("to"), step.flag("keep-old"))
+    ],
     "splash": _splash,
-    "config-set": _set,
+    "config-set": lambda step: [
+        EditConfig(tuple(_assignment(step, text) for text in step.texts("config-set")))
+    ],
     "config-unset": _unset,
     "config-merge": _merge,
     "wifi": _wifi,
     "ethernet": _ethernet,
     "keyfile": _keyfile,
-    "network-rm": _remove_network,
+    "network-rm": lambda step: [RemoveNetwork(name) for name in step.texts("network-rm")],
 }
+"""The edits of each kind of step."""
 
 
 def _security(step: RecipeStep) -> tuple[Security, str | None]:
