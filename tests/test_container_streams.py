@@ -177,6 +177,21 @@ def test_an_xz_index_is_checked_as_by_xz(
     assert caught.value.code == "image-corrupt"
 
 
+@needs_compressors
+def test_an_xz_block_that_ends_before_the_end_in_the_index_is_damage() -> None:
+    whole = lzma.compress(TAIL, check=lzma.CHECK_CRC32)
+    claimed = whole[12:]  # the block, and the end of a stream
+    index = (b"\0\1" + bytes([len(claimed), len(TAIL)])).ljust(4, b"\0")
+    assert len(claimed) < 128, "one byte is enough for it"
+    index += zlib.crc32(index).to_bytes(4, "little")
+    tail = (len(index) // 4 - 1).to_bytes(4, "little") + whole[6:8]
+    content = whole + index + zlib.crc32(tail).to_bytes(4, "little") + tail + b"YZ"
+    assert refused_by("xz", content)
+    with pytest.raises(ImageError, match="ends before the block's end") as caught:
+        decoded(MemoryOrigin(content))
+    assert caught.value.code == "image-corrupt"
+
+
 @pytest.mark.parametrize("new_origin", ORIGINS)
 @pytest.mark.parametrize("garbage", [b"something else", bytes(70_000) + b"x" * 70_000])
 @pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress, zstd.compress])

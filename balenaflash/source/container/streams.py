@@ -62,10 +62,6 @@ def engine_pieces(engine: Engine, stored: Iterator[bytes]) -> Iterator[bytes]:
             yield piece
 
 
-def _nothing_unknown(_header: bytes) -> None:
-    """The engine understands every stream that it decodes."""
-
-
 @dataclass(frozen=True, slots=True)
 class StreamFormat:
     """A format whose files are streams one after another."""
@@ -91,7 +87,7 @@ class StreamFormat:
     header_size: int = 0
     """Bytes of a stream that ``find_unknown`` needs."""
 
-    find_unknown: Callable[[bytes], str | None] = _nothing_unknown
+    find_unknown: Callable[[bytes], str | None] = lambda _header: None
     """Describes a feature in a stream's header that the engine would ignore."""
 
     too_large: str = ""

@@ -61,7 +61,7 @@ _MAX_AHEAD = 192 * MIB
 """Decoded bytes that wait in memory for the block before them: with xz -9 one block."""
 
 _SPARE_AHEAD = 28 * MIB
-"""Part of these for blocks that keep a thread from waiting: zeros are decoded in no time."""
+"""Part of these for extra blocks, so that no thread waits: zeros are decoded in no time."""
 
 
 def _new_engine() -> Engine:
@@ -424,8 +424,8 @@ def _make_pieces(job: _Job, flow: _Flow, buffers: "_Buffers", closed: Event) -> 
 class _Buffers:
     """Memory for waiting pieces, used again and again.
 
-    Each as an object of its own would stay in the heap: it keeps the memory that a thread has
-    freed for that thread, and each would hold the most it ever had.
+    The heap keeps freed memory for the thread that has freed it, so that with separate objects
+    every thread would hold the most it ever used.
     """
 
     def __init__(self) -> None:

@@ -155,7 +155,9 @@ def find_zipped(origin: Origin, size: int, wanted: str | None) -> Compressed:
         ImageError: the file has no intact central directory, no such member, or the member cannot
             be decoded.
     """
-    entry = _choose_entry(origin, size, wanted)
+    entries = _read_directory(origin.name, size, origin.read_at)
+    files = {name: entry.file_size for name, entry in entries.items()}
+    entry = entries[_choose_member(origin.name, files, wanted)]
     source = Input(origin, entry.header_offset)
     header = read_header(source)
     sizes = MemberSizes(entry.compress_size, entry.file_size, entry.CRC)
@@ -182,17 +184,6 @@ def find_zipped(origin: Origin, size: int, wanted: str | None) -> Compressed:
     return Compressed(Container.ZIP, open_decoder, sizes.content, header.name, is_stored)
 
 
-def _choose_entry(origin: Origin, size: int, wanted: str | None) -> zipfile.ZipInfo:
-    entries = _read_directory(origin.name, size, origin.read_at)
-    files: dict[str, zipfile.ZipInfo] = {}
-    # In the order of a stream: of two with the same name the first counts.
-    for entry in sorted(entries, key=lambda each: each.header_offset):
-        if not entry.filename.endswith("/"):
-            files.setdefault(entry.filename, entry)
-    sizes = {name: entry.file_size for name, entry in files.items()}
-    return files[_choose_member(origin.name, sizes, wanted)]
-
-
 def _stored_pieces(origin: Origin, start: int, size: int, at: int) -> Pieces:
     while at < size:
         data = origin.read_at(start + at, min(CHUNK_SIZE, size - at))
@@ -207,21 +198,27 @@ _MAX_DIRECTORY = 16 * MIB  # bytes of a central directory that are read at once
 
 def _read_directory(
     name: str, size: int, read_at: Callable[[int, int], bytes]
-) -> list[zipfile.ZipInfo]:
-    """The central directory of a zip file of ``size`` bytes.
+) -> dict[str, zipfile.ZipInfo]:
+    """The files in the central directory of a zip file of ``size`` bytes, by name.
 
     Raises:
         ImageError: it is missing or damaged.
     """
     try:
         with zipfile.ZipFile(_File(size, read_at)) as archive:
-            return archive.infolist()
+            entries = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error) as error:
         raise ImageError(
             f"{name}: has no intact central directory at its end, as every zip file has: {error}",
             code="image-cut-short",
             hint=DOWNLOAD_AGAIN,
         ) from error
+    files: dict[str, zipfile.ZipInfo] = {}
+    # In the order of a stream: of two with the same name the first counts.
+    for entry in sorted(entries, key=lambda each: each.header_offset):
+        if not entry.filename.endswith("/"):
+            files.setdefault(entry.filename, entry)
+    return files
 
 
 class _File(io.RawIOBase):
@@ -334,12 +331,12 @@ def _warn_of_others(source: Input, tail: bytes, used: str, warn: Callable[[str],
         return tail[offset - start : offset - start + length] if offset >= start else b""
 
     try:
-        files = _read_directory(source.name, source.position, read_at)
+        entries = _read_directory(source.name, source.position, read_at)
     except ImageError:
         return  # it is longer than the kept end
-    sizes = {file.filename: file.file_size for file in files if not file.filename.endswith("/")}
+    files = {name: entry.file_size for name, entry in entries.items()}
     try:
-        _choose_member(source.name, sizes, None)
+        _choose_member(source.name, files, None)
     except ImageError as error:
         (problem,) = error.problems
         text = f"{problem.message}; {used!r}, the first, was used. {problem.hint}"
