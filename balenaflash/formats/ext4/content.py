@@ -168,7 +168,7 @@ class BlockWalk:
             yield BlockRun(first, start, count)
 
 
-MAX_RUNS = 4_000_000
+_MAX_PIECES = 4_000_000
 """Largest number of pieces of one file: each takes 16 bytes of memory."""
 
 _ZEROS = memoryview(bytes(1 << 20))
@@ -182,7 +182,7 @@ class FileMap:
     """
 
     def __init__(
-        self, source: Source, *, size: int, unit: int, base: int, most: int = MAX_RUNS
+        self, source: Source, *, size: int, unit: int, base: int, most: int = _MAX_PIECES
     ) -> None:
         self.size = size
         self._source = source

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from balenaflash.errors import ImageError
 from balenaflash.formats.ext4.superblock import (
-    CRC16_START,
     ROOT_INODE,
     SUPERBLOCK_OFFSET,
     Incompatible,
@@ -187,7 +186,7 @@ class GroupTable:
             covered = label + raw[:_CHECKSUM] + bytes(2) + raw[_CHECKSUM + 2 :]
             return crc32c(seed, covered) & 0xFFFF
         covered = self.superblock.uuid + label + raw[:_CHECKSUM] + raw[_CHECKSUM + 2 :]
-        return crc16(CRC16_START, covered)
+        return crc16(covered)
 
     def _parse(self, raw: bytes) -> Group:
         high = raw.ljust(_HIGH_PARTS, b"\0") if len(raw) < _HIGH_PARTS else raw

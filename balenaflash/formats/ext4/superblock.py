@@ -54,7 +54,7 @@ class ReadOnlyCompatible(IntFlag):
     ORPHAN_PRESENT = 0x10000
 
 
-SPARSE_SUPER2 = 0x200
+_SPARSE_SUPER2 = 0x200
 """The only one of the compatible features that changes where metadata lies."""
 
 _READABLE = sum(Incompatible) & ~int(
@@ -68,7 +68,6 @@ _CASTAGNOLI = 0x82F63B78  # polynomial of CRC-32C, reflected
 _CRC16 = 0xA001  # polynomial of CRC-16, reflected
 _PIECE = 256  # bytes processed at once: an inode
 _CRC32C_START = 0xFFFFFFFF
-CRC16_START = 0xFFFF
 
 
 def crc32c(crc: int, data: bytes) -> int:
@@ -87,9 +86,9 @@ def crc32c(crc: int, data: bytes) -> int:
     return _add_bytes(crc, data[whole:], _table(_CASTAGNOLI))
 
 
-def crc16(crc: int, data: bytes) -> int:
-    """CRC-16 of ``data``, continued from ``crc``."""
-    return _add_bytes(crc, data, _table(_CRC16))
+def crc16(data: bytes) -> int:
+    """CRC-16 of ``data``."""
+    return _add_bytes(0xFFFF, data, _table(_CRC16))
 
 
 def _add_bytes(crc: int, data: bytes, table: tuple[int, ...]) -> int:
@@ -222,7 +221,7 @@ class Superblock:
         """True if ``group`` holds a superblock (``ext4_bg_has_super``, fs/ext4/balloc.c)."""
         if group == 0:
             return True
-        if self.compatible & SPARSE_SUPER2:
+        if self.compatible & _SPARSE_SUPER2:
             return group in self.backup_groups
         if group == 1 or not self.read_only_compatible & ReadOnlyCompatible.SPARSE_SUPER:
             return True
