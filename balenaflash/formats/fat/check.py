@@ -208,8 +208,9 @@ class Check:
             content = self._read(visit)
             found = scan(content.data, wide=self._layout.fat_type is FatType.FAT32)
             self._check_slots(visit, found, content)
-            self._check_names(visit, found)
-            waiting += self._check_entries(visit, found, content)
+            named = [entry for entry in found.entries if entry.fields.is_named]
+            self._check_names(visit, named)
+            waiting += self._check_entries(visit, named, content)
 
     def _check_repairable(self) -> None:
         for number, copy in enumerate(self._layout.tables, start=1):
@@ -237,12 +238,14 @@ class Check:
                 f"{links} points to the root by its cluster number",
                 f"corrected {links}",
             )
-        self._lost = 0 if self._is_unsound else self._count_lost()
+        if all(fault.gravity is not Gravity.UNSOUND for fault in self._found):
+            self._lost = self._count_lost()
         if self._lost:
+            clusters = self._clusters(self._lost)
             self._repairable(
                 "fat-lost-clusters",
-                f"{self._clusters(self._lost)} marked as used without a file (lost clusters)",
-                f"freed {self._clusters(self._lost)} without a file",
+                f"{clusters} marked as used without a file (lost clusters)",
+                f"freed {clusters} without a file",
             )
         if is_marked(self._window, self._layout, self._table):
             self._repairable(MARKED.code, str(MARKED), "removed the mark of an unclean unmount")
@@ -284,11 +287,13 @@ class Check:
         return self._layout.cluster_count - free - bad - self._used
 
     def _free_lost(self) -> None:
+        claimed = self._claimed
         for base, page in self._table.pages():
             if page.count(FREE) + page.count(self._table.bad) == len(page):
                 continue
             for cluster, entry in enumerate(page, start=base):
-                if entry not in self._no_use and not self._is_claimed(cluster):
+                is_claimed = claimed[cluster >> 3] >> (cluster & 7) & 1
+                if entry not in self._no_use and not is_claimed:
                     self._table[cluster] = FREE
             self._require_little()
 
@@ -355,9 +360,6 @@ class Check:
         self._used += length - (length > 0 and cluster in self._no_use)
         return _Chain(first, length, kept, cluster)
 
-    def _is_claimed(self, cluster: int) -> bool:
-        return bool(self._claimed[cluster >> 3] >> (cluster & 7) & 1)
-
     def _end_of_chain(self, chain: _Chain) -> str:
         if chain.stop == FREE:
             return "runs into a free cluster"
@@ -386,12 +388,10 @@ class Check:
         elif dots and dots[1].fields.cluster != visit.parent:
             self._links.append(content.offset_of(1))
 
-    def _check_names(self, visit: _Visit, found: Scan) -> None:
+    def _check_names(self, visit: _Visit, named: list[DirectoryEntry]) -> None:
         """Find names, long or 8.3, that two entries have."""
         seen: dict[str, str] = {}
-        for entry in found.entries:
-            if not entry.fields.is_named:
-                continue
+        for entry in named:
             path = f"{visit.path}/{entry.name}"
             for name in {fold(entry.name), fold(entry.short_name)}:
                 if name in seen:
@@ -400,13 +400,13 @@ class Check:
             if not _is_valid_name(entry):
                 self._note(f"{path}: its name contains characters that FAT does not allow")
 
-    def _check_entries(self, visit: _Visit, found: Scan, content: _Content) -> list[_Visit]:
+    def _check_entries(
+        self, visit: _Visit, named: list[DirectoryEntry], content: _Content
+    ) -> list[_Visit]:
         """Check the files, and return the directories that are still to be read."""
         below = []
-        for entry in found.entries:
+        for entry in named:
             fields, path = entry.fields, f"{visit.path}/{entry.name}"
-            if not fields.is_named:
-                continue
             if not fields.is_directory:
                 slot = content.offset_of(entry.index + entry.count - 1)
                 self._check_file(fields, path, slot)
@@ -445,10 +445,6 @@ class Check:
             self._cuts.append(_Cut(chain.kept, after, slot))
             self._first_cut = self._first_cut or path
             self._cut_clusters += chain.length - needed
-
-    @property
-    def _is_unsound(self) -> bool:
-        return any(fault.gravity is Gravity.UNSOUND for fault in self._found)
 
     def _clusters(self, count: int) -> str:
         size = format_size(count * self._layout.cluster_size)

@@ -13,20 +13,15 @@ from datetime import UTC, datetime
 
 from balenaflash.errors import EditError
 
-LOWER_BASE = 0x08
-"""Bit of DIR_NTRes: the base is shown in small letters (linux/msdos_fs.h, CASE_LOWER_BASE)."""
+_LOWER_BASE, _LOWER_EXTENSION = 0x08, 0x10
+CASE_BITS = _LOWER_BASE | _LOWER_EXTENSION
+"""Bits of DIR_NTRes: show the base, or the extension, in small letters (linux/msdos_fs.h)."""
 
-LOWER_EXTENSION = 0x10
-"""The same for the extension."""
-
-CASE_BITS = LOWER_BASE | LOWER_EXTENSION
-
-MAX_NAME = 255  # UTF-16 units of a long name (fatgen103, "Long Directory Entries")
+_MAX_NAME = 255  # UTF-16 units of a long name (fatgen103, "Long Directory Entries")
 MAX_PATH = 1024
 """Characters of a path; fatgen103 asks for 260. It also bounds the depth of a hostile tree."""
 
-UNITS_PER_SLOT = 13  # UTF-16 units in one long-name slot
-_SLOT_BYTES = 2 * UNITS_PER_SLOT
+_SLOT_BYTES = 26  # of a long name in one slot: 13 UTF-16 units
 
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f"*/:<>?\\|]')
 """Characters that are forbidden in a long name (fatgen103), and DEL, which is invisible."""
@@ -50,7 +45,7 @@ class ShortName:
     """The eleven bytes, padded with spaces."""
 
     case_bits: int
-    """``LOWER_BASE`` and ``LOWER_EXTENSION``; 0 when there is a long name."""
+    """Some of ``CASE_BITS``; 0 when there is a long name."""
 
     needs_long_name: bool
 
@@ -106,9 +101,9 @@ def decode_short(stored: bytes, case_bits: int) -> str:
         stored = b"\xe5" + stored[1:]
     text = stored.decode(_CODE_PAGE)
     base, extension = text[:_BASE_SIZE].rstrip(" "), text[_BASE_SIZE:].rstrip(" ")
-    if case_bits & LOWER_BASE:
+    if case_bits & _LOWER_BASE:
         base = base.lower()
-    if case_bits & LOWER_EXTENSION:
+    if case_bits & _LOWER_EXTENSION:
         extension = extension.lower()
     base, extension = (
         _UNSAFE.sub("\ufffd", part.replace(".", "\ufffd")) for part in (base, extension)
@@ -132,11 +127,9 @@ def short_name(name: str, taken: Container[str]) -> ShortName:
     base, dot, extension = name.lstrip(".").rpartition(".")
     if not dot:
         base, extension = extension, ""
-    stored_base, base_exact = _to_short(base)
-    stored_extension, extension_exact = _to_short(extension)
+    stored_base, stored_extension = _to_short(base), _to_short(extension)
     fits = (
-        base_exact
-        and extension_exact
+        (stored_base, stored_extension) == (base.upper(), extension.upper())
         and 0 < len(stored_base) <= _BASE_SIZE
         and len(stored_extension) <= _EXTENSION_SIZE
         and not name.startswith(".")
@@ -183,29 +176,22 @@ def _fault_of(name: str) -> str | None:
         length = len(name.encode("utf-16-le")) // 2
     except UnicodeEncodeError:
         return "that is not valid Unicode"
-    return f"of {length} characters, more than {MAX_NAME}" if length > MAX_NAME else None
+    return f"of {length} characters, more than {_MAX_NAME}" if length > _MAX_NAME else None
 
 
-def _to_short(part: str) -> tuple[str, bool]:
-    """``part`` in characters of 8.3 names, and true if only its case was changed.
-
-    A letter outside ASCII is always changed: the code page of a reader is unknown.
-    """
-    kept = [letter for letter in part if letter not in " ."]
-    short = [
+def _to_short(part: str) -> str:
+    """``part`` in characters of 8.3 names; ASCII only, as the code page of a reader is unknown."""
+    return "".join(
         upper if letter.isascii() and (upper := letter.upper()) in _SHORT_CHARACTERS else "_"
-        for letter in kept
-    ]
-    exact = len(kept) == len(part) and all(
-        upper == letter.upper() for upper, letter in zip(short, kept, strict=True)
+        for letter in part
+        if letter not in " ."
     )
-    return "".join(short), exact
 
 
 def _case_bits(base: str, extension: str) -> int | None:
     """The NT bits that restore ``base.extension``; ``None`` if one part has mixed case."""
     bits = 0
-    for part, bit in ((base, LOWER_BASE), (extension, LOWER_EXTENSION)):
+    for part, bit in ((base, _LOWER_BASE), (extension, _LOWER_EXTENSION)):
         if part == part.upper():
             continue
         if part != part.lower():

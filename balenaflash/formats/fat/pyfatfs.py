@@ -1,10 +1,10 @@
 """The core of a FAT volume over pyfatfs; the only module that imports it.
 
-pyfatfs 1.1.0 reads the boot sector, computes the offset of a cluster and encodes entries. ``Core``
-replaces every part of it that damages volumes or trusts a hostile one; each method names its
-reason. Names, directories, the table and the choice of clusters have modules of their own without
-pyfatfs. Its faults were found by random edits that were compared with fsck.vfat and mtools, and
-each has a test in ``tests/test_fat_pyfatfs_faults.py``.
+pyfatfs 1.1.0 reads the boot sector, computes the offset of a cluster and encodes entries. It sees
+no more of the volume than a copy of the boot sector, so that it cannot write to the volume. Every
+other part of it damages volumes or trusts a hostile one, and is replaced by ``Core`` or by the
+modules beside this one. Its faults were found by random edits that were compared with fsck.vfat
+and mtools, and each has a test in ``tests/test_fat_pyfatfs_faults.py``.
 
 Upstream (nathanhi/pyfatfs) has had no release and no commit since March 2024, and has a report of
 one fault only: short names without a ``~N`` tail, its issue 45. So the version is pinned. With a
@@ -15,6 +15,7 @@ import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from io import BufferedReader, BytesIO
 from itertools import islice
 
 from pyfatfs._exceptions import NotAFatEntryException, PyFATException
@@ -29,7 +30,7 @@ from balenaflash.formats.fat.layout import FatLayout
 from balenaflash.formats.fat.names import split_long
 from balenaflash.formats.fat.table import FatTable
 from balenaflash.formats.fat.window import Window
-from balenaflash.units import Extent, merge
+from balenaflash.units import SECTOR_SIZE, Extent, merge
 
 _LAST_PART = FATLongDirectoryEntry.LAST_LONG_ENTRY
 
@@ -49,36 +50,29 @@ def _pyfatfs_errors(name: str) -> Iterator[None]:
 
 
 class Core(PyFat):
-    """Clusters, entries and transactions of a FAT volume: pyfatfs over a window."""
+    """Clusters, entries and transactions of the FAT volume in a window."""
 
     def __init__(self, window: Window, layout: FatLayout) -> None:
         super().__init__()
         self.window = window
         self.layout = layout
+        self.table = FatTable(window, layout)
         self.name = f"{window.name}: the FAT volume at byte {window.extent.start}"
         self._edited = False
         self._check: Check | None = None
+        boot_sector = BytesIO(window.read_at(0, SECTOR_SIZE))
         with _pyfatfs_errors(self.name):
-            self.set_fp(window)
-
-    def parse_header(self) -> None:
-        """Set the FAT type that ``read_layout`` found.
-
-        pyfatfs counts the clusters before it knows the size of the root directory, and so takes
-        a FAT12 volume with a little under 4085 clusters for FAT16.
-        """
-        super().parse_header()
-        self.fat_type = self.layout.fat_type
+            self.set_fp(BufferedReader(boot_sector))
 
     def _parse_fat(self) -> None:
         """Leave the tables to ``FatTable``.
 
         pyfatfs also takes the entries that fill up the last sector for clusters: on a full volume
         it writes past the end of the partition. It keeps all entries in a list, clears the upper
-        four bits of FAT32's, and omits the last entry of some FAT12 tables.
+        four bits of FAT32's, omits the last entry of some FAT12 tables, and takes a FAT12 volume
+        with a little under 4085 clusters for FAT16.
         """
         self.bytes_per_cluster = self.layout.cluster_size
-        self.table = FatTable(self.window, self.layout)
 
     def parse_root_dir(self) -> None:
         """Leave directories to ``Directory``.
@@ -90,12 +84,6 @@ class Core(PyFat):
     def _is_dirty(self) -> bool:
         """Return false: ``set_fp`` would only warn, and ``Check`` looks at the flag."""
         return False
-
-    def _mark_dirty(self) -> None:
-        """Do not write on opening."""
-
-    def close(self) -> None:
-        """Do nothing: ``__del__`` calls this, and pyfatfs would write."""
 
     def extents(self, first: int, owner: str, size: int | None = None) -> list[Extent]:
         """Extents of the chain from cluster ``first``, in order; errors as ``FatTable.follow``.
@@ -123,9 +111,9 @@ class Core(PyFat):
         left = memoryview(data)
         for extent in extents:
             piece, left = left[: extent.size], left[extent.size :]
-            self._write_data_to_address(piece, extent.start)
+            self.window.write_at(extent.start, piece)
             rest = extent.size - len(piece)
-            self._write_data_to_address(bytes(rest), extent.end - rest)
+            self.window.write_at(extent.end - rest, bytes(rest))
 
     def resize(self, first: int, size: int, owner: str) -> int:
         """Make room for ``size`` bytes in the chain from ``first``, and return its first cluster.

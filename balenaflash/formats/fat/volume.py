@@ -64,12 +64,18 @@ class FatEntry:
 class FatVolume:
     """The FAT volume in one partition of an image; edits stay in memory until ``changes``.
 
-    Reading raises ``ImageError`` where the volume is broken, else ``EditError``.
+    A path is absolute. Its names are found in any case, long or 8.3. Every method with a path
+    raises ``ImageError`` (``fat-invalid``) if a directory or cluster chain is broken, and
+    ``EditError`` if the path contains ``.`` or ``..`` (``path-invalid``), nothing is there
+    (``no-such-file``), or something of another kind is (``is-a-directory``, ``not-a-directory``).
 
-    An edit that raises has changed nothing. On a volume whose structure is broken, every edit
-    raises ``EditError`` with the code ``volume-unsound``: it could overwrite another file. Faults
-    that can be repaired without a loss are repaired before the first edit. If ``may_repair`` is
-    false, the edit is refused with the code ``volume-needs-repair``.
+    An edit also raises ``EditError`` if a name is invalid on FAT (``name-invalid``) or there is no
+    room (``no-space``, ``directory-full``), and ``ExistsError`` if a new path exists already. An
+    edit that raises has changed nothing.
+
+    On a volume whose structure is broken, every edit raises ``EditError`` (``volume-unsound``):
+    it could overwrite another file. Faults that can be repaired without a loss are repaired
+    before the first edit; if ``may_repair`` is false, it is refused (``volume-needs-repair``).
     """
 
     def __init__(self, core: Core) -> None:
@@ -135,12 +141,7 @@ class FatVolume:
         return self._core.table.free_count() * self.cluster_size
 
     def find(self, path: str) -> FatEntry | None:
-        """The file or directory at ``path``, each name in any case, long or 8.3.
-
-        Raises:
-            EditError: the path contains ``.`` or ``..``.
-            ImageError: a directory on the way is broken.
-        """
+        """The file or directory at ``path``, if there is one."""
         found, directory = "", self._directory(0, "/")
         names = split_path(path)
         for position, name in enumerate(names, start=1):
@@ -156,16 +157,11 @@ class FatVolume:
         return FatEntry("/", is_directory=True, size=0, modified=None)
 
     def entries(self, path: str = "/") -> tuple[FatEntry, ...]:
-        """Files and directories in the directory at ``path``, in the order stored.
-
-        Raises:
-            EditError: nothing is there (``no-such-file``), or a file (``not-a-directory``).
-            ImageError: a directory is broken.
-        """
+        """Files and directories in the directory at ``path``, in the order stored."""
         return tuple(_describe(*child) for child in self._children(*self._open_directory(path)))
 
     def walk(self, path: str = "/") -> Iterator[FatEntry]:
-        """All entries below ``path``, a directory before its content; errors as ``entries``."""
+        """All entries below the directory at ``path``, each directory before its content."""
         directory, stored_path = self._open_directory(path)
         seen, left = {directory.first}, MAX_DIRECTORIES
         waiting = self._children(directory, stored_path)[::-1]
@@ -187,12 +183,7 @@ class FatVolume:
             waiting += self._children(below, child_path)[::-1]
 
     def read_file(self, path: str) -> bytes:
-        """The content of the file at ``path``.
-
-        Raises:
-            EditError: nothing is there (``no-such-file``), or a directory (``is-a-directory``).
-            ImageError: a directory or the file's cluster chain is broken.
-        """
+        """The content of the file at ``path``."""
         _, entry = self._require(path)
         _refuse_directory(entry, path)
         size = entry.fields.size
@@ -209,10 +200,6 @@ class FatVolume:
 
         Offsets count from the start of the volume. The last cluster is included whole, also
         after the end of the file. An empty file has no extents.
-
-        Raises:
-            EditError: nothing is there (``no-such-file``).
-            ImageError: a directory or the cluster chain is broken.
         """
         if not split_path(path):
             return tuple(self._directory_extents(0, "/"))
@@ -226,10 +213,6 @@ class FatVolume:
 
         An existing file keeps its name as stored, its attributes and its time of creation.
         ``modified`` is local time; the default is ``SOURCE_DATE_EPOCH``, else now.
-
-        Raises:
-            EditError: the parent is missing, ``path`` is a directory, the name is invalid on FAT,
-                or there is no room.
         """
         with self._edit():
             if len(data) > _MAX_FILE:
@@ -255,23 +238,14 @@ class FatVolume:
             self._change(parent, entry, self._store(fields, data, path), path)
 
     def remove_file(self, path: str) -> None:
-        """Remove the file at ``path``, read-only or not.
-
-        Raises:
-            EditError: nothing is there, or a directory.
-        """
+        """Remove the file at ``path``, read-only or not."""
         with self._edit():
             parent, entry = self._require(path)
             _refuse_directory(entry, path)
             self._remove(parent, entry, path)
 
     def make_directory(self, path: str) -> None:
-        """Create an empty directory; its parent must exist.
-
-        Raises:
-            EditError: ``path`` exists, the parent is missing, the name is invalid on FAT, or
-                there is no room.
-        """
+        """Create an empty directory; its parent must exist."""
         with self._edit():
             parent, name = self._locate(path)
             if parent.find(name) is not None:
@@ -288,11 +262,7 @@ class FatVolume:
             self._add(parent, name, fields, path)
 
     def remove_directory(self, path: str) -> None:
-        """Remove an empty directory.
-
-        Raises:
-            EditError: nothing is there, a file, or a directory that is not empty.
-        """
+        """Remove a directory; ``EditError`` (``directory-not-empty``) if it is not empty."""
         with self._edit():
             parent, entry = self._require(path)
             directory, _ = self._open_directory(path)
@@ -304,11 +274,7 @@ class FatVolume:
     def rename(self, old: str, new: str) -> None:
         """Rename or move a file or directory; its content and times stay.
 
-        ``new`` is the whole new path, never a directory to move into.
-
-        Raises:
-            EditError: ``old`` is missing, ``new`` exists or lies inside ``old``, its parent
-                is missing, its name is invalid on FAT, or there is no room for it.
+        ``new`` is the whole new path, never a directory to move into, and never inside ``old``.
         """
         with self._edit():
             source, entry = self._require(old)
@@ -326,10 +292,7 @@ class FatVolume:
             self._add(target, new_name, entry.fields, new)
 
     def faults(self) -> tuple[Fault, ...]:
-        """Faults in the present structure of the volume; empty for a sound one.
-
-        The faults that forbid an edit come first.
-        """
+        """Faults in the present structure of the volume; those that forbid an edit come first."""
         return self._core.check().faults
 
     def problems(self) -> tuple[str, ...]:
@@ -337,11 +300,7 @@ class FatVolume:
         return tuple(CodedText(fault.message, code=fault.code) for fault in self.faults())
 
     def repair(self) -> None:
-        """Repair the faults that can be repaired without a loss, as the first edit would.
-
-        Raises:
-            EditError: the volume is unsound, or must not be repaired.
-        """
+        """Repair the faults that can be repaired without a loss, as the first edit would."""
         if self._known is not None:
             return
         check = self._core.check()

@@ -12,15 +12,13 @@ _PAGE = 4096  # bytes kept for a changed byte; a multiple of the sector
 class Window:
     """A copy-on-write view of ``extent``: reads come from the image, writes stay in memory.
 
-    Offsets count from the start of the extent. ``readable`` to ``write`` make it the binary file
-    that pyfatfs expects; ``read_at`` and ``write_at`` do not use its position.
-    Only pages whose content differs from the image's are kept.
+    Offsets count from the start of the extent. Only pages whose content differs from the image's
+    are kept.
     """
 
     def __init__(self, source: Source, extent: Extent) -> None:
         self._source = source
         self.extent = extent
-        self._position = 0
         self._pages: dict[int, bytes] = {}
         self._before: dict[int, bytes | None] | None = None
 
@@ -115,33 +113,6 @@ class Window:
         if pieces:
             yield start, b"".join(pieces)
 
-    def readable(self) -> bool:
-        return True
-
-    def writable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int) -> int:
-        self._position = offset
-        return offset
-
-    def tell(self) -> int:
-        return self._position
-
-    def read(self, length: int) -> bytes:
-        """The next ``length`` bytes; unlike a file, all of them or an exception."""
-        data = self.read_at(self._position, length)
-        self._position += length
-        return data
-
-    def write(self, data: bytes) -> int:
-        self.write_at(self._position, data)
-        self._position += len(data)
-        return len(data)
-
     def _page(self, page: int) -> bytes:
         held = self._pages.get(page)
         if held is not None:
@@ -170,7 +141,7 @@ class Window:
             self._source.readinto(self.extent.start + offset, buffer)
 
     def _require_inside(self, offset: int, length: int) -> None:
-        # A bug of the caller, never of the image: stock pyfatfs writes past the partition.
+        # A bug of the caller, never of the image.
         if offset < 0 or offset + length > self.size:
             raise ValueError(f"[{offset}, {offset + length}) is not within {self.size} bytes")
 
