@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import loopdev
@@ -25,6 +26,7 @@ from balenaflash.source.container.decoder import Compressed, Container, Origin
 from balenaflash.source.container.recognise import recognise
 from balenaflash.source.layers import Overlay, Patch
 from balenaflash.source.opening import open_for_editing, open_for_reading, recover
+from balenaflash.source.undo import FileStore, record_beside
 from balenaflash.units import GIB, KIB, MIB
 
 KILLS = int(os.environ.get("BALENAFLASH_TEST_KILLS", "30"))
@@ -300,7 +302,12 @@ class TestFailureWhileWriting:
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND)
         try:
             source = FileSource(path, descriptor, Container.RAW, SIZE)
-            image = EditableImage(source, Container.RAW, path=path, descriptor=descriptor)
+            image = EditableImage(
+                source,
+                Container.RAW,
+                store=FileStore(descriptor),
+                find_record=partial(record_beside, path, descriptor),
+            )
             with pytest.raises(VerificationError, match="at byte 512"):
                 image.commit([Patch(512, bytes(512))])
         finally:
@@ -468,7 +475,7 @@ class TestUndoRecord:
         before = path.read_bytes()
         assert recover(path) is Recovery.FOREIGN
         with open_for_reading(path) as image:
-            assert image.recovery is Recovery.FOREIGN
+            assert image.warnings == (Recovery.FOREIGN,)
         with (
             open_for_editing(path) as image,
             pytest.raises(EditError, match="undo record cannot be made") as caught,

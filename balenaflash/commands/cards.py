@@ -7,7 +7,8 @@ writes by the rest. One wrong bit in one read would stay on the disk.
 import mmap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import xxhash
@@ -18,12 +19,13 @@ from balenaflash.edits.files import Edit
 from balenaflash.errors import ImageError, WriteError
 from balenaflash.formats.partitions.table import read_table
 from balenaflash.source.base import RandomAccess
-from balenaflash.source.commit import PLAIN, Commit, CommitReport, commit
+from balenaflash.source.commit import EditableImage
+from balenaflash.source.container.decoder import Container
 from balenaflash.source.layers import Patch, lay_over
 from balenaflash.source.opening import open_for_reading
 from balenaflash.source.undo import ReadBackDiffersError, StoreFailedError
 from balenaflash.targets.disk import open_disk
-from balenaflash.targets.disks import Disk, find_disk
+from balenaflash.targets.disks import find_disk
 from balenaflash.targets.medium import Medium
 from balenaflash.targets.safety import (
     NO_PERMISSIONS,
@@ -181,30 +183,6 @@ class CardSource(RandomAccess):
         return min(_BLOCK_SIZE, self.size - number * _BLOCK_SIZE)
 
 
-@dataclass(frozen=True, slots=True)
-class EditableCard:
-    """A card open for a change, and in use by nothing else."""
-
-    source: CardSource
-    """Its content, read past the cache; not valid after a commit."""
-
-    opening_warnings: tuple[str, ...]
-    """Warnings about an earlier edit, a sentence each."""
-
-    disk: Disk
-    store: CardStore
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Warnings about opening and reading it, a sentence each."""
-        return (*self.opening_warnings, *self.store.rereads.warnings(self.source.name))
-
-    def commit(self, patches: Sequence[Patch], how: Commit = PLAIN) -> CommitReport:
-        """Write ``patches``; errors as `balenaflash.source.commit.commit`."""
-        how = replace(how, prove=self.source.require_only(patches))
-        return commit(self.source, self.store, record_of(self.disk), patches, how)
-
-
 def find_card(node: Path, permissions: Permissions = NO_PERMISSIONS) -> Assessment:
     """The card that ``node`` names, checked like a target of a write.
 
@@ -233,7 +211,7 @@ def find_card(node: Path, permissions: Permissions = NO_PERMISSIONS) -> Assessme
 
 
 @contextmanager
-def open_card(card: Assessment) -> Iterator[EditableCard]:
+def open_card(card: Assessment) -> Iterator[EditableImage]:
     """The disk that was confirmed as ``card``, open for a commit until the block ends.
 
     An earlier edit of it that was cut off is recovered first.
@@ -246,7 +224,16 @@ def open_card(card: Assessment) -> Iterator[EditableCard]:
     with open_disk(card.disk) as medium:
         store = CardStore(medium)
         warnings = recover_records(card.disk, store)
-        yield EditableCard(CardSource(store), warnings, card.disk, store)
+        source = CardSource(store)
+        yield EditableImage(
+            source,
+            Container.BLOCK_DEVICE,
+            warnings=warnings,
+            rereads=store.rereads,
+            store=store,
+            find_record=partial(record_of, card.disk),
+            watch=source.require_only,
+        )
 
 
 def edit_card(

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from balenaflash.balena.image import CONFIG_PATH, BalenaImage
 from balenaflash.commands.card_records import warn_of_cut_off
@@ -22,8 +21,7 @@ from balenaflash.formats.fat.check import Fault
 from balenaflash.formats.fat.names import fold
 from balenaflash.formats.fat.volume import FatVolume
 from balenaflash.source.base import Source
-from balenaflash.source.commit import Commit, CommitReport
-from balenaflash.source.layers import Patch
+from balenaflash.source.commit import CommitReport, EditableImage
 from balenaflash.source.location import ImageLocation
 from balenaflash.source.map_beside import plan_updates
 from balenaflash.source.opening import open_for_editing, open_for_reading
@@ -135,23 +133,13 @@ def edit(
         return edit_opened(image, path, edits, keep_fingerprint=keep_fingerprint, repair=repair)
 
 
-class Editable(Protocol):
-    """An image file or a card that is open for a change, and in use by nothing else."""
-
-    @property
-    def source(self) -> Source:
-        """The bytes of the image."""
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Warnings about opening and reading it, a sentence each."""
-
-    def commit(self, patches: Sequence[Patch], how: Commit = ...) -> CommitReport:
-        """Write ``patches``; errors as `balenaflash.source.commit.commit`."""
-
-
 def edit_opened(
-    opened: Editable, path: Path, edits: Sequence[Edit], *, keep_fingerprint: bool, repair: bool
+    opened: EditableImage,
+    path: Path,
+    edits: Sequence[Edit],
+    *,
+    keep_fingerprint: bool,
+    repair: bool,
 ) -> EditReport:
     """Make ``edits`` in the image ``opened``, which was opened by ``path``; else as `edit`."""
     image = BalenaImage(opened.source, opened.warnings)
@@ -166,9 +154,7 @@ def edit_opened(
     def finish() -> None:
         about_maps.extend(warning for update in updates for warning in update.finish())
 
-    commit = opened.commit(patches, Commit(volume.edit_mark, finish))
-    # Reading has added warnings since.
-    late = (each for each in opened.warnings if each not in image.opening_warnings)
+    commit = opened.commit(patches, volume.edit_mark, finish)
     return EditReport(
         partition_number=image.boot.partition.number,
         changes=changes,
@@ -176,7 +162,13 @@ def edit_opened(
         diff=(),
         commit=commit,
         dry_run=False,
-        warnings=(*image.layout_warnings, *problems, *warnings, *about_maps, *late),
+        warnings=(
+            *image.layout_warnings,
+            *problems,
+            *warnings,
+            *about_maps,
+            *opened.reading_warnings,
+        ),
     )
 
 

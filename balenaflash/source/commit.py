@@ -10,7 +10,7 @@ image that was moved, shows that the image is half-edited.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum, auto
-from pathlib import Path
+from operator import attrgetter
 
 from balenaflash.errors import EditError, VerificationError, WriteError
 from balenaflash.rereading import Rereads
@@ -20,7 +20,6 @@ from balenaflash.source.layers import Patch, in_order
 from balenaflash.source.undo import (
     MAX_REPLACEMENT,
     EditMark,
-    FileStore,
     ForeignRecordError,
     MarkedStore,
     ReadBackDiffersError,
@@ -31,7 +30,6 @@ from balenaflash.source.undo import (
     UndoRecord,
     cannot_undo,
     open_record,
-    record_beside,
     remove_record,
     sector_digest,
     sector_slices,
@@ -327,23 +325,6 @@ class CommitReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Commit:
-    """How an edit is committed."""
-
-    mark: EditMark | None = None
-    """The mark of the edit; with ``None`` the undo record is its only trace."""
-
-    prove: Callable[[], None] = lambda: None
-    """Called after everything was read back, to compare more; raises like `write_runs`."""
-
-    finish: Callable[[], None] = lambda: None
-    """Called after `prove`, while a kill still leaves the record."""
-
-
-PLAIN = Commit()
-
-
-@dataclass(frozen=True, slots=True)
 class ReadableImage:
     """An open image, which nobody edits meanwhile."""
 
@@ -352,8 +333,8 @@ class ReadableImage:
     member: str | None = None
     """Name of the image in a container with members."""
 
-    recovery: Recovery | None = None
-    """Outcome of an earlier edit that had been cut off; ``None`` if there was none."""
+    warnings: tuple[str, ...] = ()
+    """Warnings about opening the image, a sentence each, such as a `Recovery`."""
 
     require_unchanged: Callable[[], None] = field(default=lambda: None, repr=False)
     """Raises ``ImageError`` if the image's file was changed since it was opened; cheap.
@@ -372,11 +353,6 @@ class ReadableImage:
         """Warnings about reading the image, a sentence each; complete when it was read."""
         return (*self.rereads.warnings(self.source.name), *self.late_warnings)
 
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Warnings about opening the image, a sentence each."""
-        return (str(self.recovery),) if self.recovery else ()
-
     def preview(self, patches: Sequence[Patch]) -> CommitReport:
         """The report of a commit of ``patches``; nothing is written."""
         runs = changed_runs(self.source, patches)
@@ -385,75 +361,78 @@ class ReadableImage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EditableImage(ReadableImage):
-    """An image file open for an edit, locked until it is closed."""
+    """An image open for an edit, in a file or on a card; nobody else writes to it meanwhile."""
 
-    path: Path
-    descriptor: int
-    """The open file, for reading and writing."""
+    store: Store
+    """The bytes of ``source``, for writing."""
 
-    def commit(self, patches: Sequence[Patch], how: Commit = PLAIN) -> CommitReport:
-        """Write the changes of ``patches``; errors as `commit`.
+    find_record: Callable[[], RecordFile]
+    """Returns the place of the undo record."""
 
-        Only these bytes of the file and its time of change differ afterwards.
+    watch: Callable[[Sequence[Patch]], Callable[[], None]] = lambda _patches: lambda: None
+    """Called before patches are committed; returns a check for after that.
+
+    The check raises like `write_runs` if anything but the patches has changed.
+    """
+
+    def commit(
+        self,
+        patches: Sequence[Patch],
+        mark: EditMark | None = None,
+        finish: Callable[[], None] = lambda: None,
+    ) -> CommitReport:
+        """Write the changes of ``patches``, flush them and read them back.
+
+        Only these bytes differ afterwards, and the time of change of a file. Without a ``mark``
+        the undo record is the only trace of the edit. ``finish`` is called after everything was
+        read back, while a kill still leaves the record.
 
         Raises:
             ImageError: another program has changed the file since it was opened. Nothing was
                 written.
+            EditError: the undo record cannot be made; nothing was touched.
+            WriteError: writing failed. The message says if everything is as it was, or if a later
+                command has to undo the edit.
+            VerificationError: the bytes read back differ; likewise.
         """
         self.require_unchanged()
-        file = record_beside(self.path, self.descriptor)
-        return commit(self.source, FileStore(self.descriptor), file, patches, how)
+        file, check = self.find_record(), self.watch(patches)
+        runs = tuple(changed_runs(self.source, patches))
+        if not runs:
+            return CommitReport(())
+        marked = MarkedStore(self.store, mark)
+        unmarked = tuple(_without_mark(run, mark) for run in runs)
+        _record(file, self, mark, unmarked)
+        try:
+            marked.begin()
+            write_runs(marked, unmarked)
+            marked.end(undone=False)
+            check()
+        except KeyboardInterrupt:
+            _undo(self.store, file)
+            raise
+        except StoreFailedError as error:
+            message = f"{file.subject}: {error.reason}; {_undo(self.store, file)}"
+            raise WriteError(message, code="edit-write-failed") from error
+        except ReadBackDiffersError as error:
+            message = f"{file.subject}: reads back differently at byte {error.offset}"
+            raise VerificationError(f"{message}; {_undo(self.store, file)}") from error
+        finish()
+        _discard_record(file)
+        return CommitReport(tuple(run.extent for run in runs))
 
 
-def commit(
-    source: Source,
-    store: Store,
-    file: RecordFile,
-    patches: Sequence[Patch],
-    how: Commit = PLAIN,
-) -> CommitReport:
-    """Write the changes of ``patches``, flush them and read them back.
-
-    ``source`` reads the same bytes as ``store``; nobody else writes to them. ``file`` is the
-    place of the undo record meanwhile.
-
-    Raises:
-        EditError: the undo record cannot be made; nothing was touched.
-        WriteError: writing failed. The message says if everything is as it was, or if a later
-            command has to undo the edit.
-        VerificationError: the bytes read back differ; likewise.
-    """
-    runs = tuple(changed_runs(source, patches))
-    if not runs:
-        return CommitReport(())
-    mark, marked = how.mark, MarkedStore(store, how.mark)
-    unmarked = tuple(_without_mark(run, mark) for run in runs)
-    recorded = sorted(
-        (*unmarked, *_around_mark(source, mark, store.alignment, unmarked)),
-        key=lambda run: run.offset,
-    )
+def _record(
+    file: RecordFile, image: EditableImage, mark: EditMark | None, runs: Sequence[SectorRun]
+) -> None:
+    """Keep the bytes that ``runs`` and the mark are going to replace."""
+    around = _around_mark(image.source, mark, image.store.alignment, runs)
+    recorded = sorted((*runs, *around), key=attrgetter("offset"))
+    read = image.source.read
     replacements = (
-        Replacement.between(run.offset, source.read(run.offset, len(run.new)), run.new)
-        for run in recorded
+        Replacement.between(run.offset, read(run.offset, len(run.new)), run.new) for run in recorded
     )
-    write_record(file, store.size, mark, len(recorded), replacements)
-    try:
-        marked.begin()
-        write_runs(marked, unmarked)
-        marked.end(undone=False)
-        how.prove()
-    except KeyboardInterrupt:
-        _undo(store, file)
-        raise
-    except StoreFailedError as error:
-        message = f"{file.subject}: {error.reason}; {_undo(store, file)}"
-        raise WriteError(message, code="edit-write-failed") from error
-    except ReadBackDiffersError as error:
-        message = f"{file.subject}: reads back differently at byte {error.offset}"
-        raise VerificationError(f"{message}; {_undo(store, file)}") from error
-    how.finish()
-    _discard_record(file)
-    return CommitReport(tuple(run.extent for run in runs))
+    write_record(file, image.store.size, mark, len(recorded), replacements)
 
 
 def _without_mark(run: SectorRun, mark: EditMark | None) -> SectorRun:

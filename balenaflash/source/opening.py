@@ -72,9 +72,10 @@ def open_for_editing(path: Path) -> Iterator[EditableImage]:
         _lock(path, descriptor, fcntl.LOCK_EX)
         size = os.fstat(descriptor).st_size
         source = FileSource(path, descriptor, Container.RAW, size)
+        store = FileStore(descriptor)
         recovery = recover_image(
             record_beside(path, descriptor),
-            FileStore(descriptor),
+            store,
             lambda record: renew_maps(path, source, record.old_patches()),
         )
         state = FileState.read(descriptor)
@@ -82,10 +83,10 @@ def open_for_editing(path: Path) -> Iterator[EditableImage]:
         yield EditableImage(
             source,
             Container.RAW,
-            recovery=recovery,
+            warnings=() if recovery is None else (recovery,),
             require_unchanged=unchanged,
-            path=path,
-            descriptor=descriptor,
+            store=store,
+            find_record=partial(record_beside, path, descriptor),
         )
     finally:
         os.close(descriptor)
@@ -144,7 +145,7 @@ def recover(path: Path) -> Recovery | None:
     if not os.path.lexists(undo_path(path)):
         return None
     with open_for_editing(path) as image:
-        return image.recovery
+        return next((each for each in image.warnings if isinstance(each, Recovery)), None)
 
 
 @contextmanager
@@ -176,7 +177,8 @@ def _open_stored(
     """The image in the file or block device ``stored``."""
     state = FileState.read(stored.descriptor)
     at_end = partial(state.require_same, stored.descriptor, stored.name)
-    image = partial(ReadableImage, recovery=recovery, rereads=stored.rereads)
+    warnings = () if recovery is None else (recovery,)
+    image = partial(ReadableImage, warnings=warnings, rereads=stored.rereads)
     # A block device may be mounted, and is refused only if it is read to its end.
     if stored.container is Container.RAW:
         image = partial(image, require_unchanged=at_end)
