@@ -14,7 +14,7 @@ CHUNK_SIZE = 4 * MIB
 """Bytes per chunk: large enough for a medium's full speed, and balenaOS aligns to it."""
 
 _SMALLEST_ZEROS = 64 * KIB
-"""Bytes of zeros below which a request of their own takes longer than writing them."""
+"""Bytes of zeros below which a separate request takes longer than writing them."""
 
 _SMALLEST_GAP = 16 * KIB
 """Free bytes below which one more request takes longer than writing them."""

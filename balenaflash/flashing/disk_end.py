@@ -28,7 +28,7 @@ class DiskEnd:
     """Their new content, in order of the offsets."""
 
     wiped: tuple[Extent, ...]
-    """Those that hold the backup of an earlier partition table."""
+    """Sectors that hold the backup of an earlier partition table."""
 
 
 def plan_end(medium: Medium, moves: Sequence[Patch], image_end: int) -> DiskEnd:

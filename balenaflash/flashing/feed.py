@@ -73,15 +73,10 @@ class ChunkQueue:
         self._condition = threading.Condition()
         self._chunks = deque[tuple[Chunk, Release]]()
         self._next = 0
-        self._in_hand = 0
         self._complete: bool | None = None
         self._closed = False
-
-    @property
-    def waiting(self) -> int:
-        """Chunks that the target has not taken yet, and those it has not released."""
-        with self._condition:
-            return len(self._chunks) + self._in_hand
+        self.waiting = 0
+        """Chunks that were offered and not released yet."""
 
     def offer(self, chunk: Chunk, release: Release) -> bool:
         """Append ``chunk``, which follows the last one; False if the queue is closed."""
@@ -91,7 +86,8 @@ class ChunkQueue:
             if chunk.number != self._next:
                 raise ValueError(f"chunk {chunk.number} comes instead of {self._next}")
             self._next += 1
-            self._chunks.append((chunk, release))
+            self.waiting += 1
+            self._chunks.append((chunk, partial(self._return, release)))
             self._condition.notify()
             return True
 
@@ -102,13 +98,12 @@ class ChunkQueue:
             self._condition.notify()
 
     def drop(self) -> int | None:
-        """Drop the chunks not taken yet; the number of the first, ``None`` if it is closed."""
+        """Release the chunks not taken yet; the number of the first, ``None`` after `close`."""
         with self._condition:
-            if self._closed:
-                return None
-            dropped = self._clear()
+            dropped = [release for _chunk, release in self._chunks]
+            self._chunks.clear()
             self._next -= len(dropped)
-            first = self._next
+            first = None if self._closed else self._next
         for release in dropped:
             release()
         return first
@@ -117,15 +112,8 @@ class ChunkQueue:
         """Refuse any more chunks, and release those not taken yet."""
         with self._condition:
             self._closed = True
-            dropped = self._clear()
             self._condition.notify()
-        for release in dropped:
-            release()
-
-    def _clear(self) -> list[Release]:
-        dropped = [release for _chunk, release in self._chunks]
-        self._chunks.clear()
-        return dropped
+        self.drop()
 
     def chunks(self, stop: Stop) -> Iterator[tuple[Chunk | None, Release]]:
         """Each chunk in its order, with what releases its buffer.
@@ -141,8 +129,7 @@ class ChunkQueue:
                 if not self._chunks:
                     return
                 chunk, release = self._chunks.popleft()
-                self._in_hand += 1
-            yield chunk, partial(self._return, release)
+            yield chunk, release
         yield None, lambda: None
 
     def _wait(self, stop: Stop) -> bool:
@@ -157,7 +144,7 @@ class ChunkQueue:
 
     def _return(self, release: Release) -> None:
         with self._condition:
-            self._in_hand -= 1
+            self.waiting -= 1
         release()
 
 
@@ -206,7 +193,7 @@ class _Reading:
     # Held while a chunk is offered and while a queue is detached: it gets no chunk in between.
     _offering: threading.Lock = field(default_factory=threading.Lock)
     _free: "queue.SimpleQueue[_Buffer]" = field(default_factory=queue.SimpleQueue)
-    # Chunks that are free take no buffer, so the queue has a bound of its own.
+    # Free chunks need no buffer, so the queue has a bound of its own.
     _loaded: "queue.Queue[_Loaded | None]" = field(default_factory=lambda: queue.Queue(_AHEAD))
     _stopped: bool = False
     _complete: bool = False
@@ -336,7 +323,7 @@ class _Reading:
         with self._offering:
             users = len(self.queues) + 1
             if buffer is not None:
-                # One more for this thread: nobody else frees it while it is being offered.
+                # One more for this thread: no target can free it while it is being offered.
                 buffer.users = users
             self.queues = [each for each in self.queues if each.offer(chunk, release)]
             not_taken = users - len(self.queues)

@@ -13,7 +13,7 @@ from balenaflash.flashing.feed import ChunkQueue, Feed, WorkerThread
 from balenaflash.flashing.plan import WritePlan
 from balenaflash.flashing.probe import check_end
 from balenaflash.flashing.read_back import Difference, read_back
-from balenaflash.flashing.repair import Repair, repair
+from balenaflash.flashing.repair import Repair, Repairer
 from balenaflash.flashing.writer import Writer, Written
 from balenaflash.formats.partitions.model import Partition
 from balenaflash.progress import Phase, Progress, Stop, phase
@@ -198,15 +198,8 @@ class _Job:
             medium.begin_read_back()
             differing = self._read_back(written)
             if differing:
-                mended = repair(
-                    self.source.fork(),
-                    medium,
-                    plan,
-                    written,
-                    differing,
-                    self.stop,
-                    lambda: self._read_back(written),
-                )
+                repairer = Repairer(self.source.fork(), medium, plan, written, self.stop)
+                mended = repairer.repair(differing, lambda: self._read_back(written))
             read = sum(digest.size for digest in written.unproven)
             verify_seconds = time.monotonic() - ended
         return FlashReport(

@@ -31,7 +31,7 @@ _LIKELY_FRACTIONS = (2, 4, 8, 16, 32, 64)
 
 
 class Pattern(StrEnum):
-    """What a medium does with bytes that are written beyond its real size."""
+    """Behaviour of a medium when bytes are written beyond its real size."""
 
     WRAPS = "wraps"
     """They are stored at a lower address, and overwrite what is there."""

@@ -3,7 +3,7 @@
 import mmap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from balenaflash.errors import ImageError, VerificationError
 from balenaflash.flashing.chunks import CHUNK_SIZE, ChunkDigest, holds, read_pieces
@@ -61,41 +61,13 @@ class Repair:
     """Chunks that read wrong once and right the second time."""
 
 
-def repair(
-    source: Source | None,
-    medium: Medium,
-    plan: WritePlan,
-    written: Written,
-    differing: Sequence[ChunkDigest],
-    stop: Stop,
-    read_back: Callable[[], Sequence[ChunkDigest]],
-) -> Repair:
-    """Read each of ``differing`` a second time, write what is wrong once more, and read that.
+class Repairer:
+    """The repair of one medium."""
 
-    ``source`` is the image, to be read again; ``None`` if it can be read only once.
-    ``read_back`` reads all that was written, and returns what differs.
-
-    Raises:
-        VerificationError: a range stays wrong, or the medium returns what belongs elsewhere.
-        WriteError: the medium failed.
-        InterruptedWriteError: ``stop`` returned true.
-    """
-    repairer = _Repairer(source, medium, plan, written, stop)
-    # Ascending, so that a stream need not keep what it decodes on the way.
-    with nullcontext() if source is None else source.sequential():
-        mended = repairer.repair(sorted(differing, key=lambda digest: digest.extent))
-    if not mended.repaired:
-        return mended
-    # A fake medium writes elsewhere what is written to it, so all is read once more.
-    again = read_back()
-    repairer.require_unchanged(again)
-    return replace(mended, unsteady=mended.unsteady + len(again))
-
-
-class _Repairer:
     def __init__(
         self, source: Source | None, medium: Medium, plan: WritePlan, written: Written, stop: Stop
     ) -> None:
+        """``source`` is the image, to be read again; ``None`` if it can be read only once."""
         self._source = source
         self._medium = medium
         self._plan = plan
@@ -110,9 +82,35 @@ class _Repairer:
         self._ignored_writes = 0
         self._searches = 0
 
-    def repair(self, differing: Sequence[ChunkDigest]) -> Repair:
+    def repair(
+        self, differing: Iterable[ChunkDigest], read_back: Callable[[], Sequence[ChunkDigest]]
+    ) -> Repair:
+        """Read each of ``differing`` a second time, write what is wrong once more, and read that.
+
+        ``read_back`` reads all that was written, and returns what differs.
+
+        Raises:
+            VerificationError: a range stays wrong, or the medium returns what belongs elsewhere.
+            WriteError: the medium failed.
+            InterruptedWriteError: ``stop`` returned true.
+        """
+        # Ascending, so that a stream need not keep what it decodes on the way.
+        ordered = sorted(differing, key=lambda digest: digest.extent)
+        with nullcontext() if self._source is None else self._source.sequential():
+            unsteady = self._repair_all(ordered)
+        if self._repaired:
+            # A fake medium writes elsewhere what is written to it, so all is read once more.
+            again = read_back()
+            changed = [each for each in again if not holds(self._medium, each, self._found)]
+            if changed:
+                raise self._failure(_CHANGED, _whole(*changed))
+            unsteady += len(again)
+        return Repair(tuple(self._repaired), unsteady)
+
+    def _repair_all(self, ordered: Sequence[ChunkDigest]) -> int:
+        """Repair the chunks; the number of those that read right the second time."""
         unsteady = done = 0
-        for digest in differing:
+        for digest in ordered:
             stop_if_asked(self._stop, self._medium, done)
             done += digest.size
             if holds(self._medium, digest, self._found):
@@ -122,18 +120,8 @@ class _Repairer:
             if self._lasting_chunks >= _ATTEMPTS:
                 break
         if self._lasting:
-            raise self._failure(self._find_pattern(differing))
-        return Repair(tuple(self._repaired), unsteady)
-
-    def require_unchanged(self, differing: Sequence[ChunkDigest]) -> None:
-        """Return unless one of ``differing``, which were right before, reads wrong once more.
-
-        Raises:
-            VerificationError: one does.
-        """
-        changed = [each for each in differing if not holds(self._medium, each, self._found)]
-        if changed:
-            raise self._failure(_CHANGED, _whole(*changed))
+            raise self._failure(self._find_pattern(ordered))
+        return unsteady
 
     def _mend(self, digest: ChunkDigest) -> None:
         """Write the chunk again, and read whether that helped."""
@@ -226,7 +214,7 @@ class _Repairer:
         return digest.hash(self._other)
 
     def _find_pattern(self, differing: Sequence[ChunkDigest]) -> str | None:
-        """What the medium does with what is written, if all that stays wrong shows the same."""
+        """The behaviour of the medium that explains everything that stays wrong, if any does."""
         if not self._lasting_chunks or self._ignored_writes < self._lasting_chunks:
             return None
         first = min(each.extent.start for each in self._lasting)

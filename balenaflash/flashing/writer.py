@@ -105,7 +105,7 @@ class Writer:
                 try:
                     self._write_chunks(pool)
                 finally:
-                    # After a failure nobody waits for these, but their buffers are in use.
+                    # After a failure their outcome does not matter, but their buffers are in use.
                     while self._requests:
                         future, _digest, release = self._requests.popleft()
                         wait([future])
@@ -276,5 +276,5 @@ class Writer:
 
     @property
     def _state(self) -> str:
-        """What the target holds now, as the end of a sentence."""
+        """The content of the target now, as the end of a sentence."""
         return self.medium.describe_unfinished(self._begun)
