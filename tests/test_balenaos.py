@@ -204,7 +204,7 @@ def test_a_doubled_key_is_told_and_not_shown(image: MakeImage, tmp_path: Path) -
     put(path, {"/config.json": b'{"hostname": "a", "hostname": "b"}'}, tmp_path / "new")
     facts = facts_of(path)
     assert facts.config is None
-    assert facts.warnings == ("/config.json is not valid: the key 'hostname' occurs twice",)
+    assert facts.warnings == ("/config.json: the key 'hostname' occurs twice",)
 
 
 def test_two_flag_files_are_a_warning(image: MakeImage, tmp_path: Path) -> None:
@@ -226,20 +226,21 @@ def test_a_label_against_the_flag_file_is_a_warning(image: MakeImage) -> None:
 @pytest.mark.parametrize(
     ("content", "fact"),
     [
-        (b"{", "/config.json is not valid"),
-        (b"", "/config.json is not valid"),
-        (b"[1, 2]", "it is not a JSON object"),
-        (b'{"a": NaN}', "NaN is not JSON"),
+        (b"{", "/config.json: is not valid JSON at line 1, column 2"),
+        (b"", "/config.json: is not valid JSON at line 1, column 1"),
+        (b"[1, 2]", "/config.json: is an array, but must be an object"),
+        (b'{"a": 1e999}', "the number 1e999 is too large"),
+        (b'{"a": NaN}', "/config.json: NaN is not valid JSON"),
         (b'{"a": "\\ud800"}', "/config.json is not valid"),
-        (b'{"a": "\xff"}', "not UTF-8 text, at byte 7"),
-        (b'\xef\xbb\xbf{"a": 1}', "/config.json is not valid"),
+        (b'{"a": "\xff"}', "/config.json: is not UTF-8 at line 1, byte 8"),
+        (b'\xef\xbb\xbf{"a": 1}', "/config.json: begins with a byte order mark"),
         (b'{"a":' * 100 + b"1" + b"}" * 100, "more than 64 levels"),
-        (b'{"a":' * 100_000, "/config.json is not valid"),
-        (b'{"a": ' + b"1" * 10_000 + b"}", "/config.json is not valid"),
+        (b'{"a":' * 100_000, "more than 64 levels"),
+        (b'{"a": ' + b"1" * 10_000 + b"}", "a number too long to read"),
         (b'{"a": "' + b"x" * MIB + b'"}', "/config.json is not read: it has 1.0 MiB."),
     ],
     ids=[
-        *("open", "empty", "array", "nan", "surrogate", "latin1"),
+        *("open", "empty", "array", "infinite", "nan", "surrogate", "latin1"),
         *("bom", "deep", "bottomless", "digits", "large"),
     ],
 )

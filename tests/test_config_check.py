@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from balenaflash.balena.json_text import Json
 from balenaflash.edits.config.check import (
     COUNTRIES,
     KEYS,
@@ -13,7 +14,6 @@ from balenaflash.edits.config.check import (
     is_secret,
     type_of,
 )
-from balenaflash.edits.config.json_text import Json
 from balenaflash.edits.config.keys import format_key, nested, parse_key
 
 _KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIDe2q8x0 lab"

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from imagecopies import MakeImage
 
+from balenaflash.balena.json_text import Json
 from balenaflash.edits.config.edit import (
     AppendItem,
     ConfigChange,
@@ -20,7 +21,6 @@ from balenaflash.edits.config.edit import (
     UnsetKey,
     change_config,
 )
-from balenaflash.edits.config.json_text import Json
 from balenaflash.edits.config.keys import format_key
 from balenaflash.edits.files import PutFile, Remove
 from balenaflash.errors import ConfigError

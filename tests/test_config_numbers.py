@@ -12,15 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from imagecopies import MakeImage
 
-from balenaflash.edits.config.check import KEYS
-from balenaflash.edits.config.edit import AppendItem
-from balenaflash.edits.config.json_text import (
+from balenaflash.balena.json_text import (
     MAX_DEPTH,
     format_document,
     is_same,
     parse_document,
     parse_value,
 )
+from balenaflash.edits.config.check import KEYS
+from balenaflash.edits.config.edit import AppendItem
 from balenaflash.edits.config.keys import format_key, parse_key
 from balenaflash.errors import ConfigError
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from balenaflash.balena.json_text import Json
 from balenaflash.edits.config.edit import Assignment, parse_assignment, refuse_secret
-from balenaflash.edits.config.json_text import Json
 from balenaflash.edits.config.keys import (
     KeyPath,
     format_key,

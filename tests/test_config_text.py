@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balenaflash.edits.config.json_text import (
+from balenaflash.balena.json_text import (
     Json,
     JsonDocument,
     JsonStyle,

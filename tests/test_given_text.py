@@ -18,7 +18,7 @@ from balenaflash.edits.recipe.step import Variables
 from balenaflash.errors import EditError
 
 if TYPE_CHECKING:
-    from balenaflash.edits.config.json_text import Json
+    from balenaflash.balena.json_text import Json
 
 MARK = b"\xef\xbb\xbf"
 """U+FEFF in UTF-8, as Set-Content -Encoding UTF8 of Windows PowerShell 5 writes it first."""

@@ -3,15 +3,15 @@
 The names come from meta-balena v8.0.2 (``image_types_balena.bbclass``, ``image-balena.bbclass``).
 """
 
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
+from balenaflash.balena.json_text import format_value, parse_document
 from balenaflash.balena.settings import parse_settings, read_assignments
-from balenaflash.errors import EditError, ImageError
+from balenaflash.errors import ConfigError, EditError, ImageError
 from balenaflash.formats.ext4.volume import Ext4Volume
 from balenaflash.formats.fat.volume import FatVolume
 from balenaflash.formats.filesystems import Filesystem, recognise_filesystem
@@ -45,7 +45,6 @@ EXT_TYPES = frozenset({"ext2", "ext3", "ext4"})
 _CLONE_MARKS = ("BDEF-", "ba1eadef-")  # start of a FAT volume ID, and of an ext4 UUID
 _MAX_OS_RELEASE_SIZE = 64 * KIB  # the file has about 1 KiB
 _MAX_FILE_SIZE = MIB  # of a file that is parsed; config.json has a few KiB
-_MAX_DEPTH = 64  # of nested JSON; config.json has four levels
 
 
 class ImageKind(StrEnum):
@@ -450,8 +449,8 @@ class _Documents:
         self._volume = volume
         self.warnings: list[str] = []
 
-    def json_object(self, path: str) -> dict[str, object] | None:
-        return self.parsed(path, _parse_json_object)
+    def json_object(self, path: str) -> Mapping[str, object] | None:
+        return self.parsed(path, lambda data: _parse_object(data, path))
 
     def parsed(self, path: str, parse: Callable[[bytes], _T]) -> _T | None:
         """The content of a file; ``None`` if it is missing or cannot be used."""
@@ -465,58 +464,22 @@ class _Documents:
             return parse(self._volume.read_file(path))
         except (ImageError, EditError) as error:
             self.warnings.append(f"{path} cannot be read: {error}")
+        except ConfigError as error:
+            self.warnings.append(str(error))
         except UnicodeDecodeError as error:
             self.warnings.append(f"{path} is not UTF-8 text, at byte {error.start}.")
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             self.warnings.append(f"{path} is not valid: {error}")
         return None
 
 
-def _parse_json_object(data: bytes) -> dict[str, object]:
-    """A JSON object that can be walked, printed and written again.
+def _parse_object(data: bytes, path: str) -> Mapping[str, object]:
+    """The JSON object in ``data``, which can be printed and written again.
 
     Raises:
-        ValueError: it is something else, or holds what cannot be stored as UTF-8.
-        RecursionError: it is nested too deeply.
+        ConfigError: it is not one, or its readers disagree on it.
+        UnicodeEncodeError: it has half a character, ``"\\ud800"``, which JSON's grammar allows.
     """
-    content: object = json.loads(
-        data.decode("utf-8"),
-        parse_constant=_refuse_constant,
-        object_pairs_hook=_refuse_doubled,
-    )
-    if not isinstance(content, dict):
-        raise ValueError("it is not a JSON object")  # noqa: TRY004 -- the content is at fault
-    level: list[object] = [content]
-    for _ in range(_MAX_DEPTH):
-        level = [child for parent in level for child in _children(parent)]
-        if not level:
-            break
-    else:
-        raise RecursionError(f"it is nested more than {_MAX_DEPTH} levels deep")
-    # JSON's grammar allows "\ud800" alone, which is not text.
-    json.dumps(content, ensure_ascii=False).encode("utf-8")
+    content = parse_document(data, path).content
+    format_value(content).encode("utf-8")
     return content
-
-
-def _children(value: object) -> Iterable[object]:
-    match value:
-        case dict():
-            return value.values()
-        case list():
-            return value
-        case _:
-            return ()
-
-
-def _refuse_doubled(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """An object; its readers disagree on which of two equal keys counts."""
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        doubled = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {doubled!r} occurs twice")
-    return content
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")

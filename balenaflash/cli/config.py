@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import click
 
+from balenaflash.balena.json_text import format_lines, format_value, parse_document
 from balenaflash.cli.arguments import (
     IMAGE,
     complete_file,
@@ -31,7 +32,6 @@ from balenaflash.edits.config.edit import (
     read_slug,
     refuse_secret,
 )
-from balenaflash.edits.config.json_text import format_lines, format_value, parse_document
 from balenaflash.edits.config.keys import format_key, parse_key, value_at
 from balenaflash.edits.given_text import given_bytes
 from balenaflash.edits.secrets import masked

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from balenaflash.balena.image import CONFIG_PATH
+from balenaflash.balena.json_text import Json, format_document
 from balenaflash.edits.config.edit import read_config
-from balenaflash.edits.config.json_text import Json, format_document
 from balenaflash.edits.file_list import SIGNATURE_SUFFIX
 from balenaflash.edits.files import (
     FileChange,

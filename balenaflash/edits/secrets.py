@@ -9,7 +9,7 @@ import base64
 import re
 from collections.abc import Mapping, Sequence
 
-from balenaflash.edits.config.json_text import Json, format_lines, parse_value
+from balenaflash.balena.json_text import Json, format_lines, parse_value
 from balenaflash.errors import ConfigError
 
 MASK = "***"

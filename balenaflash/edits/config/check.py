@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from enum import Enum, StrEnum
 from typing import TypeAlias
 
-from balenaflash.edits.config.json_text import Json, format_value, kind_of
+from balenaflash.balena.json_text import Json, format_value, kind_of
 from balenaflash.edits.config.keys import KeyPath, format_key, nested
 from balenaflash.edits.given_text import BYTE_ORDER_MARK
 from balenaflash.edits.secrets import masked

@@ -7,15 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from balenaflash.balena.image import CONFIG_PATH, DEVICE_TYPE_PATH
-from balenaflash.edits.config.check import (
-    Finding,
-    Severity,
-    ValueType,
-    check_config,
-    is_secret,
-    type_of,
-)
-from balenaflash.edits.config.json_text import (
+from balenaflash.balena.json_text import (
     Json,
     JsonDocument,
     format_document,
@@ -25,6 +17,14 @@ from balenaflash.edits.config.json_text import (
     parse_document,
     parse_value,
     require_depth,
+)
+from balenaflash.edits.config.check import (
+    Finding,
+    Severity,
+    ValueType,
+    check_config,
+    is_secret,
+    type_of,
 )
 from balenaflash.edits.config.keys import KeyPath, format_key, holder_of, not_an_object, split_key
 from balenaflash.edits.files import FileChange, put_file

@@ -8,7 +8,7 @@ import json
 import re
 from typing import TypeAlias
 
-from balenaflash.edits.config.json_text import MAX_DEPTH, Json, kind_of
+from balenaflash.balena.json_text import MAX_DEPTH, Json, kind_of
 from balenaflash.errors import ConfigError, closest
 
 KeyPath: TypeAlias = tuple[str, ...]

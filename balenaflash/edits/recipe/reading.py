@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from balenaflash.balena.image import DEVICE_TYPE_PATH
+from balenaflash.balena.json_text import MAX_SIZE as MAX_JSON
+from balenaflash.balena.json_text import parse_document
 from balenaflash.edits.bootloader import UseInternal
 from balenaflash.edits.config.check import is_secret
 from balenaflash.edits.config.edit import (
@@ -17,8 +19,6 @@ from balenaflash.edits.config.edit import (
     parse_assignment,
     read_slug,
 )
-from balenaflash.edits.config.json_text import MAX_SIZE as MAX_JSON
-from balenaflash.edits.config.json_text import parse_document
 from balenaflash.edits.config.keys import KeyPath, format_key, parse_key
 from balenaflash.edits.copies import CopyIn
 from balenaflash.edits.file_list import ApplyFileList, parse
