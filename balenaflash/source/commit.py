@@ -326,7 +326,7 @@ class CommitReport:
 
 @dataclass(frozen=True, slots=True)
 class ReadableImage:
-    """An open image, which nobody edits meanwhile."""
+    """An open image, which no edit changes meanwhile."""
 
     source: Source
     container: Container
@@ -361,7 +361,7 @@ class ReadableImage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EditableImage(ReadableImage):
-    """An image open for an edit, in a file or on a card; nobody else writes to it meanwhile."""
+    """An image open for an edit, in a file or on a card, and in use by nothing else."""
 
     store: Store
     """The bytes of ``source``, for writing."""

@@ -1,18 +1,19 @@
-"""Where an image is: a file or block device, standard input, or a web server."""
+"""The location of an image: a file or block device, standard input, or a web server."""
 
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import SplitResult, quote, urlsplit
+from urllib.parse import quote, urlsplit
 
 from balenaflash.errors import ImageError
 
 STANDARD_INPUT = "-"
-"""What names standard input on a command line; a file of that name is ``./-``."""
+"""Name of standard input on a command line; a file of that name is ``./-``."""
 
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)  # RFC 3986, section 3.1
 
-# What may stand in a path or query as it is (RFC 3986, section 3.3), and percent-encoded bytes.
+# Characters that a path or query contains as they are (RFC 3986, section 3.3), and the percent
+# sign of those that are encoded already.
 _KEPT = "/%:@!$&'()*+,;=~-._"
 
 
@@ -29,7 +30,7 @@ class Url:
     """The address of an image on a web server; as text it is fit to show."""
 
     address: str = field(repr=False)
-    """What is asked for, percent-encoded. It may hold a password or be a signed link."""
+    """Address for requests, percent-encoded. It may contain a password or be a signed link."""
 
     shown: str
     """Scheme, host, port and path: without user, password, query and fragment."""
@@ -39,30 +40,25 @@ class Url:
 
 
 ImageLocation = Path | Url | StandardInput
-"""What the user names as an image."""
-
-
-def is_url(text: str) -> bool:
-    """Whether ``text`` is an address with a scheme, of whatever kind, and not a path."""
-    return _SCHEME.match(text) is not None
+"""A location as the user can give it."""
 
 
 def parse_location(text: str) -> ImageLocation:
-    """What the image argument ``text`` names. Nothing is opened.
+    """The location that the image argument ``text`` names. Nothing is opened.
 
     Raises:
-        ImageError: it is an address, but not one that can be read from.
+        ImageError: it is an address, with whatever scheme, that cannot be read from.
     """
     if text == STANDARD_INPUT:
         return StandardInput()
-    return parse_url(text) if is_url(text) else Path(text)
+    return parse_url(text) if _SCHEME.match(text) else Path(text)
 
 
 def parse_url(text: str) -> Url:
     """The ``http`` or ``https`` address ``text``. No message repeats more of it than the host.
 
     Raises:
-        ImageError: the scheme is another one, there is no host, or the port is not a number.
+        ImageError: the scheme is another one, the host is missing, or the port is not a number.
     """
     try:
         parts = urlsplit(text)
@@ -73,20 +69,7 @@ def parse_url(text: str) -> Url:
         raise _not_an_address(f"addresses with {parts.scheme}:// cannot be read")
     if not host:
         raise _not_an_address(f"{parts.scheme}:// without a host")
-    return _encoded(parts, _ascii_host(host), port)
-
-
-def _ascii_host(host: str) -> str:
-    try:
-        ascii_host = host if ":" in host else host.encode("idna").decode("ascii")
-    except UnicodeError as error:
-        raise _not_an_address("the host in the address is not a host name") from error
-    if re.fullmatch(r"[a-z0-9._:%-]+", ascii_host, re.IGNORECASE) is None:
-        raise _not_an_address("the host in the address is not a host name")
-    return f"[{ascii_host}]" if ":" in ascii_host else ascii_host
-
-
-def _encoded(parts: SplitResult, host: str, port: int | None) -> Url:
+    host = _ascii_host(host)
     place = host if port is None else f"{host}:{port}"
     user = parts.netloc.rpartition("@")[0]
     path = quote(parts.path, safe=_KEPT) or "/"
@@ -99,10 +82,20 @@ def _encoded(parts: SplitResult, host: str, port: int | None) -> Url:
     return Url(address.geturl(), f"{parts.scheme}://{place}{path}")
 
 
+def _ascii_host(host: str) -> str:
+    try:
+        ascii_host = host if ":" in host else host.encode("idna").decode("ascii")
+    except UnicodeError as error:
+        raise _not_an_address("the host in the address is not a host name") from error
+    if re.fullmatch(r"[a-z0-9._:%-]+", ascii_host, re.IGNORECASE) is None:
+        raise _not_an_address("the host in the address is not a host name")
+    return f"[{ascii_host}]" if ":" in ascii_host else ascii_host
+
+
 def _not_an_address(fact: str) -> ImageError:
     return ImageError(
         f"image: {fact}",
         code="image-address-invalid",
-        hint="An image is a path, - for standard input, or http(s)://HOST/PATH; "
-        "a file with such a name is given as ./NAME.",
+        hint="Give a path, - for standard input, or http(s)://HOST/PATH; for a file with such a "
+        "name, ./NAME.",
     )

@@ -3,8 +3,8 @@
 The record is kept outside the image. The mark is in the state byte of a FAT boot sector
 (linux/msdos_fs.h, ``state``; offset 37, in FAT32 65). Bit 0 of it means "not unmounted": Linux
 warns of it when it mounts the volume, fsck.vfat reports it. The upper four bits are zero
-everywhere else; the value here tells an edit that was cut off from a card that was pulled. Linux
-and fsck.vfat leave them as they are.
+everywhere else; the value here distinguishes an edit that was cut off from a card that was
+pulled. Linux and fsck.vfat do not change them.
 
 The format, little-endian: a header (magic, version, number of replacements, size of the image,
 and the `EditMark`: its offset, the byte before and after); for each replacement, in ascending
