@@ -298,7 +298,7 @@ def test_what_is_given_as_variable_must_have_a_name(
     for command in ("write", "verify"):
         run = balenaflash(command, built.path, lab / "target", "--var", "a=b")
         assert (run.returncode, run.stdout) == (2, "")
-        assert "there is no --recipe" in run.stderr
+        assert "--var needs" in run.stderr
 
 
 def test_the_fingerprint_is_kept_when_that_is_asked_for(

@@ -89,9 +89,9 @@ def test_files_are_compared_with_the_fingerprint_when_asked_to(
     assert read["overwritten_by_update"] == ["/EFI/BOOT/grub.cfg"]
     text = balenaflash("inspect", "--check-files", built.path).stderr
     for line in (
-        "other than in the fingerprint: /EFI/BOOT/grub.cfg, /extra_uEnv.txt",
-        "in the fingerprint, and missing: /os-release",
-        "not in the fingerprint: /new.txt",
+        "changed: /EFI/BOOT/grub.cfg, /extra_uEnv.txt",
+        "missing: /os-release",
+        "added: /new.txt",
         "the next host OS update replaces /EFI/BOOT/grub.cfg",
     ):
         assert f"            {line}\n" in text
@@ -160,7 +160,7 @@ class TestBlockMap:
             "differing": None,
         }
         assert result_of(balenaflash, "--check-bmap", mapped.path)["bmap"]["differing"] == []
-        assert "true of the image" in balenaflash("inspect", "--check-bmap", mapped.path).stdout
+        assert "matches the image" in balenaflash("inspect", "--check-bmap", mapped.path).stdout
 
     def test_one_spoiled_byte_is_found_when_all_is_read(
         self, mapped: BuiltImage, balenaflash: RunBalenaflash

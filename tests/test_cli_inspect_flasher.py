@@ -91,7 +91,7 @@ def test_settings_and_steps_of_a_flasher_are_told(
     assert states["image"] == states["bootloader-config"] == "done-by-unwrap"
     assert states["secure-boot"] == "not-needed"
     text = balenaflash("inspect", built.path).stdout
-    assert "Goes to:    the first that the board has of nvme0n1 sda" in text
+    assert "Goes to:    the first present of nvme0n1 sda" in text
     marks = {"done-by-unwrap": "done by unwrap ", "not-needed": "not needed     "}
     for step in told["steps"]:
         assert f"  {marks[step['state']]}  {step['action'][:20]}" in text
@@ -209,7 +209,7 @@ class TestSigned:
         assert (told["state"], told["path"]) == ("self-signed", str(beside(signed)))
         assert told["certificate"]["subject"] == "CN=balenaOS test,O=lab"
         text = balenaflash("inspect", *words).stderr
-        assert "self-signed, by /balena-keys/kmod.crt of the image, which whoever" in text
+        assert "self-signed, by /balena-keys/kmod.crt of the image, which anyone" in text
 
     def test_one_changed_byte_is_found(
         self, signed: BuiltImage, signer: Signer, balenaflash: RunBalenaflash

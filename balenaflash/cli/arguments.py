@@ -40,7 +40,7 @@ else:
 
 
 class WrongUsageError(BalenaflashError):
-    """The command line is wrong in a way that click does not know of. Nothing was touched."""
+    """Wrong usage that click does not detect. Nothing was touched."""
 
     exit_status = 2
 
@@ -50,16 +50,15 @@ class WrongUsageError(BalenaflashError):
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """Those of the error that told of it."""
         return self._problems
 
 
 @contextmanager
 def words_of_command_line() -> Iterator[None]:
-    """What the block finds wrong is wrong with words of the command line.
+    """Report an `EditError` or `ConfigError` of the block as wrong usage, with its codes.
 
     Raises:
-        WrongUsageError: in place of the `EditError` or `ConfigError`, and with its codes.
+        WrongUsageError: in place of that error.
     """
     try:
         yield
@@ -70,10 +69,10 @@ def words_of_command_line() -> Iterator[None]:
 STANDARD_INPUT = "-"
 
 _MAX_SIZE = GIB
-"""Bytes taken of a file; boot partitions have 40 to 100 MiB."""
+"""Largest file that is read, in bytes; boot partitions have 40 to 100 MiB."""
 
 _MAX_TEXT_SIZE = MIB
-"""Bytes taken of a text; a key, a passphrase or a list has a few KiB."""
+"""Largest text that is read, in bytes; a key, a passphrase or a list has a few KiB."""
 
 
 def complete_file(
@@ -107,7 +106,7 @@ def read_given(name: str, *, limit: int = _MAX_SIZE) -> bytes:
 
 
 def read_given_text(name: str) -> str:
-    """The text in it, without the line end that editors put after the last line.
+    """The text in the file at ``name``, without the line end after the last line.
 
     Raises:
         EditError: it cannot be read, or is not UTF-8.
@@ -125,7 +124,7 @@ def require_one_standard_input(names: list[str | None]) -> None:
 class ImageArgument(_ImageType):
     """A path, ``-`` for standard input, or an ``http(s)://`` address.
 
-    `click.Path` does not do: a `pathlib.Path` makes one slash of the two in an address.
+    `click.Path` does not fit: a `pathlib.Path` turns the two slashes of an address into one.
     """
 
     name = "image"
@@ -133,7 +132,7 @@ class ImageArgument(_ImageType):
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> ImageLocation:
-        """Where the image is; nothing is opened. A value that is a location already stays."""
+        """The location of the image, which is not opened. A location is returned as it is."""
         if not isinstance(value, str):
             return value  # type: ignore[return-value]  # click hands on what it got from here
         try:
@@ -161,10 +160,10 @@ IMAGE = ImageArgument()
 
 
 def _check_spelling(text: str) -> None:
-    """Return if ``text``, of which there is no file, was not meant for a disk.
+    """Check that ``text``, which names no file, is not a misspelt name of a disk.
 
     Raises:
-        ImageError: it was; with the right spelling.
+        ImageError: it is one; the hint has the right spelling.
     """
     spelling = find_spelling(text)
     if spelling is None:
@@ -178,7 +177,7 @@ def _check_spelling(text: str) -> None:
 
 
 _INERT = re.compile(r"(/dev/)?[\w.:-]+", re.ASCII)
-"""Words that a shell takes as they are: a USB device is free to send commands as its serial."""
+"""Words without meaning to a shell: a USB device can present a command as its serial number."""
 
 
 class TargetArgument(_TargetType):
@@ -192,7 +191,7 @@ class TargetArgument(_TargetType):
         param: click.Parameter | None,  # noqa: ARG002 - click's interface
         ctx: click.Context | None,
     ) -> TargetName:
-        """What the text names; it is not looked for. A value that is a name already stays.
+        """The name in the text; the target is not looked up. A name is returned as it is.
 
         Raises:
             TargetRefusedError: the text names a file, but looks like the name of a disk.
@@ -210,7 +209,7 @@ class TargetArgument(_TargetType):
         param: click.Parameter,  # noqa: ARG002 - click's interface
         incomplete: str,
     ) -> list[CompletionItem]:
-        """The nodes and names of disks that begin so, or else files for the shell to complete."""
+        """Nodes and names of disks that begin with ``incomplete``, otherwise files."""
         found = [
             CompletionItem(name, help=printable(about))
             for name, about in _list_targets(with_names=bool(incomplete)).items()
@@ -222,7 +221,7 @@ class TargetArgument(_TargetType):
 
 
 def _list_targets(*, with_names: bool) -> dict[str, str]:
-    """The nodes of disks that may be written, and the names of disks, and which disk each is."""
+    """Nodes and names of disks that may be written, each with a description of the disk."""
     found = {}
     try:
         for item in assess_all(list_disks()):
@@ -232,7 +231,7 @@ def _list_targets(*, with_names: bool) -> dict[str, str]:
         if with_names:
             found |= list_names()
     except BalenaflashError:
-        pass  # nothing is to be told in the middle of a command line
+        pass  # an error message would end up in the middle of a command line
     return found
 
 
@@ -241,7 +240,7 @@ TARGET = TargetArgument()
 
 
 class OutArgument(click.Path):
-    """The path of a file that is made."""
+    """The path of a file to create."""
 
     def __init__(self) -> None:
         super().__init__(readable=False, path_type=Path)
@@ -267,7 +266,6 @@ OUT = OutArgument()
 
 
 def _check_file_name(text: str, context: click.Context | None) -> None:
-
     if context is not None:
         context.ensure_object(Session).command = context.command_path.partition(" ")[2]
     check_file_name(text)

@@ -18,19 +18,19 @@ _TAKEN = f"{__name__}: standard input is taken"
 
 
 def take_standard_input() -> None:
-    """Note that the command reads its standard input: a question is then asked at /dev/tty."""
+    """Note that the command reads its standard input, so that questions go to /dev/tty."""
     if (context := click.get_current_context(silent=True)) is not None:
         context.meta[_TAKEN] = True
 
 
 def confirm_erasing(disks: Sequence[Disk], *, yes: bool) -> None:
-    """Return when the user, or ``--yes``, agrees that all of ``disks`` is lost.
+    """Return once the user, or ``--yes``, has agreed to lose everything on ``disks``.
 
-    Those that can be unplugged are one question. One that cannot is named by typing its name;
-    the default is always No.
+    There is one question for all disks that can be unplugged. For a built-in disk the user types
+    its name. The default answer is No.
 
     Raises:
-        TargetRefusedError: the answer was no, or nobody is there to give one.
+        TargetRefusedError: the answer was no, or there is no terminal to ask at.
     """
     plain = [disk for disk in disks if _is_plain(disk)]
     if plain:
@@ -43,7 +43,7 @@ def confirm_erasing(disks: Sequence[Disk], *, yes: bool) -> None:
 
 
 def confirm_changing(disk: Disk, *, yes: bool) -> None:
-    """Return when the user, or ``--yes``, agrees that files on ``disk`` change; as for erasing."""
+    """Return once the user, or ``--yes``, has agreed to change files on ``disk``."""
     subject = f"{disk.node}: changing it"
     if yes or _is_plain(disk):
         confirm(f"Change the boot partition of {disk.node}?", subject, yes=yes)
@@ -52,10 +52,10 @@ def confirm_changing(disk: Disk, *, yes: bool) -> None:
 
 
 def confirm(question: str, subject: str, *, yes: bool) -> None:
-    """Return when the user, or ``--yes``, agrees; ``subject`` is what was not confirmed if not.
+    """Return once the user, or ``--yes``, has agreed; ``subject`` begins the refusal.
 
     Raises:
-        TargetRefusedError: the answer was no, or nobody is there to give one.
+        TargetRefusedError: the answer was no, or there is no terminal to ask at.
     """
     if not yes and _ask(f"{question} [y/N]: ", subject).casefold() not in {"y", "yes"}:
         raise _not_confirmed(subject)
@@ -68,12 +68,12 @@ def _confirm_by_name(disk: Disk, deed: str, subject: str) -> None:
 
 
 def _is_plain(disk: Disk) -> bool:
-    """Whether yes is enough of an answer."""
+    """True if "yes" is enough as an answer."""
     return disk.is_external or disk.is_virtual
 
 
 def _ask(question: str, subject: str) -> str:
-    """What the user types, without blanks around it; empty at the end of the input too."""
+    """The line that the user types, stripped; empty at the end of the input."""
     with _terminal(subject) as (reading, writing):
         click.echo(printable(question), nl=False, file=writing)
         try:
@@ -87,10 +87,10 @@ def _ask(question: str, subject: str) -> str:
 
 @contextmanager
 def _terminal(subject: str) -> Iterator[tuple[TextIO, TextIO]]:
-    """Where to read the answer and where to ask.
+    """Streams to read the answer from and to write the question to.
 
     Raises:
-        TargetRefusedError: there is no terminal to ask at.
+        TargetRefusedError: no terminal can be opened.
     """
     if sys.stdin.isatty():
         yield sys.stdin, sys.stderr
@@ -100,7 +100,7 @@ def _terminal(subject: str) -> Iterator[tuple[TextIO, TextIO]]:
         raise _nobody_there(subject)
     with ExitStack() as opened:
         try:
-            # Two, for Python opens a terminal for both only where it can seek.
+            # Two streams: Python opens a file for both directions only if it can seek.
             streams = [
                 opened.enter_context(open(os.ctermid(), mode, encoding="utf-8"))  # noqa: PTH123
                 for mode in ("r", "w")
@@ -113,8 +113,8 @@ def _terminal(subject: str) -> Iterator[tuple[TextIO, TextIO]]:
 def _nobody_there(subject: str) -> TargetRefusedError:
     return refusal(
         "not-confirmed",
-        f"{subject} was not confirmed, and nobody is there to ask",
-        "Add --yes to answer the question beforehand.",
+        f"{subject} was not confirmed, and there is no terminal to ask at",
+        "Add --yes to skip the confirmation prompt.",
         lifted_by="--yes",
     )
 
@@ -128,7 +128,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def describe_disk(disk: Disk) -> list[str]:
-    """Which disk it is: what stands on it, in it, and where it is plugged in."""
+    """Identity of a disk: node, bus, size, model, serial number, port."""
     name = " ".join(part for part in (disk.vendor, disk.model) if part) or "unknown model"
     lines = [
         f"Target:  {disk.node}, {disk.bus}, {format_size(disk.size)} ({disk.size} bytes)",
@@ -137,23 +137,23 @@ def describe_disk(disk: Disk) -> list[str]:
     if disk.usb_port:
         lines.append(f"         USB port {disk.usb_port}")
     if disk.backing_file:
-        lines.append(f"         shows {disk.backing_file}")
+        lines.append(f"         backed by {disk.backing_file}")
     return lines
 
 
 def short_description(disk: Disk) -> list[str]:
-    """Which disk it is, as facts for one line."""
+    """Identity of a disk, as facts for one line."""
     name = " ".join(part for part in (disk.vendor, disk.model) if part)
     facts = [str(disk.node), disk.bus.value, format_size(disk.size), name]
     facts.append(f"serial {disk.serial}" if disk.serial else "")
     facts.append(f"USB port {disk.usb_port}" if disk.usb_port else "")
-    facts.append(f"shows {disk.backing_file}" if disk.backing_file else "")
+    facts.append(f"backed by {disk.backing_file}" if disk.backing_file else "")
     return list(filter(None, facts))
 
 
 def describe_content(assessment: Assessment) -> list[str]:
-    """What is on a disk now: its partitions or its one filesystem, and where they are mounted."""
-    # What reads a disk is loaded where one is shown.
+    """Content of a disk: partitions or its one filesystem, and their mount points."""
+    # The readers of disks are loaded only where a disk is shown.
     from balenaflash.commands.disk_content import find_content
 
     texts = []
@@ -162,10 +162,10 @@ def describe_content(assessment: Assessment) -> list[str]:
         filesystem = each.filesystem or "unknown content"
         texts.append(f"{each.name}: {filesystem}{label}, {format_size(each.size)}")
     texts += [f"{each.device} is mounted at {each.detail}" for each in assessment.mounts]
-    return texts or ["no partition or filesystem known to this system"]
+    return texts or ["no known partition or filesystem"]
 
 
 def indented(head: str, texts: Iterable[str]) -> list[str]:
-    """``texts`` a line each, the first behind ``head``."""
+    """``texts`` a line each, the first after ``head``."""
     heads = iter([head])
     return [f"{next(heads, ''):<9}{text}" for text in texts]

@@ -49,12 +49,12 @@ def bmap() -> None:
 def create(session: Session, image: ImageLocation, *, out: Path | None, overwrite: bool) -> Answer:
     """Make the block map of IMAGE, in version 2.0 of the format.
 
-    It leaves out only what is free in the FAT and ext4 filesystems of IMAGE. Zeros in use are
-    listed like data, so `bmaptool copy` may write to a disk that was used before. A map made by
+    The map leaves out only the free space of the FAT and ext4 filesystems of IMAGE. Zeros in use
+    are listed like data, so `bmaptool copy` can write to a disk that was used before. A map made by
     `bmaptool create` leaves out every hole of the file instead, also inside files of the image.
 
-    IMAGE may be compressed: the map is that of what comes out of it. Less may then be known to
-    be free, for it is read once from its start to its end.
+    If IMAGE is compressed, the map describes the decompressed image. It is then read once from
+    start to end, so less of it may be known to be free.
 
     \b
     Examples:
@@ -85,7 +85,7 @@ def create(session: Session, image: ImageLocation, *, out: Path | None, overwrit
 
 
 class _DiffersError(ImageError):
-    """The image is not what its block map says; a problem for each range."""
+    """The image differs from its block map."""
 
     def __init__(self, image: ImageLocation, bmap: Path, differing: Sequence[Extent]) -> None:
         super().__init__(f"{image}: differs from its block map {bmap}", code="bmap-differs")
@@ -93,7 +93,7 @@ class _DiffersError(ImageError):
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """One for each range of the image, in order."""
+        """A problem for each range that differs, in order."""
         return tuple(
             Problem(
                 self.code, f"{self}: bytes {extent.start} to {extent.end} have another checksum"
@@ -116,10 +116,10 @@ class _DiffersError(ImageError):
 def check(session: Session, image: ImageLocation, *, bmap_path: Path | None) -> Answer:
     """Compare IMAGE with its block map, of version 1.2 to 2.0.
 
-    The checksum of the map itself, the size of IMAGE and all ranges with a checksum are
-    compared; what the map does not list is not. The exit status is 0 where all match and 3 where
-    something does not; each range that differs is named, from its first byte to the one
-    after its last. A map that leaves out what filesystems of IMAGE use is warned of.
+    The checksum of the map itself, the size of IMAGE and all ranges with a checksum are compared.
+    Blocks that the map does not list are not compared. The exit status is 0 if everything matches
+    and 3 otherwise; each range that differs is shown from its first byte to one past its last.
+    A warning is given if the map leaves out blocks that filesystems of IMAGE use.
 
     \b
     Examples:

@@ -78,9 +78,9 @@ BOOT_PATH = BootPath()
 def boot() -> None:
     """Look at and change the boot partition of an image.
 
-    A PATH is a place in the boot partition, with or without a slash in front. Where patterns are
-    taken, * and ? match within a name, ** any number of directories, in any case; put them in
-    quotes. IMAGE may also be a block device, such as a flashed card. An edit is made wholly or not
+    A PATH is a path in the boot partition, with or without a leading slash. In a pattern * and ?
+    match within a name and ** matches any number of directories, in upper or lower case; quote
+    it. IMAGE may also be a block device, such as a flashed card. An edit is made completely or not
     at all, even if the power fails.
 
     \b
@@ -103,7 +103,7 @@ def list_files(
 ) -> Answer:
     """List the files at PATH in the boot partition of IMAGE.
 
-    PATH may be a pattern, in quotes; then what matches is listed, and not what directories hold.
+    PATH may be a quoted pattern; then the matches are listed, without the content of directories.
 
     \b
     Examples:
@@ -134,7 +134,7 @@ def list_files(
 def cat(session: Session, image: ImageLocation, path: str) -> Answer:
     """Print the file at PATH in the boot partition of IMAGE, byte for byte.
 
-    PATH may be a pattern, in quotes; then all files that match are printed, by name.
+    PATH may be a quoted pattern; then all files that match are printed, sorted by name.
 
     \b
     Examples:
@@ -170,8 +170,8 @@ def take(
 ) -> Answer:
     """Copy the file or directory at PATH in the boot partition of IMAGE to OUT.
 
-    OUT is the new name, or a directory to put it in; without it, the current one. A directory is
-    copied with all it holds. PATH may be a pattern, in quotes.
+    OUT is the new name or an existing directory; the default is the current directory. A directory
+    is copied with all its content. PATH may be a quoted pattern.
 
     \b
     Examples:
@@ -229,7 +229,7 @@ def _long_lines(entries: Sequence[FatEntry], names: Sequence[str]) -> list[str]:
 
 
 def _as_text(content: bytes) -> tuple[str, str]:
-    """How ``content`` is told in JSON, and so told."""
+    """The encoding of ``content`` in JSON, and its text in that encoding."""
     try:
         return "utf-8", content.decode()
     except UnicodeDecodeError:
@@ -246,9 +246,9 @@ def _as_text(content: bytes) -> tuple[str, str]:
 def put(session: Session, image: ImageLocation, sources: tuple[str, ...]) -> Answer:
     """Copy the files and directories SRC into the boot partition of IMAGE.
 
-    With one SRC alone it goes to the root directory. Else the last word is DEST: a directory to
-    put them in, or for one SRC its new path. SRC may be - for standard input. Directories are
-    copied with all they hold, and files that exist are replaced.
+    A single SRC without DEST goes to the root directory. DEST is a directory or, for one SRC, its
+    new path. SRC may be - for standard input. Directories are copied with all their content, and
+    existing files are replaced.
 
     \b
     Examples:
@@ -272,7 +272,7 @@ def remove(
 ) -> Answer:
     """Remove the files at PATH from the boot partition of IMAGE.
 
-    PATH may be a pattern, in quotes.
+    PATH may be a quoted pattern.
 
     \b
     Examples:
@@ -292,8 +292,8 @@ def remove(
 def move(session: Session, image: ImageLocation, sources: tuple[str, ...], target: str) -> Answer:
     """Move or rename files and directories in the boot partition of IMAGE.
 
-    DEST is a directory to move them into or, for one SRC, its new path. A file that has that path
-    is replaced, a directory only if it is empty. SRC may be a pattern, in quotes.
+    DEST is a directory to move them into or, for one SRC, its new path. An existing file is
+    replaced, an existing directory only if it is empty. SRC may be a quoted pattern.
 
     \b
     Examples:
@@ -341,12 +341,12 @@ def use_internal(
     target: str | None,
     keep_old: bool,
 ) -> Answer:
-    """Let IMAGE start from internal storage, with its own settings for that.
+    """Make IMAGE boot from internal storage, with its settings for that.
 
-    It is what a balenaOS flasher does as it installs: /grub.cfg_internal is copied to
-    /EFI/BOOT/grub.cfg, and to /grub/grub.cfg if there is one; on a BeagleBone it is
-    /uEnv.txt_internal to /uEnv.txt. A signature beside the settings goes with them. In the boot
-    partition of a flasher itself this is refused, for the flasher would not start any more.
+    This is what a balenaOS flasher does when it installs: it copies /grub.cfg_internal to
+    /EFI/BOOT/grub.cfg, and to /grub/grub.cfg if that exists; on a BeagleBone it copies
+    /uEnv.txt_internal to /uEnv.txt. A signature beside the settings is copied too. It is refused
+    in the boot partition of a flasher, which could not start any more.
 
     \b
     Examples:
@@ -358,7 +358,6 @@ def use_internal(
 
 
 def _copy_edit(sources: Sequence[str], target: str) -> Edit:
-
     with words_of_command_line():
         volume_path(target)
     if "-" not in sources:
@@ -390,10 +389,10 @@ def apply(session: Session, image: ImageLocation, *, files: str, deploy_dir: Pat
     """Put the files of LIST from the directory DIR into the boot partition of IMAGE.
 
     LIST is the value of the Yocto variable BALENA_BOOT_PARTITION_FILES: SOURCE:DESTINATION
-    entries separated by white space. DESTINATION is absolute; left out, it is /SOURCE; ending
-    in a slash, it is a directory. Of a SOURCE that is a directory the files directly in it are
-    copied. SOURCE.sig, where there is one, goes beside the file it signs. Lines of LIST that
-    begin with # are comments.
+    entries separated by white space. DESTINATION is absolute; the default is /SOURCE; with a
+    trailing slash it is a directory. If SOURCE is a directory, the files directly in it are
+    copied. SOURCE.sig, if it exists, is copied beside the file it signs. Lines of LIST that begin
+    with # are comments.
 
     \b
     Examples:
@@ -406,7 +405,6 @@ def apply(session: Session, image: ImageLocation, *, files: str, deploy_dir: Pat
 
 
 def _entries(files: str) -> tuple[FileListEntry, ...]:
-
     if files == "-":
         return parse(read_given_text("-"))
     if ":" in files and not os.path.exists(files):  # noqa: PTH110 - a list may be longer than a path
@@ -423,7 +421,7 @@ def _entries(files: str) -> tuple[FileListEntry, ...]:
 def splash(session: Session, image: ImageLocation, logo: str) -> Answer:
     """Show the PNG image LOGO while boards start from IMAGE; - is standard input.
 
-    It goes to /splash/balena-logo.png, or to /splash/resin-logo.png in older images. A board
+    It is copied to /splash/balena-logo.png, or to /splash/resin-logo.png in older images. A board
     scales it to its screen, on a white background.
 
     \b
@@ -435,7 +433,7 @@ def splash(session: Session, image: ImageLocation, logo: str) -> Answer:
 
 
 class DamagedError(ImageError):
-    """The boot partition is damaged; every fault at once. Nothing was written."""
+    """The boot partition is damaged. Nothing was written."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__("; ".join(problem.message for problem in problems))
@@ -443,7 +441,7 @@ class DamagedError(ImageError):
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """Every fault, the gravest first."""
+        """Every fault, the most serious first."""
         return self._problems
 
 
@@ -456,10 +454,10 @@ class DamagedError(ImageError):
 def check(session: Session, image: ImageLocation, *, repair: bool) -> Answer:
     """Check the filesystem of the boot partition of IMAGE.
 
-    Exit status 3 means that something is wrong. What a power cut, a card pulled too early or
-    `balena os configure` leave behind can be repaired without a loss: every file keeps its
-    content. A repair is also part of every edit. What cannot be repaired, such as two files that
-    share a cluster, is only reported.
+    The exit status is 3 if there is a fault. Faults left by a power cut, by a card pulled too early
+    or by `balena os configure` can be repaired without loss: every file keeps its content. Every
+    edit makes such a repair too. Faults that cannot be repaired, such as two files that share a
+    cluster, are only reported.
 
     \b
     Examples:
@@ -501,7 +499,7 @@ def check(session: Session, image: ImageLocation, *, repair: bool) -> Answer:
 
 
 def _problems(image: ImageLocation, number: int, faults: Sequence[Fault]) -> list[Problem]:
-    """Those that forbid an edit; the last one says what to do."""
+    """The faults that prevent an edit; the last one has the hint."""
     found = [fault for fault in faults if fault.gravity is not Gravity.HARMLESS]
     if any(fault.gravity is Gravity.UNSOUND for fault in found):
         hint = "It cannot be repaired without a loss. Take a fresh image."
@@ -518,7 +516,6 @@ def _problems(image: ImageLocation, number: int, faults: Sequence[Fault]) -> lis
 
 
 def _repair(session: Session, image: ImageLocation) -> Answer:
-
     answer = answer_edits(session, image, [RepairVolume()])
     repairs = answer.result["repairs"]
     lines = answer.lines if repairs else [f"{image}: nothing to repair"]

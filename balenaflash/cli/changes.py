@@ -57,7 +57,7 @@ def _confirmed_card(
     session: Session, node: Path, edits: Sequence[Edit]
 ) -> Callable[..., EditReport]:
     """A function that edits the card at ``node``, which the user has confirmed."""
-    # What opens disks is loaded for cards only.
+    # The code that opens disks is loaded for cards only.
     from balenaflash.cli.asking import describe_content, describe_disk, indented
     from balenaflash.commands.cards import edit_card, find_card
     from balenaflash.targets.safety import Permissions
@@ -93,7 +93,7 @@ def _result(image: ImageLocation, report: EditReport) -> dict[str, object]:
 
 
 def change_result(change: FileChange) -> dict[str, object]:
-    """What scripts get of one change."""
+    """One change, for scripts."""
     result: dict[str, object] = {
         "path": change.path,
         "action": change.kind.value,
@@ -116,14 +116,14 @@ def _lines(image: ImageLocation, report: EditReport) -> list[str]:
 
 
 def repairs_result(repairs: Sequence[Fault]) -> list[dict[str, str]]:
-    """What scripts get of what was repaired before the first change."""
+    """The repairs that were made before the first change, for scripts."""
     return [
         {"code": fault.code, "fault": fault.message, "repair": fault.repair} for fault in repairs
     ]
 
 
 def repair_lines(repairs: Sequence[Fault], *, dry_run: bool = False) -> list[str]:
-    """What people get of it: one line, or none."""
+    """The repairs, for people: one line, or none."""
     if not repairs:
         return []
     done = "would be repaired" if dry_run else "repaired"
@@ -131,7 +131,7 @@ def repair_lines(repairs: Sequence[Fault], *, dry_run: bool = False) -> list[str
 
 
 def change_line(change: FileChange) -> str:
-    """What people get of it."""
+    """One change, for people."""
     slash = "/" if change.is_directory else ""
     place = f"{change.path}{slash}"
     if change.origin is not None:
@@ -144,7 +144,7 @@ def answer_copy(
     session: Session, image: ImageLocation, edits: Sequence[Edit], output: Path
 ) -> Answer:
     """Write ``image``, with ``edits`` made in it, to the new file ``output``, and read it back."""
-    # What writes and reads back is loaded by this option only.
+    # The code that writes and reads back is loaded for this option only.
     from balenaflash.commands.wanted import ImageRequest
     from balenaflash.commands.write import WriteRequest, is_device, prepare_write
 
@@ -180,15 +180,15 @@ def answer_copy(
 
 
 def require_file(image: ImageLocation) -> Path:
-    """``image`` as the file that an edit changes.
+    """The path of ``image``, which is to be edited in place.
 
     Raises:
-        EditError: it comes from elsewhere.
+        EditError: it is an address or standard input.
     """
     if isinstance(image, Path):
         return image
     raise EditError(
-        f"{image}: is not a file, and only a file or a card is edited in place",
+        f"{image}: is not a file; only files and cards are edited in place",
         code="image-not-a-file",
         hint="Write the edited image to a file: the same command with --output OUT.img",
     )

@@ -41,12 +41,12 @@ from balenaflash.source.location import ImageLocation
 
 @click.group(cls=Group)
 def config() -> None:
-    """Look at and change config.json in the boot partition of an image.
+    """Show and change config.json in the boot partition of an image.
 
-    A KEY is a path such as developmentMode or os.sshKeys; a name with a dot in it goes into
-    brackets and quotes, as in 'deviceApiKeys["api.balena-cloud.com"]'. Every key that balenaOS
-    is known to read is checked; others are kept, with a warning. Order, layout and everything
-    that is not changed stay as they are.
+    A KEY is a path such as developmentMode or os.sshKeys. A name with a dot in it is written in
+    brackets and quotes, as in 'deviceApiKeys["api.balena-cloud.com"]'. Keys that balenaOS is known
+    to read are checked; other keys are accepted with a warning. Order, layout and all other values
+    stay as they are.
 
     \b
     Examples:
@@ -67,7 +67,7 @@ _show_secrets_option = click.option(
 @member_option
 @with_session
 def show(session: Session, image: ImageLocation, *, show_secrets: bool) -> Answer:
-    """Print config.json with its secrets masked.
+    """Print config.json, secrets masked.
 
     \b
     Examples:
@@ -90,7 +90,7 @@ def show(session: Session, image: ImageLocation, *, show_secrets: bool) -> Answe
 def get(session: Session, image: ImageLocation, key: str, *, show_secrets: bool) -> Answer:
     """Print the value of KEY: a string as it is, anything else as JSON.
 
-    A KEY that is or holds a secret needs --show-secrets.
+    A KEY that is or contains a secret needs --show-secrets.
 
     \b
     Examples:
@@ -104,7 +104,7 @@ def get(session: Session, image: ImageLocation, key: str, *, show_secrets: bool)
         warnings = boot.warnings
     if not show_secrets and is_secret(path, value):
         raise ConfigError(
-            f"{format_key(path)} is, or holds, a secret",
+            f"{format_key(path)} is, or contains, a secret",
             code="config-secret",
             hint="Show it with --show-secrets.",
         )
@@ -118,9 +118,9 @@ def get(session: Session, image: ImageLocation, key: str, *, show_secrets: bool)
 @member_option
 @with_session
 def check(session: Session, image: ImageLocation) -> Answer:
-    """Check config.json: JSON, types and values, device type, whether the keys fit together.
+    """Check config.json: JSON, types and values, device type, and keys that belong together.
 
-    The exit status is 3 where balenaOS could not work with it. What is merely odd is a warning.
+    The exit status is 3 if balenaOS could not work with it. Anything else unusual is a warning.
 
     \b
     Examples:
@@ -161,10 +161,10 @@ def _finding_result(finding: Finding) -> dict[str, object]:
 def set_keys(session: Session, image: ImageLocation, assignments: tuple[str, ...]) -> Answer:
     """Set keys of config.json, all of them or none.
 
-    VALUE is text, or JSON where KEY takes something else than a string or is not known; @FILE
-    is the content of a file, and - that of standard input; in quotes, as '"-"', it is always a
-    string. KEY+=VALUE adds an item to an array. Secrets are taken from a file or standard input
-    only, for a command line is seen by every user of the machine.
+    VALUE is text, or JSON if KEY does not take a string or is not known. @FILE reads the value from
+    a file, - from standard input; in quotes, as '"-"', it is always a string. KEY+=VALUE adds an
+    item to an array. Secrets are read from a file or standard input only, because a command line
+    is visible to every user of the machine.
 
     \b
     Examples:
@@ -185,7 +185,7 @@ def set_keys(session: Session, image: ImageLocation, assignments: tuple[str, ...
 @edit_options
 @with_session
 def unset(session: Session, image: ImageLocation, keys: tuple[str, ...]) -> Answer:
-    """Remove keys from config.json, with all they hold.
+    """Remove keys from config.json, with everything in them.
 
     \b
     Examples:
@@ -203,10 +203,10 @@ def unset(session: Session, image: ImageLocation, keys: tuple[str, ...]) -> Answ
 @edit_options
 @with_session
 def merge(session: Session, image: ImageLocation, file: str) -> Answer:
-    """Take over every key of FILE, such as `balena config generate` makes; - is standard input.
+    """Merge the keys of FILE, made for example by `balena config generate`; - is standard input.
 
-    A key at the top is replaced as a whole, as balena's own tools do, so that an os in FILE
-    leaves nothing of the one before; what is lost so is a warning. Other keys stay.
+    A top-level key is replaced as a whole, as balena's own tools do: an os in FILE replaces all of
+    the previous one. Values that are lost this way are a warning. Other keys stay.
 
     \b
     Examples:
@@ -218,7 +218,6 @@ def merge(session: Session, image: ImageLocation, file: str) -> Answer:
 
 
 def _step(assignment: Assignment) -> ConfigChange:
-
     if assignment.source is not None:
         text = read_given_text(assignment.source)
         return assignment.change(assignment.value_in(text, assignment.source))
@@ -229,5 +228,4 @@ def _step(assignment: Assignment) -> ConfigChange:
 
 
 def _edit_config(session: Session, image: ImageLocation, steps: Sequence[ConfigChange]) -> Answer:
-
     return answer_edits(session, image, [EditConfig(tuple(steps))])

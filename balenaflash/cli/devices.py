@@ -47,23 +47,25 @@ from balenaflash.units import format_size
     invoke_without_command=True,
     subcommand_metavar="[COMMAND [ARGS]...]",
 )
-@click.option("-a", "--all", "everything", is_flag=True, help="List refused disks too, with why.")
+@click.option(
+    "-a", "--all", "everything", is_flag=True, help="Also list refused disks, with the reasons."
+)
 @click.option("-b", "--bytes", "exact", is_flag=True, help="Print sizes in bytes.")
 @click.option(
     "-w",
     "--watch",
     "watches",
     is_flag=True,
-    help="Go on, and tell of each disk that comes, changes and goes, until interrupted.",
+    help="Keep running, and report each disk that is added, changed or removed.",
 )
 @with_session
 def devices(session: Session, *, everything: bool, exact: bool, watches: bool) -> Answer:
-    """List the disks that `write` accepts, and with --all those it refuses, and why.
+    """List the disks that `write` accepts; with --all also those it refuses, with the reasons.
 
-    A built-in disk is refused until `write --allow-internal` names it, and a virtual device (loop,
-    LVM, md, ZFS volume, nbd) until `write` names its node: it may be a virtual machine's. With
-    --json all disks are listed; with --watch too, each on a line of its own as it is now, and each
-    event after it.
+    A built-in disk is refused unless `write --allow-internal` is given. A virtual device (loop,
+    LVM, md, ZFS volume, nbd) is refused unless `write` names its node: it may belong to a virtual
+    machine. --json lists all disks. With --watch each disk, and then each event, is one line of
+    JSON.
 
     \b
     Examples:
@@ -99,13 +101,15 @@ def devices(session: Session, *, everything: bool, exact: bool, watches: bool) -
 @devices.command("name")
 @click.argument("port")
 @click.argument("name", required=False)
-@click.option("--remove", "removes", is_flag=True, help="Forget the name PORT.")
+@click.option(
+    "--remove", "removes", is_flag=True, help="Remove the slot whose name is given as PORT."
+)
 @with_session
 def name_port(_session: Session, *, port: str, name: str | None, removes: bool) -> Answer:
-    """Call the USB port PORT the slot NAME, for `write IMAGE slot:NAME`.
+    """Give the USB port PORT the name of a slot, for `write IMAGE slot:NAME`.
 
     PORT is a port as `devices` shows it, such as 1-2.3, or the node of a disk that is plugged into
-    it. Names are kept in ~/.config/balenaflash/slots.toml or, by root, for all users in
+    it. Names are stored in ~/.config/balenaflash/slots.toml or, by root, for all users in
     /etc/balenaflash/slots.toml.
 
     \b
@@ -120,7 +124,7 @@ def name_port(_session: Session, *, port: str, name: str | None, removes: bool) 
             raise click.UsageError("With --remove there is one argument: the name.")
         names.name_port(path, port, None)
         return Answer(
-            {"slot": port, "port": None, "file": str(path)}, [f"{path}: {port} is forgotten."]
+            {"slot": port, "port": None, "file": str(path)}, [f"{path}: removed slot {port}."]
         )
     if name is None:
         raise click.UsageError("Missing argument 'NAME'.")
@@ -129,15 +133,15 @@ def name_port(_session: Session, *, port: str, name: str | None, removes: bool) 
         names.check_name(name)
         names.check_port(found)
     names.name_port(path, name, found)
-    line = f"{path}: port {found} is slot:{name} now."
+    line = f"{path}: port {found} is now slot:{name}."
     return Answer({"slot": name, "port": found, "file": str(path)}, [line])
 
 
 def _port_of(text: str) -> str:
-    """The port that ``text`` is, or that the disk of that node is in.
+    """The port in ``text``, or the port of the disk whose node it is.
 
     Raises:
-        TargetRefusedError: no such disk is there, or it is not on USB.
+        TargetRefusedError: the disk is missing, or not on USB.
     """
     if not text.startswith("/"):
         return text
@@ -146,7 +150,7 @@ def _port_of(text: str) -> str:
     if disk.usb_port is None:
         raise refusal(
             "target-without-port",
-            f"{disk.node}: is in no USB port ({disk.bus})",
+            f"{disk.node}: is not in a USB port ({disk.bus})",
             "Only USB ports have names.",
         )
     return disk.usb_port
@@ -154,7 +158,7 @@ def _port_of(text: str) -> str:
 
 @devices.command("probe")
 @click.argument("target", type=TARGET)
-@click.option("--destructive", is_flag=True, help="Agree that what is on TARGET is lost.")
+@click.option("--destructive", is_flag=True, help="Agree to lose everything on TARGET.")
 @click.option("-y", "--yes", is_flag=True, help=YES_HELP)
 @click.option("--allow-internal", is_flag=True, help=ALLOW_INTERNAL_HELP)
 @click.option("--max-size", type=SizeType(), metavar="SIZE", help="Allow a disk of up to SIZE.")
@@ -169,11 +173,11 @@ def probe(
     allow_internal: bool,
     max_size: int | None,
 ) -> Answer:
-    """Find out whether TARGET holds as much as it says: counterfeit cards do not.
+    """Check that TARGET has the capacity that it claims; counterfeit cards do not.
 
-    Marks are written all over TARGET and read back, which takes seconds, and less than writing all
-    of it. What was on it is lost. The exit status is 0 where it holds what it says, and 6 where it
-    does not. TARGET is named as for `write`.
+    Marks are written across TARGET and read back, which takes seconds. Everything on it is lost.
+    The exit status is 0 if the capacity is real, and 6 if it is not. TARGET is named as for
+    `write`.
 
     \b
     Examples:
@@ -188,7 +192,7 @@ def probe(
     seconds = time.monotonic() - started
     sentence = f"{assessment.disk.node}: {_describe(report)}"
     failures = [] if report.is_genuine else [_failure(report, sentence)]
-    lines = [f"{sentence} (found out in {seconds:.1f} s)"] if report.is_genuine else []
+    lines = [f"{sentence} (checked in {seconds:.1f} s)"] if report.is_genuine else []
     return Answer(
         {
             "target": str(assessment.disk.node),
@@ -203,10 +207,10 @@ def probe(
 
 
 def _find(target: TargetName, *, allow_internal: bool, max_size: int | None) -> Assessment:
-    """The disk, which may be written.
+    """Find the disk that ``target`` names.
 
     Raises:
-        TargetRefusedError: it may not; with every reason.
+        TargetRefusedError: it may not be written; with every reason.
     """
     disk = find_named(target)
     limit = NO_PERMISSIONS.max_size if max_size is None else max_size
@@ -218,12 +222,11 @@ def _find(target: TargetName, *, allow_internal: bool, max_size: int | None) -> 
 
 
 def _confirm(session: Session, assessment: Assessment, *, destructive: bool, yes: bool) -> None:
-
     node = assessment.disk.node
     if not destructive:
         raise refusal(
             "not-destructive",
-            f"{node}: what is on it would be lost",
+            f"{node}: everything on it would be lost",
             "Add --destructive to agree to that.",
             lifted_by="--destructive",
         )
@@ -239,7 +242,7 @@ def _failure(report: ProbeReport, sentence: str) -> VerificationError:
     return VerificationError(
         sentence,
         code="target-fake" if is_fake else "target-failing",
-        hint="Give it back; a board that runs from it loses what it stores."
+        hint="Return it to the seller; a board that runs from it loses data."
         if is_fake
         else "Try another port or reader, then another card.",
     )
@@ -248,31 +251,33 @@ def _failure(report: ProbeReport, sentence: str) -> VerificationError:
 def _describe(report: ProbeReport) -> str:
     claimed = f"{report.claimed} bytes ({format_size(report.claimed)})"
     if report.is_genuine:
-        return f"holds what it says, {claimed}"
+        return f"has the capacity it claims, {claimed}"
     if report.real is None:
-        return f"is failing: {report.failing} places do not hold what is written there"
+        return f"is failing: {report.failing} places do not read back as written"
     real = f"{report.real} bytes ({format_size(report.real)})"
-    return f"is a fake: it holds {real} and says {claimed}; {_MEANING[report.pattern or 'other']}"
+    return (
+        f"is counterfeit: it has {real} and claims {claimed}; {_MEANING[report.pattern or 'other']}"
+    )
 
 
 _MEANING = {
-    "wraps": "what is written beyond overwrites what lies at its start",
-    "zeros": "what is written beyond is lost, and reads as zeros",
-    "fails": "beyond it fails",
-    "other": "what is written beyond is lost",
+    "wraps": "data written past that overwrites its start",
+    "zeros": "data written past that is lost and reads as zeros",
+    "fails": "writing past that fails",
+    "other": "data written past that is lost",
 }
 
 
-_NO_UDEVD = "udevd does not run: labels and filesystems of disks are not known, nor are by-* links."
+_NO_UDEVD = "udevd is not running: labels, filesystems and by-* links of disks are unknown."
 
 
 def verdict(assessment: Assessment) -> str:
-    """Whether it may be written, in a few words."""
+    """Reasons against writing a disk, as codes, or "may be written"."""
     return "; ".join(problem.code for problem in assessment.problems) or "may be written"
 
 
 def place_of(disk: Disk, slots: Mapping[str, str]) -> str:
-    """The slot that it is in, or else the USB port; ``slots`` has names by port."""
+    """The slot of a disk, otherwise its USB port; ``slots`` has names by port."""
     port = disk.usb_port or ""
     return f"slot:{slots[port]}" if port in slots else f"port:{port}" if port else ""
 
@@ -300,7 +305,7 @@ def _lines(assessments: list[Assessment], slots: Mapping[str, str], *, exact: bo
 
 
 def device_result(assessment: Assessment, slots: Mapping[str, str]) -> dict[str, object]:
-    """What scripts get of a disk; ``slots`` has names by port."""
+    """A disk, for scripts; ``slots`` has names by port."""
     disk = assessment.disk
     return {
         "node": str(disk.node),
@@ -344,10 +349,9 @@ _SIGNS = {"present": " ", "added": "+", "changed": "*", "removed": "-"}
 
 
 def tell_events(session: Session, *, everything: bool) -> Answer:
-    """Tell of the disks, and of what becomes of them, until a signal ends it.
+    """Report the disks and each event until a signal ends it.
 
-    Of those that are there at the start and may not be written only with ``everything``, or to
-    scripts.
+    Disks that are present at the start and refused are reported only with ``everything`` or JSON.
     """
     slots = {port: name for name, port in read_slots().items()}
     events = watch(lambda: assess_all(list_disks()), PyudevMonitor())

@@ -1,4 +1,4 @@
-"""The map of a disk, drawn in a terminal: a row for each partition, its bar where it lies."""
+"""The map of a disk, drawn in a terminal: a row with a bar for each partition."""
 
 import functools
 import unicodedata
@@ -13,19 +13,19 @@ from balenaflash.formats.partitions.model import Partition, PartitionKind
 from balenaflash.units import MIB, Extent, format_size
 
 MIN_WIDTH = 40
-"""Columns; in a narrower terminal the lines are that long all the same."""
+"""Minimum columns of a line, also in a narrower terminal."""
 
 _MIN_GAP = MIB
-"""Bytes without a partition that are worth a row: less is left by alignment and tables."""
+"""Minimum unused bytes that get a row; alignment and tables leave smaller gaps."""
 
-_SIZES_FROM = 60  # columns of a terminal from which there is room for the sizes
+_SIZES_FROM = 60  # minimum columns of a terminal for showing sizes
 _SIZE_COLUMNS = 10  # "1023.9 MiB"
 _FILL_COLUMNS = 4  # "100%"
 _MIN_NAME_COLUMNS = 8
 
 
 class Cell(Enum):
-    """What one column of a bar stands for: in words, in Unicode, in ASCII, in colour."""
+    """The meaning of one column of a bar: word, Unicode symbol, ASCII symbol, colour."""
 
     USED = ("used", "█", "#", "cyan")
     FREE = ("free", "░", "-", "cyan")
@@ -42,19 +42,19 @@ class Cell(Enum):
 
 @dataclass(frozen=True, slots=True)
 class MapRow:
-    """A partition, or space without one."""
+    """A partition, or unpartitioned space."""
 
     extent: Extent
     number: int | None = None
-    """``None`` of space without a partition."""
+    """``None`` for unpartitioned space."""
 
     name: str = ""
     kind: PartitionKind = PartitionKind.PRIMARY
     fill: float | None = None
-    """Which part of it is in use, 0 to 1; ``None`` is unknown."""
+    """Used fraction, 0 to 1; ``None`` if unknown."""
 
     is_complete: bool = True
-    """False of an extended partition whose logical partitions were not read."""
+    """False for an extended partition whose logical partitions were not read."""
 
     @classmethod
     def of_partition(cls, partition: Partition, name: str, fill: float | None) -> "MapRow":
@@ -69,23 +69,23 @@ class MapRow:
 
 @dataclass(frozen=True, slots=True)
 class Canvas:
-    """What the map is drawn on."""
+    """The terminal that the map is drawn on."""
 
     width: int
     """Columns of the terminal."""
 
     encoding: str
-    """Of stdout; where it has no block characters, the map is drawn in ASCII."""
+    """Encoding of stdout; without block characters the map is drawn in ASCII."""
 
     color: bool = False
 
 
 def draw_map(partitions: Sequence[MapRow], size: int | None, canvas: Canvas) -> list[str]:
-    """A scale, a row for each of ``partitions`` and each space without one, and a legend.
+    """A scale, a row for each partition and each unpartitioned space, and a legend.
 
-    Rows are in the order of the disk, logical partitions behind the extended one around them.
-    However small, a partition has one column. ``size`` of the image is in bytes; where it is
-    unknown, the last partition ends the map. No line is wider than the canvas.
+    Rows are in the order of the disk, logical partitions after their extended one. Even the
+    smallest partition gets one column. ``size`` of the image is in bytes; if it is unknown, the
+    map ends with the last partition. No line is wider than the canvas.
     """
     rows = _with_gaps(partitions, size)
     if not rows:

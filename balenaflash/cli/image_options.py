@@ -44,7 +44,7 @@ sha256_option = click.option(
     "--sha256",
     metavar="HEX",
     callback=_lower_case_sum,
-    help="Refuse IMAGE unless this is its SHA-256, or that of the file as it was downloaded.",
+    help="Refuse IMAGE unless its SHA-256, or that of the downloaded file, is HEX.",
 )
 
 
@@ -52,12 +52,12 @@ certificate_option = click.option(
     "--certificate",
     type=click.Path(dir_okay=False, readable=False),
     metavar="FILE",
-    help="Refuse IMAGE unless the signature beside it verifies against this one, in PEM or DER.",
+    help="Refuse IMAGE unless its signature verifies against this certificate, in PEM or DER.",
 )
 
 
 def read_certificate(name: str) -> CertificateFile:
-    """The certificate that the user named.
+    """Read the certificate in the file ``name``.
 
     Raises:
         EditError: it cannot be read.
@@ -67,7 +67,7 @@ def read_certificate(name: str) -> CertificateFile:
 
 
 def signature_checks(image: ImageLocation, certificate: str | None) -> tuple[SignatureCheck, ...]:
-    """What ``--certificate`` asks to be checked of ``image``; nothing without it.
+    """The check of ``image`` that ``--certificate`` asks for; none without the option.
 
     Raises:
         ImageError, EditError, ToolMissingError: it cannot be checked.
@@ -82,18 +82,18 @@ F = TypeVar("F", bound=Callable[..., object])
 
 
 _OF_WORDS = ("recipe-", "config-assignment", "config-key-invalid", "config-secret", "path-invalid")
-"""How the codes begin of what is wrong with a step itself, whatever the files that it names."""
+"""Prefixes of codes of errors in a step itself, not in the files that it names."""
 
 
 def _split_variables(
     _context: click.Context, _parameter: click.Parameter, given: tuple[str, ...]
 ) -> dict[str, str]:
-    """Each ``NAME=VALUE``, taken apart at its first equals sign; of the same name the last."""
+    """Split each ``NAME=VALUE`` at its first equals sign; the last one of a name wins."""
     variables = {}
     for text in given:
         name, equals, value = text.partition("=")
         if not equals or not NAME.fullmatch(name):
-            # Not the whole: what follows may not be for showing.
+            # Only the name: the value may be a secret.
             raise click.BadParameter(f"{name!r} does not begin with NAME=.")
         variables[name] = value
     return variables
@@ -104,7 +104,7 @@ _OPTIONS = (
         "--recipe",
         metavar="FILE",
         type=click.Path(readable=False, path_type=Path),
-        help="The edits to make; balenaflash edit --help tells what it may hold.",
+        help="The edits to make; see balenaflash edit --help for the format.",
     ),
     click.option(
         "--step",
@@ -119,7 +119,7 @@ _OPTIONS = (
         metavar="NAME=VALUE",
         callback=_split_variables,
         multiple=True,
-        help="What ${NAME} stands for in the recipe.",
+        help="The value of ${NAME} in the recipe.",
     ),
 )
 
@@ -134,10 +134,10 @@ def recipe_options(command: F) -> F:
 def chosen_recipe(
     path: Path | None, steps: Sequence[str], variables: Mapping[str, str]
 ) -> Recipe | None:
-    """The edits that the command line asks for, those of its recipe first; ``None`` for none."""
+    """The edits of the recipe, then those of ``--step``; ``None`` without either."""
     if path is None and not steps:
         if variables:
-            raise click.UsageError("--var is for a recipe, and there is no --recipe.")
+            raise click.UsageError("--var needs --recipe or --step.")
         return None
 
     given = Variables(variables)
@@ -149,11 +149,10 @@ def chosen_recipe(
 
 
 def _parse_words(steps: Sequence[str], variables: Variables) -> Recipe:
-
     try:
         return parse_steps(steps, variables)
     except ConfigError as error:
-        # Of the rest a file that a step names may be at fault.
+        # With other codes a file that a step names may be at fault.
         if any(problem.code.startswith(_OF_WORDS) for problem in error.problems):
             raise WrongUsageError(error) from error
         raise
@@ -162,7 +161,7 @@ def _parse_words(steps: Sequence[str], variables: Variables) -> Recipe:
 def recipe_result(
     recipe: Recipe | None, changes: tuple[FileChange, ...]
 ) -> dict[str, object] | None:
-    """What scripts get of the edits that ``recipe`` made in what was written or compared."""
+    """The edits that ``recipe`` made in what was written or compared, for scripts."""
     if recipe is None:
         return None
 
@@ -174,7 +173,7 @@ def recipe_result(
 
 
 def recipe_lines(recipe: Recipe | None, changes: tuple[FileChange, ...]) -> list[str]:
-    """What people get of them."""
+    """The edits of ``recipe``, for people."""
     if recipe is None:
         return []
 

@@ -19,7 +19,7 @@ from balenaflash.edits.network import Network
 
 
 def layout_lines(layout: DiskReport, canvas: Canvas, *, exact: bool) -> list[str]:
-    """The map of the disk, and two tables that say it exactly."""
+    """The map of the disk, and two tables with exact figures."""
     return [
         *draw_map([_map_row(layout, item) for item in layout.partitions], layout.size, canvas),
         "",
@@ -65,7 +65,9 @@ def _filesystem_lines(layout: DiskReport, *, exact: bool) -> list[str]:
     heads = ("No", "Filesystem", "Label", "UUID", "Used", "Free")
     lines = table_lines(heads, rows, right=frozenset({0, 4, 5}))
     if unread:
-        lines.append(f"Not looked for in partition {', '.join(unread)}: it lies too far behind.")
+        lines.append(
+            f"Partition {', '.join(unread)} was not examined: it is too far into the stream."
+        )
     return lines
 
 
@@ -85,11 +87,11 @@ def _filesystem_row(item: PartitionReport, *, exact: bool) -> list[str]:
     ]
 
 
-_NAMED = 5  # paths named in a line; the others are counted
+_NAMED = 5  # paths named in a line; others are counted
 
 
 def files_lines(files: FilesReport | None, *, exact: bool) -> list[str]:
-    """How many files there are, whether they are the image's own, and the networks."""
+    """Number of files, their comparison with the fingerprint, and the networks."""
     if files is None:
         return ["Files:      unknown"]
     largest = ""
@@ -107,18 +109,18 @@ def _fingerprint_lines(report: FingerprintReport | None) -> list[str]:
     if report is None:
         return ["no fingerprint"]
     if report.matches:
-        return ["as in the fingerprint"]
+        return ["all match the fingerprint"]
     lines = [
         f"{what}: {_named(paths)}"
         for what, paths in (
-            ("other than in the fingerprint", report.differing),
-            ("in the fingerprint, and missing", report.missing),
-            ("not in the fingerprint", report.new),
+            ("changed", report.differing),
+            ("missing", report.missing),
+            ("added", report.new),
         )
         if paths
     ]
     if report.differing is None:
-        lines.append("not compared with the fingerprint (--check-files does)")
+        lines.append("not compared with the fingerprint (use --check-files)")
     return lines
 
 
@@ -135,18 +137,18 @@ def _network_text(network: Network) -> str:
 
 
 def bmap_lines(report: BmapReport | None) -> list[str]:
-    """Whether the block map beside the image is true of it; none without one."""
+    """The block map beside the image and its comparison; empty without one."""
     if report is None:
         return []
     if report.fault is not None:
         return [f"Block map:  {report.fault}"]
     if report.differing is None:
-        fact = "not compared with the image (--check-bmap does)"
+        fact = "not compared with the image (use --check-bmap)"
     elif report.differing:
         start = report.differing[0].start
         fact = f"the image differs in {len(report.differing)} ranges, the first at byte {start}"
     else:
-        fact = "true of the image"
+        fact = "matches the image"
     return [f"Block map:  {report.path}: {fact}"]
 
 
@@ -162,31 +164,30 @@ _MARKS = {
     "needs-board": "needs the board",
     "not-needed": "not needed",
 }
-"""What becomes of a step, by the values of `balenaflash.commands.flasher_steps.StepState`."""
+"""Words for the states of a step, by the values of `StepState`."""
 
 
 def signature_lines(report: SignatureReport, title: str = "Signature:  ") -> list[str]:
-    """Whether there is one, and what is known of it."""
+    """The signature of an image, and its check."""
     if report.path is None:
         return [f"{title}none" if report.reason is None else f"{title}unknown: {report.reason}"]
     lines = [f"{title}{report.path}: {_signature_text(report)}"]
     if report.subject is not None:
         lines.append(f"{_INDENT}certificate: {report.subject}, SHA-256 {report.sha256}")
     if report.odd_time is not None:
-        lines.append(f"{_INDENT}the certificate is not valid now: {report.odd_time}")
+        lines.append(f"{_INDENT}the certificate is not valid today: {report.odd_time}")
     return lines
 
 
 def _signature_text(report: SignatureReport) -> str:
-
     reason = "" if report.reason is None else f": {report.reason}"
     match report.state:
         case SignatureState.NOT_CHECKED:
-            return "not checked (--check-signature does)"
+            return "not checked (use --check-signature)"
         case SignatureState.SELF_SIGNED:
             return (
                 f"self-signed, by {report.certificate.name if report.certificate else ''}, "
-                "which whoever changes the image can change too (--certificate takes yours)"
+                "which anyone who changes the image can replace (use --certificate with your own)"
             )
         case SignatureState.VERIFIED:
             return f"verifies against {report.certificate.name if report.certificate else ''}"
@@ -197,7 +198,7 @@ def _signature_text(report: SignatureReport) -> str:
 
 
 def carried_lines(carried: CarriedReport | None, *, exact: bool) -> list[str]:
-    """Which image a flasher carries, and where it would go."""
+    """The image that a flasher carries, and the disks it would be installed to."""
     if carried is None:
         return []
     flasher, layout = carried.flasher, carried.disk
@@ -211,9 +212,9 @@ def carried_lines(carried: CarriedReport | None, *, exact: bool) -> list[str]:
             f"{_INDENT}{known(facts.name)} ({known(facts.slug)}, {known(facts.arch)}), "
             f"OS version {known(facts.os_version)}"
         )
-    devices = " ".join(carried.devices) or "none is named"
+    devices = " ".join(carried.devices) or "not named"
     if len(carried.devices) > 1:
-        devices = f"the first that the board has of {devices}"
+        devices = f"the first present of {devices}"
     return [
         *lines,
         *signature_lines(carried.signature, f"{_INDENT}signature: "),
@@ -222,10 +223,10 @@ def carried_lines(carried: CarriedReport | None, *, exact: bool) -> list[str]:
 
 
 def step_lines(steps: Sequence[FlasherStep] | None, width: int) -> list[str]:
-    """What a flasher does on its board, each step with what becomes of it in an image."""
+    """The steps of a flasher on its board, each with its state in an unwrapped image."""
     if steps is None:
         return ["What it does on the board: unknown"]
-    lines = ["What it does on the board, and what becomes of that in an image (unwrap):"]
+    lines = ["What it does on the board, and how unwrap handles each step:"]
     columns = max(map(len, _MARKS.values())) + 4
     for step in steps:
         text = step.action if step.meaning is None else f"{step.action} {step.meaning}"
@@ -239,13 +240,13 @@ def step_lines(steps: Sequence[FlasherStep] | None, width: int) -> list[str]:
 
 
 def canvas_of_stdout(*, color: bool) -> Canvas:
-    """As wide as the terminal, or 80 columns; in the encoding that stdout has."""
+    """A canvas as wide as the terminal, or 80 columns, in the encoding of stdout."""
     width = shutil.get_terminal_size().columns
     return Canvas(width, sys.stdout.encoding or "ascii", color=color)
 
 
 def report_lines(report: ImageReport, canvas: Canvas, *, exact: bool) -> list[str]:
-    """All of ``report`` for people, in a width that suits the canvas where that is possible."""
+    """The report for people, in the width of the canvas where possible."""
     layout, carried = report.disk, report.carried
     lines = [
         *_head_lines(report, exact=exact),

@@ -94,7 +94,7 @@ def app(verbose: bool) -> None:  # noqa: FBT001 - click calls it so
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status; 128 + N when signal N interrupted it."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # Known before click has parsed anything, so that wrong usage too is told as JSON.
+    # Set before click parses anything, so that wrong usage is reported as JSON too.
     session = Session(json="--json" in arguments)
     listen_for_delays(partial(show_waiting, session))
     with interruptible(session):

@@ -44,10 +44,10 @@ from balenaflash.source.location import ImageLocation
 
 @click.group(cls=Group)
 def network() -> None:
-    """Look at and change the networks that boards join: /system-connections of an image.
+    """Show and change the networks that boards join: /system-connections of an image.
 
-    Each is a keyfile of NetworkManager. balenaOS's samples, which end in .ignore, are shown as
-    such and left alone.
+    Each network is a keyfile of NetworkManager. balenaOS's samples, which end in .ignore, are shown
+    as such and not changed.
 
     \b
     Examples:
@@ -60,7 +60,7 @@ F = TypeVar("F", bound=Callable[..., object])
 
 
 class CommonOptions(TypedDict):
-    """What click makes of `common_options`."""
+    """The values of `common_options`."""
 
     name: str | None
     keyfile: str | None
@@ -73,29 +73,31 @@ class CommonOptions(TypedDict):
 
 
 _OPTIONS = (
-    click.option("--name", metavar="NAME", help="Name of its file; else made from the network's."),
+    click.option(
+        "--name", metavar="NAME", help="Name of its file. [default: made from the network's name]"
+    ),
     click.option(
         "--keyfile",
         metavar="FILE",
         shell_complete=complete_file,
-        help="Put this keyfile of NetworkManager as it is, such as for WPA Enterprise.",
+        help="Copy this keyfile of NetworkManager as it is, for example for WPA Enterprise.",
     ),
-    click.option("--interface", metavar="IF", help="Use this interface only, such as wlan0."),
+    click.option("--interface", metavar="IF", help="Use only this interface, such as wlan0."),
     click.option(
         "--priority",
         type=click.IntRange(-999, 999),
         default=0,
-        help="Of several networks in reach, the one with the highest is joined.",
+        help="Of several networks in range, the one with the highest priority is joined.",
     ),
-    click.option("--no-autoconnect", is_flag=True, help="Join it only when told to."),
+    click.option("--no-autoconnect", is_flag=True, help="Do not join it automatically."),
     click.option(
         "--address",
         metavar="ADDRESS/PREFIX",
         multiple=True,
-        help="Static address, such as 192.168.1.111/24; else the network gives one.",
+        help="Static address, such as 192.168.1.111/24. [default: by DHCP]",
     ),
     click.option("--gateway", metavar="ADDRESS", multiple=True, help="Gateway, with --address."),
-    click.option("--dns", metavar="ADDRESS", multiple=True, help="Name server to ask."),
+    click.option("--dns", metavar="ADDRESS", multiple=True, help="Name server."),
 )
 
 
@@ -129,12 +131,12 @@ def common_settings(options: CommonOptions, default_name: str) -> Common:
 def network_from_keyfile(
     options: CommonOptions, file: str, kind: str, *, more_given: bool, overwrite: bool
 ) -> AddNetwork:
-    """The edit that puts the keyfile ``file``, a connection of ``kind``.
+    """The edit that adds the keyfile ``file``, a connection of type ``kind``.
 
-    ``more_given`` tells that there are options of that kind besides.
+    ``more_given`` is true if options that ``--keyfile`` excludes were given.
 
     Raises:
-        EditError: it cannot be read, or is no such connection.
+        EditError: it cannot be read, or is not such a connection.
     """
     settings = (options["interface"], options["priority"], options["no_autoconnect"])
     addresses = (options["address"], options["gateway"], options["dns"])
@@ -173,7 +175,7 @@ def add() -> None:
 @click.option("--wpa3", is_flag=True, help="Join with WPA3 (SAE) only, never with WPA2.")
 @click.option("--hidden", is_flag=True, help="The network does not announce its name.")
 @click.option(
-    "--country", metavar="CC", help="Whose radio rules hold, such as DE; goes into config.json."
+    "--country", metavar="CC", help="Country of the radio rules, such as DE; set in config.json."
 )
 @common_options
 @edit_options
@@ -192,9 +194,9 @@ def wifi(
 ) -> Answer:
     """Add a Wi-Fi network to IMAGE.
 
-    The passphrase comes from a file or standard input, for a command line is seen by every user
-    of the machine. What else NetworkManager can do is put in a keyfile, and that with --keyfile.
-    With --overwrite a network of the same name is replaced.
+    The passphrase is read from a file or standard input, because a command line is visible to every
+    user of the machine. For other settings of NetworkManager write a keyfile and add it with
+    --keyfile. With --overwrite a network of the same name is replaced.
 
     \b
     Examples:
@@ -221,7 +223,7 @@ def wifi(
 @edit_options
 @with_session
 def ethernet(session: Session, image: ImageLocation, **common: Unpack[CommonOptions]) -> Answer:
-    """Add a wired network to IMAGE. Without one, boards ask any wired network for an address.
+    """Add a wired network to IMAGE. Without one, boards use DHCP on any wired network.
 
     With --overwrite a network of the same name is replaced.
 
@@ -242,7 +244,6 @@ def ethernet(session: Session, image: ImageLocation, **common: Unpack[CommonOpti
 
 
 def _security(psk_file: str | None, *, unsecured: bool, wpa3: bool) -> Security:
-
     if unsecured:
         if psk_file or wpa3:
             raise click.UsageError("--open excludes --psk-file and --wpa3.")
@@ -261,7 +262,6 @@ def _wifi_network(
     hidden: bool,
     overwrite: bool,
 ) -> AddNetwork:
-
     if ssid is None:
         raise click.UsageError("One of --ssid and --keyfile is needed.")
     ssid = without_mark(ssid)
@@ -282,7 +282,6 @@ def _wifi_network(
 def _add(
     session: Session, image: ImageLocation, network: AddNetwork, country: str | None
 ) -> Answer:
-
     edits: list[AddNetwork | EditConfig] = [network]
     if country is not None:
         edits.append(EditConfig((SetKey(("country",), country.upper()),)))
@@ -324,7 +323,7 @@ def remove(session: Session, image: ImageLocation, names: tuple[str, ...]) -> An
 
 
 def network_result(network: Network) -> dict[str, object]:
-    """What scripts get of a network."""
+    """A network, for scripts."""
     return {
         "name": network.name,
         "state": network.state.value,
@@ -362,5 +361,5 @@ def _faults(networks: tuple[Network, ...]) -> tuple[str, ...]:
 
 
 def ssid_text(ssid: bytes | None) -> str | None:
-    """An SSID as text; bytes that are no UTF-8 are escaped."""
+    """An SSID as text; bytes that are not UTF-8 are escaped."""
     return None if ssid is None else ssid.decode("utf-8", "backslashreplace")

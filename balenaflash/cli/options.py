@@ -34,11 +34,11 @@ def _store_old_overwrite(
     context.ensure_object(Session).edit.overwrite |= value
 
 
-YES_HELP = "Answer the question beforehand; it lifts no refusal."
-ALLOW_INTERNAL_HELP = "Allow a disk that is built in, virtual, or possibly the system's."
-UNMOUNT_HELP = "Unmount what is mounted of a disk before it is changed."
-NO_REPAIR_HELP = "Refuse a damaged boot partition that could be repaired without a loss."
-_DRY_RUN_HELP = "Do everything but the writing, and show what it would be."
+YES_HELP = "Skip the confirmation prompt. No safety check is skipped."
+ALLOW_INTERNAL_HELP = "Allow writing to a disk that is built in, virtual, or possibly the system's."
+UNMOUNT_HELP = "Unmount the disk's filesystems first."
+NO_REPAIR_HELP = "Refuse a damaged boot partition even if it can be repaired without loss."
+_DRY_RUN_HELP = "Show what would be done, without writing anything."
 
 
 no_repair_option = click.option(
@@ -48,7 +48,7 @@ no_repair_option = click.option(
     callback=_store_edit_option,
     help=NO_REPAIR_HELP,
 )
-"""Goes into the session, as in `edit_options`."""
+"""Stored in the session."""
 
 dry_run_option = click.option(
     "-n",
@@ -69,29 +69,29 @@ _output_option = click.option(
     type=OUT,
     expose_value=False,
     callback=_store_output,
-    help="Write the edited image, raw, to the new file OUT, and leave IMAGE as it is.",
+    help="Write the edited image, raw, to the new file OUT; IMAGE is not changed.",
 )
 
 _EDIT_OPTIONS = (
     ("-n", "--dry-run", _DRY_RUN_HELP),
-    ("--show-secrets", "With --dry-run: do not mask keys and passwords."),
-    ("--keep-fingerprint", "Leave balenaos.fingerprint as it is, untrue of what is changed."),
+    ("--show-secrets", "With --dry-run: show keys and passwords unmasked."),
+    ("--keep-fingerprint", "Do not update balenaos.fingerprint, which then no longer matches."),
     ("--no-repair", NO_REPAIR_HELP),
     ("-y", "--yes", YES_HELP),
     ("--allow-internal", ALLOW_INTERNAL_HELP),
     ("--unmount", UNMOUNT_HELP),
-    ("--overwrite", "Replace OUT where it exists."),
+    ("--overwrite", "Replace OUT if it exists."),
 )
 
 
 def edit_options(command: Callable[P, Answer]) -> Callable[P, Answer]:
-    """Options of every command that edits the boot partition; they go into the session."""
+    """Options of every command that edits the boot partition; stored in the session."""
     for *names, text in reversed(_EDIT_OPTIONS):
         option = click.option(
             *names, is_flag=True, expose_value=False, callback=_store_edit_option, help=text
         )
         command = option(command)
-    # Its name of earlier versions.
+    # Name of the option in earlier versions.
     command = click.option(
         "--overwrite-output",
         is_flag=True,
@@ -111,40 +111,40 @@ member_option = click.option(
     metavar="NAME",
     expose_value=False,
     callback=_store_member,
-    help="The image to take from a zip file that holds several.",
+    help="The image to use from a zip file that holds several.",
 )
-"""Goes into the session."""
+"""Stored in the session."""
 
 
 @dataclass(slots=True)
 class DiskOptions:
-    """What the user said about disks; filled in while click parses."""
+    """Options about disks; filled in while click parses."""
 
     yes: bool = False
     allow_internal: bool = False
     unmount: bool = False
     max_size: int | None = None
-    """Bytes; ``None`` where the option was not given."""
+    """In bytes; ``None`` if the option was not given."""
 
     fix_gpt: bool = False
     eject: bool = False
 
     @property
     def permissions(self) -> Permissions:
-        """Which refusals are lifted."""
+        """The refusals that the options lift."""
         limit = NO_PERMISSIONS.max_size if self.max_size is None else self.max_size
         return Permissions(internal=self.allow_internal, unmount=self.unmount, max_size=limit)
 
 
 class SizeType(_SizeType):
-    """A size in bytes, as people write it."""
+    """A size such as 1T, 500GB or a number of bytes."""
 
     name = "size"
 
     def convert(
         self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
     ) -> int:
-        """The bytes; wrong usage if ``value`` is no size."""
+        """Size in bytes; wrong usage if ``value`` is not a size."""
         if isinstance(value, int):
             return value
         try:
@@ -159,7 +159,7 @@ def _store(context: click.Context, parameter: click.Parameter, value: bool | int
 
 
 def current_disk_options() -> DiskOptions:
-    """What was said on the command line that is being run."""
+    """The options of the command that is being run."""
     options: DiskOptions = click.get_current_context().meta.setdefault(__name__, DiskOptions())
     return options
 
@@ -170,9 +170,9 @@ _FLAGS = (
     ("--unmount", UNMOUNT_HELP),
     (
         "--fix-gpt",
-        "On a disk larger than IMAGE, move the backup GPT to its end.",
+        "On a disk larger than IMAGE, move the backup GPT to the end of the disk.",
     ),
-    ("--eject", "Switch the disk off when all went well, so that it can be unplugged."),
+    ("--eject", "Power the disk off after a successful write."),
 )
 
 

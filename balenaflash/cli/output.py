@@ -53,7 +53,7 @@ def prepare_standard_streams() -> None:
 def show(status: int, shown: Callable[[], None]) -> int:
     """Show a result, and return ``status``, or what a failing standard output makes of it.
 
-    Work that is done stays done: only the status 0 changes.
+    Work that is done stays done: only exit status 0 changes.
     """
     try:
         shown()
@@ -64,9 +64,9 @@ def show(status: int, shown: Callable[[], None]) -> int:
 
 
 def output_failed(error: OutputError, status: int) -> int:
-    """The exit status of a command whose result cannot be written; a word about it, if needed.
+    """The exit status of a command whose result cannot be written; reports it where needed.
 
-    A reader that has gone wanted no more, and needs no message.
+    A reader that closed the pipe needs no message.
     """
     if error.has_no_reader:
         return status or 128 + signal.SIGPIPE
@@ -77,7 +77,7 @@ def output_failed(error: OutputError, status: int) -> int:
 
 
 def write_error(message: bytes) -> None:
-    """Write to standard error at once, also from a signal handler; failing is no failure."""
+    """Write to standard error at once, also from a signal handler; errors are ignored."""
     _Output(_ERROR, drops=True).write(message)
 
 
@@ -85,8 +85,8 @@ def _open_closed() -> None:
     for descriptor in (_INPUT, _OUTPUT, _ERROR):
         try:
             os.fstat(descriptor)
-        except OSError:  # EBADF: it is closed, and open(2) gives the lowest number that is free
-            # The wrong way round, so that using it fails as using a closed one does.
+        except OSError:  # EBADF: it is closed, and open(2) returns the lowest free number
+            # Opened for the opposite direction: using it fails as if it were closed.
             opened = os.open(os.devnull, os.O_WRONLY if descriptor == _INPUT else os.O_RDONLY)
             os.set_inheritable(opened, True)
 
@@ -98,7 +98,7 @@ def _text_stream(binary: io.RawIOBase | io.BufferedIOBase, old: object) -> io.Te
 
 
 class _Output(io.RawIOBase):
-    """A descriptor for writing. A failure is an `OutputError`, or with ``drops`` no failure."""
+    """A descriptor for writing. A failure is an `OutputError`; with ``drops`` it is ignored."""
 
     def __init__(self, descriptor: int, *, drops: bool = False) -> None:
         self._descriptor = descriptor
@@ -142,7 +142,7 @@ R = TypeVar("R")
 
 
 class ColorChoice(StrEnum):
-    """When the result is coloured."""
+    """Use of colour in the result."""
 
     AUTO = "auto"
     ALWAYS = "always"
@@ -167,7 +167,7 @@ def color_option(command: Callable[P, R]) -> Callable[P, R]:
 
 
 def is_color_wanted(choice: ColorChoice) -> bool:
-    """Whether stdout is to be coloured: the option, else the environment, else the terminal."""
+    """True if stdout is to be coloured, by option, environment and terminal in this order."""
     if choice is not ColorChoice.AUTO:
         return choice is ColorChoice.ALWAYS
     # https://no-color.org: "when present and not an empty string (regardless of its value)".
@@ -182,7 +182,7 @@ def size_text(size: int, *, exact: bool) -> str:
 
 
 def known(value: object | None) -> str:
-    """``value`` as text; "unknown" where there is none."""
+    """``value`` as text; "unknown" for ``None``."""
     return "unknown" if value is None else str(value)
 
 
@@ -210,10 +210,10 @@ class Answer:
     """The outcome of a command that did not fail."""
 
     result: Mapping[str, object]
-    """What scripts get under ``result``; sizes in bytes. The keys are an interface."""
+    """The JSON ``result``; sizes in bytes. The keys are an interface."""
 
     lines: Sequence[str] = ()
-    """What people get on stdout; may change at any time."""
+    """Text for stdout; may change at any time."""
 
     warnings: Sequence[str] = ()
     """Shown on stderr, a line each."""
@@ -222,7 +222,7 @@ class Answer:
     """Bytes for stdout as they are, instead of ``lines``."""
 
     failures: Sequence[BalenaflashError] = ()
-    """What went wrong with some of several targets; the worst decides the exit status."""
+    """Failures of some of several targets; the worst decides the exit status."""
 
     @property
     def exit_status(self) -> int:
@@ -233,7 +233,7 @@ class Answer:
 def show_answer(
     answer: Answer, *, command: str, exit_status: int, as_json: bool, quiet: bool
 ) -> None:
-    """Put the result on stdout and the warnings on stderr."""
+    """Print the result on stdout and the warnings on stderr."""
     warnings = [as_called(warning) for warning in answer.warnings]
     if not quiet:
         for warning in warnings:
@@ -253,14 +253,14 @@ def show_answer(
         sys.stdout.buffer.flush()
     else:
         for line in answer.lines:
-            # Of a command that failed in part nothing goes to stdout, as of any that failed.
+            # As after any failure, nothing is printed on stdout if one of several targets failed.
             say(line, err=bool(answer.failures))
 
 
 def show_problems(
     problems: Sequence[Problem], *, command: str, exit_status: int, as_json: bool
 ) -> None:
-    """Put each problem on stderr, its hint below it, and the envelope on stdout if asked for."""
+    """Print each problem and its hint on stderr, or the JSON envelope on stdout."""
     _echo_problems(problems)
     if as_json:
         _echo_envelope(command, exit_status, None, problems)
@@ -274,7 +274,7 @@ def _echo_problems(problems: Sequence[Problem]) -> None:
 
 
 def say(line: str, *, err: bool = True) -> None:
-    """Show people a line, on stderr if not told otherwise: whatever is in it, it stays one line.
+    """Print a line of text, by default on stderr; line ends and control characters are escaped.
 
     All text for people leaves the program here, so that nothing in it can act on a terminal.
     """
@@ -283,12 +283,12 @@ def say(line: str, *, err: bool = True) -> None:
 
 
 def say_json(value: object, *, err: bool = False, indent: int | None = None) -> None:
-    """Show scripts a value, on stdout if not told otherwise."""
+    """Print a value as one line of JSON, by default on stdout."""
     click.echo(json_line(value, indent=indent), err=err)
 
 
 def json_line(value: object, *, indent: int | None = None) -> str:
-    """A value as scripts get it, with what `printable` escapes escaped.
+    """``value`` as JSON, with the characters escaped that `printable` escapes.
 
     Names that are not UTF-8 carry lone surrogates (PEP 383); escaped, the output stays UTF-8.
     """
@@ -299,8 +299,8 @@ def json_line(value: object, *, indent: int | None = None) -> str:
 def printable(text: str) -> str:
     """``text`` without control, bidirectional and other invisible characters, and surrogates.
 
-    Names inside an image, or from a USB device, are hostile input: an escape sequence in them
-    must not reach the terminal, nor may they pretend to be other text.
+    Names in an image and from a USB device are hostile input: an escape sequence in them must not
+    reach the terminal, and they must not imitate other text.
     """
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
@@ -309,14 +309,14 @@ def printable(text: str) -> str:
 
 
 def _json_char(char: str) -> str:
-    # A line end is one between values; inside a string json has escaped it.
+    # A line end is between values; json escapes those inside strings.
     if char.isprintable() or char == "\n":
         return char
     return f"\\u{ord(char):04x}" if char.isascii() else json.dumps(char)[1:-1]
 
 
 def problem_result(problem: Problem) -> dict[str, object]:
-    """What scripts get of one problem. The keys are an interface."""
+    """One problem, for scripts. The keys are an interface."""
     return {
         "code": problem.code,
         "message": problem.message,

@@ -1,7 +1,7 @@
 """Progress on stderr, as bars, lines or events, and the signals that stop work.
 
-A thread of its own writes all of it, so that a terminal or pipe that stands still holds up no
-write to a target.
+A separate thread writes all of it, so that a terminal or pipe that blocks does not delay a write
+to a target.
 """
 
 import functools
@@ -30,10 +30,10 @@ _INTERVAL = 0.1
 """Seconds between two drawings of the bars."""
 
 _PATIENCE = 1.0
-"""Seconds that work waits for what it said to be written."""
+"""Seconds that work waits for its messages to be written."""
 
 _SIZE = (80, 24)
-"""Columns and lines where the terminal does not tell."""
+"""Columns and lines if the terminal does not report its size."""
 
 _ERASE_BELOW = "\x1b[J"
 _UP = "\x1b[{}A"
@@ -49,11 +49,11 @@ class Bar(Protocol):
     """Its place among the bars."""
 
     def render(self, width: int) -> str:
-        """The line as it is now, of at most ``width`` columns."""
+        """The current line, at most ``width`` columns wide."""
 
 
 def is_terminal() -> bool:
-    """Whether stderr is a terminal on which a line can be drawn anew."""
+    """True if stderr is a terminal on which lines can be redrawn."""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
@@ -61,18 +61,18 @@ class LiveDisplay:
     """Bars and lines on stderr. Any thread may call it, and so may a signal handler `say`."""
 
     def __init__(self) -> None:
-        # Its put() may be interrupted by another one of the same thread: a signal handler's.
+        # Reentrant: a signal handler may call put() while the same thread is in put().
         self._lines: SimpleQueue[str | threading.Event] = SimpleQueue()
         self._bars: tuple[Bar, ...] = ()
         self._changing = threading.Lock()
         self._drawn: list[str] = []
-        """The bars as they stand on the terminal, the cursor at the end of the last."""
+        """The bars on the terminal, the cursor at the end of the last."""
 
         self._thread: threading.Thread | None = None
 
     @property
     def is_active(self) -> bool:
-        """Whether bars stand on the terminal, so that other text would spoil them."""
+        """True if bars are on the terminal, which other text would break."""
         return bool(self._bars)
 
     def say(self, line: str) -> None:
@@ -84,18 +84,18 @@ class LiveDisplay:
         """Show a bar until it is removed."""
         with self._changing:
             self._bars = tuple(sorted((*self._bars, bar), key=lambda each: each.row))
-        self._lines.put(threading.Event())  # awakes the thread, which waits while there is no bar
+        self._lines.put(threading.Event())  # wakes the thread, which waits while no bar is shown
         self._start()
 
     def remove(self, bar: Bar, *, leaves: bool) -> None:
-        """Show a bar no more; with ``leaves`` its last state stays as a line."""
+        """Remove a bar; with ``leaves`` its last state stays as a line."""
         if leaves:
             self._lines.put(bar.render(_columns()))
         with self._changing:
             self._bars = tuple(each for each in self._bars if each is not bar)
 
     def flush(self) -> None:
-        """Return when all that was said is written, or soon if stderr stands still."""
+        """Return when all messages are written, or soon if stderr blocks."""
         written = threading.Event()
         self._lines.put(written)
         self._start()
@@ -103,7 +103,7 @@ class LiveDisplay:
 
     def _start(self) -> None:
         if self._thread is not None:
-            return  # without the lock, which what a signal handler interrupts may hold
+            return  # without the lock, which the code that a signal interrupted may hold
         with self._changing:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="display", daemon=True)
@@ -112,7 +112,7 @@ class LiveDisplay:
     def _run(self) -> None:
         while True:
             items: list[str | threading.Event] = []
-            # Where nothing moves, it waits for the next line.
+            # Without bars it waits for the next line.
             with suppress(Empty):
                 items.append(self._lines.get(timeout=_INTERVAL if self._bars else None))
                 while True:
@@ -133,7 +133,7 @@ class LiveDisplay:
         click.echo(f"{erased}{said}" + "\n".join(self._drawn), err=True, nl=False)
 
     def _erasing(self, columns: int) -> str:
-        """What takes the bars off the terminal, which may have become narrower since."""
+        """The control sequence that erases the bars, also on a terminal that became narrower."""
         if not self._drawn:
             return ""
         rows = sum(max(1, -(-len(line) // (columns + 1))) for line in self._drawn)
@@ -142,7 +142,7 @@ class LiveDisplay:
 
 
 def _columns() -> int:
-    """Columns for a line: one fewer than there are, since in the last a terminal may wrap."""
+    """Columns for a line: one fewer than the terminal has, which may wrap at the last."""
     return max(_terminal_size()[0] - 1, 1)
 
 
@@ -155,12 +155,12 @@ def _terminal_size() -> tuple[int, int]:
         size = os.get_terminal_size(sys.stderr.fileno())
     except OSError:  # not a terminal
         return _SIZE
-    # A serial console says that it has no columns and lines.
+    # A serial console reports 0 columns and lines.
     return (size.columns or _SIZE[0], size.lines or _SIZE[1])
 
 
 DISPLAY = LiveDisplay()
-"""Of this process: there is one stderr."""
+"""The one display of this process, which has one stderr."""
 
 
 _STOPPING = "Interrupted: finishing the block; once more to leave now."
@@ -168,14 +168,14 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 _TOGETHER = 0.05
-"""Seconds within which signals are one: a supervisor may send two, to a process and its group."""
+"""Seconds in which signals count as one: a supervisor may signal a process and its group."""
 
 
 @contextmanager
 def interruptible(session: Session) -> Iterator[None]:
     """Turn SIGINT, SIGTERM and SIGHUP into KeyboardInterrupt, and note which it was.
 
-    One more, while the first is being answered, ends the process at once.
+    A second signal while the first is handled ends the process at once.
     """
     first: float | None = None
 
@@ -193,37 +193,37 @@ def interruptible(session: Session) -> Iterator[None]:
 
 
 def unblock_signals() -> None:
-    """Let signals through that were kept waiting, and those to come.
+    """Unblock signals, pending ones included.
 
     Raises:
-        KeyboardInterrupt: one was waiting, within `interruptible`.
+        KeyboardInterrupt: one was pending, within `interruptible`.
     """
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
 def die_by(number: int) -> None:
-    """End this process by the signal ``number``, as a parent expects of one that it stops."""
+    """End this process by the signal ``number``, as its parent expects after that signal."""
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
 
 
 class StopRequest:
-    """Whether the user has asked to stop; asked by the core between two blocks."""
+    """The user's request to stop, polled between two blocks."""
 
     def __init__(self) -> None:
         self.requested = False
 
     def __call__(self) -> bool:
-        """Whether to stop now."""
+        """True if work is to stop."""
         return self.requested
 
 
 @contextmanager
 def stop_at_next_block(session: Session) -> Iterator[StopRequest]:
-    """Within the block the first signal only sets the request; the second one interrupts.
+    """In the block, the first signal only sets the request; the second one interrupts.
 
-    A write that is cut off inside a request to the kernel gains nothing: the kernel finishes
-    it all the same, and what was written would not be known.
+    Interrupting a write inside a system call gains nothing: the kernel finishes it all the same,
+    and the amount written would be unknown.
     """
     stop = StopRequest()
     first = 0.0
@@ -240,7 +240,7 @@ def stop_at_next_block(session: Session) -> Iterator[StopRequest]:
         if DISPLAY.is_active:
             DISPLAY.say(_STOPPING)
         else:
-            # Not printed: the signal may arrive in the middle of a print.
+            # Not print(): the signal may arrive in the middle of a print.
             write_error(f"\n{_STOPPING}\n".encode())
 
     with _handlers(request):
@@ -249,7 +249,7 @@ def stop_at_next_block(session: Session) -> Iterator[StopRequest]:
 
 @contextmanager
 def _handlers(handler: object) -> Iterator[None]:
-    # A parent may have set a signal to be ignored (nohup): that stays so.
+    # A signal that the parent set to be ignored (nohup) stays ignored.
     active = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, handler) for number in active}  # type: ignore[arg-type]
     try:
@@ -269,21 +269,21 @@ _RATE_WINDOW = 5.0
 """Seconds over which the rate of a bar is measured."""
 
 _LEAST_BAR = 6
-"""Columns of a bar; where it would have fewer, less is shown beside it."""
+"""Minimum columns of a bar; on a narrow terminal less is shown beside it."""
 
 _SPEED_WIDTH = len("1000.0 MiB/s")
 
 _WIDE = 60
-"""Columns from which on the whole path of a target is shown."""
+"""Minimum columns for showing the whole path of a target."""
 
 
 def progress_for(session: Session) -> Progress:
-    """What shows progress in the way the user asked for."""
+    """The progress display that the user asked for."""
     return _shown(session) or NO_PROGRESS
 
 
 class TargetsDisplay:
-    """The progress of each of several targets, and its end; of a single one as `progress_for`."""
+    """Progress and end of each of several targets; a single one is shown as by `progress_for`."""
 
     def __init__(self, session: Session, names: Sequence[str]) -> None:
         self._is_quiet = session.quiet
@@ -296,11 +296,11 @@ class TargetsDisplay:
 
     @property
     def each(self) -> list[Progress]:
-        """For each target, in their order."""
+        """The progress of each target, in order."""
         return [each or NO_PROGRESS for each in self._shown]
 
     def finish(self, number: int, exit_status: int, text: str) -> None:
-        """Say at once what became of one of several targets: the others may take long."""
+        """Show the outcome of one of several targets at once; the others may take long."""
         if len(self._names) == 1:
             return
         shown = self._shown[number]
@@ -308,7 +308,7 @@ class TargetsDisplay:
             shown.finish(exit_status)
         elif not self._is_quiet:
             DISPLAY.say(printable(f"{self._names[number]}: {text}"))
-        DISPLAY.flush()  # before anything else is said
+        DISPLAY.flush()  # before any other message
 
 
 def show_waiting(session: Session, text: str) -> None:
@@ -318,7 +318,7 @@ def show_waiting(session: Session, text: str) -> None:
 
 
 def show_line(line: str) -> None:
-    """Show ``line`` on stderr, above the bars where there are some."""
+    """Show ``line`` on stderr, above any bars."""
     if DISPLAY.is_active:
         DISPLAY.say(printable(line))
     else:
@@ -327,7 +327,7 @@ def show_line(line: str) -> None:
 
 @functools.cache
 def tqdm_class() -> "type[tqdm[Never]]":
-    """Draws a bar of parts of a character; it takes as long to load as half of an ``inspect``."""
+    """The class that draws bars; it takes as long to load as half of an ``inspect``."""
     from tqdm import tqdm
 
     return tqdm
@@ -346,7 +346,7 @@ def _shown(session: Session) -> "_Counter | None":
 
 
 class _Counter(ABC):
-    """Counts, and tells a subclass at most every ``interval`` seconds."""
+    """Counts bytes, and lets a subclass show them at most every ``interval`` seconds."""
 
     interval: ClassVar[float]
 
@@ -359,7 +359,7 @@ class _Counter(ABC):
         self.row = 0
 
     def name_target(self, name: str, row: int) -> None:
-        """Tell of ``name``, which is one of several targets, the ``row``-th."""
+        """Show the progress of ``name``, the ``row``-th of several targets."""
         self.target, self.row = name, row
 
     def begin(self, phase: Phase, total: int | None) -> None:
@@ -385,11 +385,11 @@ class _Counter(ABC):
 
     @abstractmethod
     def tell(self, event: str) -> None:
-        """Show where the phase is; ``event`` is begin, advance or end."""
+        """Show the state of the phase; ``event`` is begin, advance or end."""
 
 
 class _Bar(_Counter):
-    """A line with a bar, rate and time left, drawn by the display as often as it likes."""
+    """A line with a bar, rate and time left, which the display redraws."""
 
     interval = float("inf")
 
@@ -402,11 +402,11 @@ class _Bar(_Counter):
             self._samples.clear()
             DISPLAY.add(self)
         elif event == "end":
-            # Of one of several targets another line tells how it ended.
+            # For several targets another line shows the outcome.
             DISPLAY.remove(self, leaves=self.target is None)
 
     def render(self, width: int) -> str:
-        """The line, at most ``width`` columns of it."""
+        """The line, at most ``width`` columns wide."""
         now = time.monotonic()
         rate = self._recent_rate(now)
         speed = f"{format_size(int(rate))}/s"
@@ -424,7 +424,7 @@ class _Bar(_Counter):
             f"| {speed}",
             "|",
         )
-        # Room is kept for the widest numbers, so that the line does not change its form.
+        # Room for the widest numbers keeps the line from changing its form.
         room = (
             width - _LEAST_BAR - len(start) - (len(total) - len(done)) - (_SPEED_WIDTH - len(speed))
         )
@@ -441,7 +441,7 @@ class _Bar(_Counter):
         return f"{name[-(width // 3) :]} {self.phase.value}"
 
     def _recent_rate(self, now: float) -> float:
-        """Bytes per second of late: a card that stalls is seen to."""
+        """Bytes per second in the last seconds, which shows that a card stalls."""
         self._samples.append((now, self.done))
         while len(self._samples) > 2 and self._samples[1][0] < now - _RATE_WINDOW:  # noqa: PLR2004 - two make a rate
             self._samples.popleft()
@@ -450,7 +450,7 @@ class _Bar(_Counter):
 
 
 class _Lines(_Counter):
-    """A line at the start and end of a phase and now and then between; no carriage returns."""
+    """A line at the start and end of a phase and occasionally between; no carriage returns."""
 
     interval = _LINE_INTERVAL
 
@@ -475,7 +475,7 @@ class _Events(_Counter):
         DISPLAY.say(json_line(self._event(event)))
 
     def finish(self, exit_status: int) -> None:
-        """Tell that all work on the target has ended; with 0 it may be taken."""
+        """Report the end of all work on the target; with status 0 it may be removed."""
         DISPLAY.say(json_line({**self._event("finished"), "exit_status": exit_status}))
 
     def _event(self, event: str) -> dict[str, object]:

@@ -30,7 +30,7 @@ from balenaflash.units import format_size
     help="Kind of FAT of the boot partition.",
 )
 @click.option("--flasher", is_flag=True, help="A flasher, which carries a raw image.")
-@click.option("--overwrite", is_flag=True, help="Replace OUT where it exists.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT if it exists.")
 @progress_option
 @with_session
 def sample(
@@ -38,8 +38,8 @@ def sample(
 ) -> Answer:
     """Make OUT, a complete image of balenaOS layout with small contents.
 
-    It has every partition and every file that balenaOS tools look at, but no operating
-    system: it is for trying this program, scripts around it and readers, without a download.
+    It has every partition and every file that balenaOS tools read, but no operating system. Use it
+    to try this program, and scripts and readers with it, without a download.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""What one run of the command line was asked to be like, and the options that say so."""
+"""Options that every command has, and what they say about this run."""
 
 import functools
 from collections.abc import Callable
@@ -15,7 +15,7 @@ P = ParamSpec("P")
 
 
 class ProgressStyle(StrEnum):
-    """How long work shows how far it is."""
+    """The way progress is shown."""
 
     AUTO = "auto"
     BAR = "bar"
@@ -25,38 +25,38 @@ class ProgressStyle(StrEnum):
 
 @dataclass(slots=True)
 class EditOptions:
-    """How a command that edits the boot partition is to do it."""
+    """Options of commands that edit the boot partition."""
 
     dry_run: bool = False
     show_secrets: bool = False
-    """Whether ``--dry-run`` masks no secret."""
+    """With ``--dry-run``: do not mask secrets."""
 
     keep_fingerprint: bool = False
     yes: bool = False
-    """Answer the question that is asked before a card is changed."""
+    """Skip the confirmation prompt before a card is changed."""
 
     allow_internal: bool = False
     unmount: bool = False
     output: Path | None = None
-    """Where the edited image goes, while IMAGE stays as it is; ``None``: into IMAGE."""
+    """The new file for the edited image; ``None`` to edit IMAGE in place."""
 
     overwrite: bool = False
-    """Replace what is there already."""
+    """Replace an existing file."""
 
     no_repair: bool = False
-    """Refuse a damaged boot partition also where it could be repaired without a loss."""
+    """Refuse a damaged boot partition even if it can be repaired without loss."""
 
 
 @dataclass(slots=True)
 class Session:
-    """Filled in while click parses; read by whatever shows something."""
+    """One run of the command line; filled in while click parses."""
 
     command: str = ""
     json: bool = False
     quiet: bool = False
     progress: ProgressStyle = ProgressStyle.AUTO
     member: str | None = None
-    """Which image is meant, where IMAGE holds several."""
+    """Name of the image in a zip file that holds several."""
 
     edit: EditOptions = field(default_factory=EditOptions)
     signal: int | None = None
@@ -100,14 +100,14 @@ progress_option = click.option(
     show_default=True,
     expose_value=False,
     callback=_store_progress,
-    help="How to show progress on stderr; auto is a bar on a terminal, else a line now and then.",
+    help="Progress on stderr; auto: a bar on a terminal, otherwise an occasional line.",
 )
 
 
 def with_session(
     function: Callable[Concatenate[Session, P], Answer],
 ) -> Callable[P, Answer]:
-    """Options every command has, and the session they fill as first argument."""
+    """Give a command the common options, and the session they fill as first argument."""
 
     @click.pass_context
     @functools.wraps(function)

@@ -30,9 +30,9 @@ from balenaflash.targets.names import read_slots
 def udev() -> None:
     """Let people write removable disks without root, by rules for udev.
 
-    The rules give access to USB disks and SD cards to the group balenaflash and to whoever sits at
-    the machine. The USB ports named by `devices name` get links such as /dev/balenaflash/left, and
-    the desktop keeps away from them.
+    The rules give access to USB disks and SD cards to the group balenaflash and to the user logged
+    in at the machine. USB ports named by `devices name` get links such as /dev/balenaflash/left,
+    and the desktop does not mount disks in them.
 
     \b
     Examples:
@@ -64,10 +64,10 @@ _NAME_A_PORT = "Name one: balenaflash devices name PORT NAME"
 @dry_run_option
 @with_session
 def install(session: Session, *, slots_only: bool, root: Path, yes: bool, dry_run: bool) -> Answer:
-    """Install the rules, or bring them up to date; shows first what it will do.
+    """Install or update the rules; shows first what it will do.
 
-    Where the running system is on a USB disk or an SD card, they would give that disk away, too:
-    they are refused then. With --slots-only just the ports named by `devices name` are opened.
+    Refused if the running system is on a USB disk or an SD card, which the rules would make
+    writable too. With --slots-only only the ports named by `devices name` become writable.
 
     \b
     Examples:
@@ -102,9 +102,9 @@ def uninstall(session: Session, *, root: Path, yes: bool, dry_run: bool) -> Answ
 @udev.command("check")
 @with_session
 def check(_session: Session) -> Answer:
-    """Tell whether the rules are installed and up to date, and whether this user profits.
+    """Check that the rules are installed and up to date, and apply to this user.
 
-    The exit status is 0 where nothing is missing, and 4 otherwise.
+    The exit status is 0 if nothing is missing, and 4 otherwise.
 
     \b
     Examples:

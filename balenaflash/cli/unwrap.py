@@ -30,13 +30,13 @@ from balenaflash.units import format_size
 ignore_secure_boot_option = click.option(
     "--ignore-secure-boot",
     is_flag=True,
-    help="Go on where config.json asks the flasher for secure boot and an encrypted disk; "
+    help="Continue although config.json requests secure boot and disk encryption; "
     "there will be neither.",
 )
 
 
 def flasher_lines(plan: Unwrapping | None) -> list[str]:
-    """Lines about the flasher that is unwrapped, if one is: its image, and each of its steps."""
+    """The image that a flasher carries, and each of its steps, for people."""
     if plan is None:
         return []
     size = plan.inner.source.size
@@ -51,7 +51,7 @@ def flasher_lines(plan: Unwrapping | None) -> list[str]:
 
 
 def flasher_result(plan: Unwrapping | None) -> dict[str, object] | None:
-    """JSON of the same; ``None`` if no flasher is unwrapped."""
+    """The image that a flasher carries, and its steps, for scripts."""
     if plan is None:
         return None
     return {
@@ -112,13 +112,13 @@ def unwrap(
 ) -> Answer:
     """Make OUT, the image that FLASHER installs, as it would leave it on the board's disk.
 
-    FLASHER may be what write takes as IMAGE: a file, raw or compressed, or an http(s) address.
+    FLASHER may be anything that `write` accepts as IMAGE.
 
-    The flasher's own files and settings are taken over: config.json, networks, proxy, splash,
-    bootloader configuration. What only the board can do is told, with what it means for booting.
-    The edits of a recipe are made after that. FLASHER stays as it is.
+    The flasher's own files and settings are copied: config.json, networks, proxy, splash,
+    bootloader configuration. Steps that only the board can do are reported, with their effect on
+    booting. The edits of a recipe are made after that. FLASHER is not changed.
 
-    OUT is compressed if its name ends in .gz, .xz or .zst. Otherwise it is a sparse file, with a
+    OUT is compressed if its name ends in .gz, .xz or .zst. Otherwise it is a sparse file with a
     block map OUT.bmap beside it. It is read back and compared before it gets its name.
 
     \b
@@ -175,7 +175,6 @@ def _done_line(out: Path, report: UnwrapReport) -> str:
 def _result(
     flasher: ImageLocation, out: Path, edits: Recipe | None, report: UnwrapReport
 ) -> dict[str, object]:
-
     saved = report.saved
     container = None if saved is None or saved.container is None else saved.container.value
     return {

@@ -1,4 +1,4 @@
-"""``verify``: the read-back alone."""
+"""``verify``: compare a target with an image."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,7 +35,7 @@ from balenaflash.units import format_size
     "--all",
     "compares_all",
     is_flag=True,
-    help="Compare every byte, also what is free in the filesystems of IMAGE.",
+    help="Compare every byte, including free space of the filesystems of IMAGE.",
 )
 @click.option(
     "--unwrap", "unwraps", is_flag=True, help="Compare with what `write --unwrap` makes of IMAGE."
@@ -68,10 +68,10 @@ def verify(
 ) -> Answer:
     """Compare TARGET, byte for byte, with IMAGE.
 
-    TARGET is a block device or a file, named as for `write`, and read past the cache. What TARGET
-    holds beyond the end of IMAGE is not looked at, nor, without --all, what is free in the
+    TARGET is a block device or a file, named as for `write`, and read past the page cache. Bytes of
+    TARGET after the end of IMAGE are not compared, nor, without --all, the free space of the
     filesystems of IMAGE. With a recipe TARGET is compared with what `write` makes of IMAGE by it.
-    The exit status is 0 where they are equal and 6 where they are not.
+    The exit status is 0 if they are equal and 6 if they are not.
 
     \b
     Examples:

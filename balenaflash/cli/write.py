@@ -118,7 +118,7 @@ def _destinations_lines(prepared: PreparedWrite) -> list[str]:
 
 
 def _short_lines(destination: Destination) -> list[str]:
-    """What one of several targets is, and what is lost with it."""
+    """One of several targets, and the content that is lost."""
     if not isinstance(destination, DiskDestination):
         return [_file_line(destination)]
     lost = "; ".join(describe_content(destination.assessment))
@@ -133,7 +133,7 @@ def _file_line(destination: FileDestination) -> str:
 
 
 def destination_lines(destination: Destination, plan: WritePlan, *, reads_back: bool) -> list[str]:
-    """What the target is, what is lost with it, and what will be done to it."""
+    """The target, the content that is lost, and what will be done."""
     if not isinstance(destination, DiskDestination):
         return [_file_line(destination)]
     assessment = destination.assessment
@@ -153,19 +153,19 @@ def _plan_texts(
         yield "unmount what is mounted"
     left = plan.least_size - plan.size_to_write
     more = " or more" if plan.image_size is None else ""
-    leaving = f", leave {format_size(left)} that is free in the image" if left else ""
+    leaving = f", leave {format_size(left)} of free space" if left else ""
     if plan.free is None:
-        leaving = ", less what turns out to be free in the image"
+        leaving = ", less the free space of the image"
     yield f"write {format_size(plan.size_to_write)}{more}{leaving}; the first MiB last"
     if disk.size > plan.least_size:
-        yield "wipe the backup of an earlier GPT at the end of the disk, if there is one"
+        yield "wipe the backup of an earlier GPT at the end of the disk, if any"
     if destination.gpt_move:
         yield "move the backup GPT to the end of the disk"
     yield "read back all that was written" if reads_back else "do not read back (--no-verify)"
 
 
 def _seconds(destination: DiskDestination, plan: WritePlan, *, reads_back: bool) -> float | None:
-    """What its port takes at least; ``None`` where that is not known."""
+    """Seconds that the port of the disk needs at least; ``None`` if unknown."""
     if plan.free is None:
         return None
     amount = plan.size_to_write * (2 if reads_back else 1)
@@ -217,17 +217,17 @@ def _ending_lines(name: str, ending: Ending) -> list[str]:
     elif settled.is_scanned:
         seen = "the kernel does not show its partitions; plug it in again to use them here"
     else:
-        seen = "the kernel looks for no partitions on it"
+        seen = "the kernel does not scan it for partitions"
     return [f"{name}: {seen}", f"{name}: {left_text(ending)}"]
 
 
 def left_text(ending: Ending) -> str:
-    """Whether the disk may be taken out."""
+    """Words about removing the disk."""
     if ending.ejected:
-        return "is switched off and may be unplugged"
+        return "is powered off and may be unplugged"
     if ending.stays_on is None:
         return "safe to remove"
-    return f"safe to remove; not switched off: {ending.stays_on}"
+    return f"safe to remove; not powered off: {ending.stays_on}"
 
 
 def _report_lines(name: str, report: FlashReport) -> list[str]:
@@ -235,7 +235,7 @@ def _report_lines(name: str, report: FlashReport) -> list[str]:
     is_read_back = report.bytes_read_back is not None
     if report.bytes_equal:
         when = "" if is_read_back or not report.bytes_written else ", before the rest was written"
-        texts.append(f"{format_size(report.bytes_equal)} held already{when}")
+        texts.append(f"{format_size(report.bytes_equal)} already up to date{when}")
     if report.bytes_read_back is None or report.verify_seconds is None:
         texts.append("nothing was read back (--no-verify)")
     else:
@@ -243,7 +243,7 @@ def _report_lines(name: str, report: FlashReport) -> list[str]:
     lines = [f"{name}: {', '.join(texts)}"]
     lines += [
         f"{name}: read back wrong from byte {each.extent.start} to {each.extent.end}; "
-        "written again, and right since"
+        "rewritten, and right since then"
         for each in report.repaired
     ]
     if report.wiped:
@@ -252,12 +252,12 @@ def _report_lines(name: str, report: FlashReport) -> list[str]:
         lines.append(f"{name}: the backup GPT was moved to the end of the disk")
     if report.failed_reads:
         lines.append(
-            f"{name}: {report.failed_reads} times a read failed first and succeeded then: "
+            f"{name}: {report.failed_reads} reads failed and succeeded when repeated: "
             "the reader or the cable is not reliable"
         )
     if report.unsteady_reads:
         lines.append(
-            f"{name}: {report.unsteady_reads} times read wrong first and right the second time: "
+            f"{name}: {report.unsteady_reads} reads were wrong and right when repeated: "
             "the reader or the cable is not reliable"
         )
     return lines
@@ -300,7 +300,6 @@ def _tally_result(tally: Tally) -> dict[str, object]:
 
 
 def _target_result(destination: Destination, outcome: Outcome | None) -> dict[str, object]:
-
     if isinstance(outcome, BalenaflashError):
         return {
             "target": destination.name,
@@ -325,7 +324,7 @@ def _target_result(destination: Destination, outcome: Outcome | None) -> dict[st
 
 
 def _ending_result(outcome: Outcome | None, ending: Ending | None) -> dict[str, object]:
-    """How a disk was left; nothing of a target that failed."""
+    """The state a disk was left in; empty for a target that failed."""
     if isinstance(outcome, BalenaflashError):
         return {}
     wiped = () if outcome is None else outcome.wiped
@@ -339,7 +338,7 @@ def _ending_result(outcome: Outcome | None, ending: Ending | None) -> dict[str, 
 
 
 def _partitions_result(ending: Ending) -> list[dict[str, object]] | None:
-    """As the kernel has them; ``None`` where it does not show the new ones."""
+    """The partitions that the kernel shows; ``None`` if those are not the new ones."""
     if not ending.settled.is_current:
         return None
     return [
@@ -371,21 +370,21 @@ def _sum(tallies: Sequence[Tally], kind: str) -> int:
     "--all",
     "writes_all",
     is_flag=True,
-    help="Write every byte, also what is free in the filesystems of IMAGE.",
+    help="Write every byte, including free space of the filesystems of IMAGE.",
 )
 @click.option(
     "--skip-equal",
     is_flag=True,
     help=(
-        "Read TARGET first and write only what differs, then read all of it once more: for a card "
-        "that had this image before."
+        "Read TARGET first, write only what differs, and read everything back; faster for a card "
+        "that already had this image."
     ),
 )
 @click.option(
     "--unwrap",
     "unwraps",
     is_flag=True,
-    help="Write the image that the flasher IMAGE carries, as it would leave it on the board.",
+    help="Write the image that the flasher IMAGE carries, as the flasher would leave it.",
 )
 @ignore_secure_boot_option
 @disk_options
@@ -490,7 +489,7 @@ def _run(session: Session, prepared: PreparedWrite) -> list[Done]:
     def finished(number: int, done: Done) -> None:
         if isinstance(done.outcome, BalenaflashError):
             display.finish(
-                number, done.outcome.exit_status, "failed; the reason is told at the end"
+                number, done.outcome.exit_status, "failed; the reason follows at the end"
             )
         else:
             left = "" if done.ending is None else f", {left_text(done.ending)}"
@@ -501,10 +500,10 @@ def _run(session: Session, prepared: PreparedWrite) -> list[Done]:
 
 
 def _failures(outcomes: Sequence[Outcome]) -> list[BalenaflashError]:
-    """Those of several targets; that of a single one is raised.
+    """The failures of several targets; the failure of a single target is raised.
 
     Raises:
-        BalenaflashError: there is one target only, and it failed.
+        BalenaflashError: the only target failed.
     """
     failures = [each for each in outcomes if isinstance(each, BalenaflashError)]
     if failures and len(outcomes) == 1:
