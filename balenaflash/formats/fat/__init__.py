@@ -1,1 +1,1 @@
-"""A FAT volume in memory: read, checked, changed, and what changed of it."""
+"""A FAT volume: read, checked, repaired, and edited in memory."""

@@ -37,7 +37,7 @@ _FREE = 0xE5
 _END = 0x00  # this slot and all after it are free
 _LONG_NAME = 0x0F  # attributes of a slot of a long name
 _ATTRIBUTES = 0x3F
-_LAST_PART = 0x40  # set in the number of the first slot of a long name, which holds its end
+_LAST_PART = 0x40  # set in the number of the first slot of a long name, which contains its end
 
 _SLOT = struct.Struct("<11sBBBHHHHHHHL")
 _USED = bytes(0 if byte in {_FREE, _END} else 1 for byte in range(256))

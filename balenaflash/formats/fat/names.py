@@ -159,7 +159,7 @@ def split_long(name: str) -> list[bytes]:
 
 
 def join_long(parts: Sequence[bytes]) -> str:
-    """The name whose slots hold ``parts``; a broken surrogate becomes U+FFFD."""
+    """The name in ``parts``, each from one slot; a broken surrogate becomes U+FFFD."""
     units = b"".join(parts)
     end = next((at for at in range(0, len(units), 2) if units[at : at + 2] == b"\0\0"), len(units))
     return units[:end].decode("utf-16-le", errors="replace")
@@ -253,7 +253,7 @@ def time_of_edit() -> datetime:
     """
     epoch = os.environ.get("SOURCE_DATE_EPOCH")
     if not epoch:
-        return datetime.now()  # noqa: DTZ005 -- FAT holds local time
+        return datetime.now()  # noqa: DTZ005 -- FAT stores local time
     try:
         return datetime.fromtimestamp(int(epoch), UTC).replace(tzinfo=None)
     except (ValueError, OverflowError, OSError) as error:

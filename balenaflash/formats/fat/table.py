@@ -5,6 +5,7 @@ page is written to every copy of the table in the window, when it makes room for
 on ``flush``.
 """
 
+import re
 import struct
 import sys
 from array import array
@@ -24,6 +25,8 @@ _RESERVED = 0xF000_0000
 
 _PAGE = 8192
 """Entries of a page. All of FAT12 fit into one, so that three bytes of two are never cut."""
+
+_FREE_ENTRIES = re.compile(rb"\0+")
 
 _MAX_PAGES = 128
 """Pages kept: 4 MiB of FAT32."""
@@ -103,15 +106,12 @@ class FatTable:
         """The runs of free clusters in ``[first, end)``, in order."""
         run = range(first, first)
         for base, page in self.pages(first, end):
-            in_use, at = bytes(map(bool, page)), 0
-            while at < len(page) and (start := in_use.find(b"\0", at)) >= 0:
-                used = in_use.find(b"\1", start)
-                at = len(page) if used < 0 else used
-                if base + start != run.stop:
+            for found in _FREE_ENTRIES.finditer(bytes(map(bool, page))):
+                if base + found.start() != run.stop:
                     if run:
                         yield run
-                    run = range(base + start, base + start)
-                run = range(run.start, base + at)
+                    run = range(base + found.start(), base + found.start())
+                run = range(run.start, base + found.end())
         if run:
             yield run
 

@@ -34,6 +34,7 @@ from balenaflash.formats.fat.names import (
 from balenaflash.formats.fat.pyfatfs import Core
 from balenaflash.formats.fat.window import Window
 from balenaflash.source.base import Source
+from balenaflash.source.container.decoder import DOWNLOAD_AGAIN
 from balenaflash.source.layers import Patch
 from balenaflash.source.undo import EditMark
 from balenaflash.units import Extent
@@ -109,7 +110,7 @@ class FatVolume:
             raise ImageError(
                 f"{source.name}: ends at byte {source.size}, inside the partition",
                 code="image-truncated",
-                hint="The file is probably an incomplete download or copy.",
+                hint=DOWNLOAD_AGAIN,
             )
         window = Window(source, extent)
         return cls(Core(window, read_layout(window)))
@@ -217,7 +218,7 @@ class FatVolume:
         with self._edit():
             if len(data) > _MAX_FILE:
                 raise EditError(
-                    f"{path}: {len(data)} bytes; a FAT volume holds files of up to {_MAX_FILE}",
+                    f"{path}: has {len(data)} bytes, but a file on FAT has at most {_MAX_FILE}",
                     code="file-too-large",
                 )
             parent, name = self._locate(path)
@@ -457,7 +458,7 @@ class FatVolume:
             raise EditError(
                 f"{path}: the root directory is full: it has {layout.root.size // SLOT_SIZE} slots",
                 code="directory-full",
-                hint="A long name takes several slots. A directory below the root can grow.",
+                hint="A long name needs several slots. A directory below the root can grow.",
             )
         if size > MAX_DIRECTORY:
             raise EditError(

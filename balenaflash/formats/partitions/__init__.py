@@ -1,1 +1,1 @@
-"""Partition tables: read, and refused where they can be read in two ways."""
+"""Partition tables: read, and refused if they are ambiguous."""

@@ -117,8 +117,7 @@ class _Copy:
 def read_gpt(source: Source, mbr: bytes) -> TableReading:
     """The GPT after the protective record ``mbr``, from its first sound copy.
 
-    One damaged copy is a warning. The place of a sound header tells if sectors have 512 or 4096
-    bytes.
+    One damaged copy is a warning. Sectors have 512 or 4096 bytes, by the place of a sound header.
 
     Raises:
         ImageError: no copy is sound, the image is truncated, or a partition lies outside the disk.

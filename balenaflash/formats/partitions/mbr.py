@@ -23,7 +23,6 @@ _EXTENDED = frozenset({0x05, 0x0F, 0x85})  # CHS, LBA and Linux, as in the kerne
 _BOOT_INDICATORS = frozenset({0x00, 0x80})
 _ENTRIES_OFFSET = 446
 _ENTRY = struct.Struct("<B3xB3xII")  # boot indicator, type, first sector, number of sectors
-_COUNT_OFFSET = 12  # of the number of sectors in an entry, UEFI 2.10, table 5.1
 _MAX_COUNT = 0xFFFFFFFF  # sectors; also for a larger disk, UEFI 2.10, table 5.4
 _DISK_ID_OFFSET = 440
 _SIGNATURE = b"\x55\xaa"
@@ -132,8 +131,8 @@ def stretch_protection(sector: bytes, last: int) -> bytes:
     if len(entries) != 1 or entries[0].type_id != PROTECTIVE or entries[0].first != _PROTECTED:
         return sector
     record = bytearray(sector)
-    count = min(last, _MAX_COUNT)
-    struct.pack_into("<I", record, entries[0].place.start + _COUNT_OFFSET, count)
+    # The number of sectors is the last field of an entry; all others stay as they are.
+    struct.pack_into("<I", record, entries[0].place.stop - 4, min(last, _MAX_COUNT))
     return bytes(record)
 
 
@@ -152,7 +151,7 @@ def read_mbr(source: Source, sector: bytes, entries: tuple[MbrEntry, ...]) -> Ta
     The records of logical partitions are spread over the whole disk. Those of a stream are not
     read, and the table is not complete then.
 
-    Sectors have 512 bytes: the record does not tell, and no balenaOS image differs.
+    Sectors have 512 bytes: the record does not store their size, and no balenaOS image differs.
 
     Raises:
         ImageError: a partition ends after the image, or the chain of extended boot records

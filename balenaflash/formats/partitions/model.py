@@ -5,6 +5,7 @@ from enum import StrEnum
 
 from balenaflash.errors import ImageError
 from balenaflash.source.base import Source
+from balenaflash.source.container.decoder import DOWNLOAD_AGAIN
 from balenaflash.units import Extent
 
 
@@ -28,7 +29,7 @@ class Partition:
     """One partition of an image."""
 
     number: int
-    """Number that Linux gives it: the slot in the table, from 1; logical partitions from 5."""
+    """Number in Linux: the slot in the table, from 1; logical partitions from 5."""
 
     extent: Extent
     """Bytes of the image; an extended partition encloses its logical ones."""
@@ -116,12 +117,12 @@ def refuse_truncated(source: Source, end: int) -> None:
     A stream of unknown size passes; its end is checked later.
 
     Raises:
-        ImageError: the image is too short; the message tells the missing bytes.
+        ImageError: the image is too short; the message contains the number of missing bytes.
     """
     if source.size is not None and end > source.size:
         raise ImageError(
             f"{source.name}: is truncated: its partition table needs bytes up to {end}, "
             f"but the image ends at byte {source.size}; {end - source.size} bytes are missing",
             code="image-truncated",
-            hint="The file is probably an incomplete download or copy.",
+            hint=DOWNLOAD_AGAIN,
         )
