@@ -29,7 +29,7 @@ from balenaflash.formats.fat.volume import FatEntry, FatVolume
 
 @dataclass(frozen=True, slots=True)
 class CopyIn:
-    """Copy local files, and directories with all they hold, into the boot partition."""
+    """Copy local files, and directories with their content, into the boot partition."""
 
     sources: tuple[Path, ...]
     """Links are followed, except links of another user to files that are not theirs.

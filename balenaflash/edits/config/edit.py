@@ -52,15 +52,19 @@ class ConfigChange(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class SetKey:
-    """Set a key to a value; missing objects around it are created, and its place is kept."""
-
+class _OneKey:
     key: KeyPath
-    value: Json
 
     @property
     def keys(self) -> tuple[KeyPath, ...]:
         return (self.key,)
+
+
+@dataclass(frozen=True, slots=True)
+class SetKey(_OneKey):
+    """Set a key to a value; missing objects around it are created, and its place is kept."""
+
+    value: Json
 
     def apply(self, config: dict[str, Json]) -> tuple[str, ...]:
         _make_holder(config, self.key)[self.key[-1]] = copy.deepcopy(self.value)
@@ -72,15 +76,10 @@ class SetKey:
 
 
 @dataclass(frozen=True, slots=True)
-class AppendItem:
+class AppendItem(_OneKey):
     """Append an item to an array, unless it is there already; a missing array is created."""
 
-    key: KeyPath
     item: Json
-
-    @property
-    def keys(self) -> tuple[KeyPath, ...]:
-        return (self.key,)
 
     def apply(self, config: dict[str, Json]) -> tuple[str, ...]:
         items = _make_holder(config, self.key).setdefault(self.key[-1], [])
@@ -99,14 +98,8 @@ class AppendItem:
 
 
 @dataclass(frozen=True, slots=True)
-class UnsetKey:
+class UnsetKey(_OneKey):
     """Remove a key and its value; the object around it stays, even if it is empty then."""
-
-    key: KeyPath
-
-    @property
-    def keys(self) -> tuple[KeyPath, ...]:
-        return (self.key,)
 
     def apply(self, config: dict[str, Json]) -> tuple[str, ...]:
         del holder_of(config, self.key)[self.key[-1]]
