@@ -66,8 +66,6 @@ class BootPartition:
     """The boot partition, and why it is the one."""
 
     partition: Partition
-    filesystem: Filesystem
-
     reason: str
     """A sentence."""
 
@@ -143,20 +141,8 @@ class BalenaImage:
         Raises:
             ImageError: no FAT partition can be the one (``boot-partition-missing``).
         """
-        candidates = _find_fat_partitions(self)
-        found = (
-            _find_by_label(candidates)
-            or _find_by_content(self, candidates)
-            or _assume_first(candidates)
-        )
-        if found is None:
-            raise ImageError(
-                f"{self.source.name}: has no balenaOS boot partition: "
-                f"{_describe_search(self.table, candidates)}",
-                code="boot-partition-missing",
-                hint="Is this an image of balenaOS? Its boot partition is a FAT named resin-boot.",
-            )
-        return found
+        fats = self._find_fats()
+        return self._find_called(fats) or self._find_by_content(fats)
 
     @cached_property
     def files(self) -> FatVolume:
@@ -173,7 +159,8 @@ class BalenaImage:
 
         A missing file leaves its facts unknown; one that is not valid adds a warning.
         """
-        return _read_facts(self.files, self.boot)
+        filesystem = self.filesystem(self.boot.partition)
+        return _read_facts(self.files, is_clone=filesystem is not None and is_cloned(filesystem))
 
     @cached_property
     def root(self) -> Partition | None:
@@ -279,23 +266,75 @@ class BalenaImage:
             ImageError: the image cannot be read.
         """
         for partition in sorted(self._filesystem_partitions, key=lambda each: each.extent):
-            filesystem = self.filesystem(partition)
-            if partition == self.boot.partition or filesystem is None:
-                continue
-            candidate = _Candidate(partition, filesystem)
-            if any(map(candidate.is_called, _CONFIG_LABELS)) and self._holds_config(candidate):
+            is_called = not self._names(partition).isdisjoint(_CONFIG_LABELS)
+            if partition != self.boot.partition and is_called and self._holds_config(partition):
                 return partition
         return None
 
-    def _holds_config(self, candidate: "_Candidate") -> bool:
+    def _holds_config(self, partition: Partition) -> bool:
+        filesystem = self.filesystem(partition)
         try:
-            if candidate.filesystem.type == "vfat":
-                return self.fat_volume(candidate.partition).find(CONFIG_PATH) is not None
-            if candidate.filesystem.type in EXT_TYPES:
-                return self.ext4_volume(candidate.partition).find(CONFIG_PATH) is not None
+            if filesystem is not None and filesystem.type == "vfat":
+                return self.fat_volume(partition).find(CONFIG_PATH) is not None
+            if filesystem is not None and filesystem.type in EXT_TYPES:
+                return self.ext4_volume(partition).find(CONFIG_PATH) is not None
         except ImageError:
             return False  # too damaged to be searched
         return False
+
+    def _find_fats(self) -> list[Partition]:
+        """The FAT partitions; in a stream only up to the first with a known name.
+
+        To see the others, all of the stream would have to be decoded.
+        """
+        found: list[Partition] = []
+        for partition in sorted(self._filesystem_partitions, key=lambda each: each.extent):
+            filesystem = self.filesystem(partition)
+            if filesystem is not None and filesystem.type == "vfat":
+                found.append(partition)
+                is_called = not self._names(partition).isdisjoint(BOOT_LABELS)
+                if is_called and not self.source.seekable:
+                    break
+        return sorted(found, key=lambda each: each.number)
+
+    def _find_called(self, fats: list[Partition]) -> BootPartition | None:
+        for label in BOOT_LABELS:
+            called = [each for each in fats if label in self._names(each)]
+            if called:
+                first, *others = called
+                numbers = ", ".join(str(each.number) for each in others)
+                warning = f"Partition {numbers} is called {label} too; the first one is used."
+                by_name = first.name == label
+                what = "Its name in the GPT" if by_name else "The label of its filesystem"
+                return BootPartition(first, f"{what} is {label}.", (warning,) if others else ())
+        return None
+
+    def _find_by_content(self, fats: list[Partition]) -> BootPartition:
+        for partition in fats:
+            try:
+                if self.fat_volume(partition).find(DEVICE_TYPE_PATH) is not None:
+                    reason = f"It holds {DEVICE_TYPE_PATH}, and no partition has a known name."
+                    return BootPartition(partition, reason)
+            except ImageError:
+                continue  # a FAT too damaged to be searched cannot be chosen by its files
+        for partition in fats:
+            if partition.number == 1:
+                reason = "It is partition 1, and no partition has a known name or file."
+                guess = "The boot partition is a guess: nothing in it says that it is balenaOS's."
+                return BootPartition(partition, reason, (guess,))
+        numbers = ", ".join(str(each.number) for each in fats)
+        fact = f"its FAT (partition {numbers}) has neither a known name nor {DEVICE_TYPE_PATH}"
+        if not fats:
+            fact = f"none of its {len(self.table.partitions)} partitions is a FAT"
+        raise ImageError(
+            f"{self.source.name}: has no balenaOS boot partition: {fact}",
+            code="boot-partition-missing",
+            hint="Is this an image of balenaOS? Its boot partition is a FAT named resin-boot.",
+        )
+
+    def _names(self, partition: Partition) -> set[str]:
+        """The name in the GPT, and the label; Windows writes labels in capitals."""
+        return {partition.name or "", (self._label(partition) or "").casefold()}
 
     def _open_fat_volume(self, partition: Partition) -> FatVolume:
         volume = FatVolume.open(self.source, partition.extent)
@@ -333,7 +372,7 @@ def find_kind(files: FatVolume, warnings: list[str]) -> ImageKind | None:
     return flags[0] if flags else by_label
 
 
-def _read_facts(files: FatVolume, boot: BootPartition) -> BalenaFacts:
+def _read_facts(files: FatVolume, *, is_clone: bool) -> BalenaFacts:
     documents = _Documents(files)
     device_type = documents.json_object(DEVICE_TYPE_PATH) or {}
     yocto = device_type.get("yocto")
@@ -353,90 +392,13 @@ def _read_facts(files: FatVolume, boot: BootPartition) -> BalenaFacts:
         image_name=image_name or None,
         config=config,
         fingerprint_present=any(files.find(path) is not None for path in FINGERPRINT_PATHS),
-        is_clone=is_cloned(boot.filesystem),
+        is_clone=is_clone,
         warnings=tuple(documents.warnings),
     )
 
 
 def _text_or_none(value: object) -> str | None:
     return value if isinstance(value, str) and value else None
-
-
-@dataclass(frozen=True, slots=True)
-class _Candidate:
-    partition: Partition
-    filesystem: Filesystem
-
-    def is_called(self, label: str) -> bool:
-        """True if the GPT or the FAT has that name; Windows writes labels in capitals."""
-        return label in {(self.partition.name or ""), (self.filesystem.label or "").casefold()}
-
-
-def _find_fat_partitions(image: BalenaImage) -> tuple[_Candidate, ...]:
-    """The FAT partitions; in a stream only up to the first with a known name.
-
-    To see the others, all of the stream would have to be decoded.
-    """
-    found: list[_Candidate] = []
-    for partition in sorted(image.table.partitions, key=lambda each: each.extent):
-        if partition.kind is PartitionKind.EXTENDED:
-            continue
-        filesystem = image.filesystem(partition)
-        if filesystem is None or filesystem.type != "vfat":
-            continue
-        candidate = _Candidate(partition, filesystem)
-        found.append(candidate)
-        if not image.source.seekable and any(map(candidate.is_called, BOOT_LABELS)):
-            break
-    return tuple(sorted(found, key=lambda each: each.partition.number))
-
-
-def _find_by_label(candidates: tuple[_Candidate, ...]) -> BootPartition | None:
-    for label in BOOT_LABELS:
-        called = [each for each in candidates if each.is_called(label)]
-        if called:
-            first, *others = called
-            numbers = ", ".join(str(each.partition.number) for each in others)
-            warning = f"Partition {numbers} is called {label} too; the first one is used."
-            by_name = first.partition.name == label
-            what = "Its name in the GPT" if by_name else "The label of its filesystem"
-            reason = f"{what} is {label}."
-            warnings = (warning,) if others else ()
-            return BootPartition(first.partition, first.filesystem, reason, warnings)
-    return None
-
-
-def _find_by_content(
-    image: BalenaImage, candidates: tuple[_Candidate, ...]
-) -> BootPartition | None:
-    for candidate in candidates:
-        try:
-            holds = image.fat_volume(candidate.partition).find(DEVICE_TYPE_PATH) is not None
-        except ImageError:
-            continue  # a FAT too damaged to be searched cannot be chosen by its files
-        if holds:
-            reason = f"It holds {DEVICE_TYPE_PATH}, and no partition has a known name."
-            return BootPartition(candidate.partition, candidate.filesystem, reason)
-    return None
-
-
-def _assume_first(candidates: tuple[_Candidate, ...]) -> BootPartition | None:
-    first = next((each for each in candidates if each.partition.number == 1), None)
-    if first is None:
-        return None
-    return BootPartition(
-        first.partition,
-        first.filesystem,
-        "It is partition 1, and no partition has a known name or file.",
-        ("The boot partition is a guess: nothing in it says that it is balenaOS's.",),
-    )
-
-
-def _describe_search(table: PartitionTable, candidates: tuple[_Candidate, ...]) -> str:
-    if not candidates:
-        return f"none of its {len(table.partitions)} partitions is a FAT"
-    numbers = ", ".join(str(each.partition.number) for each in candidates)
-    return f"its FAT (partition {numbers}) has neither a known name nor {DEVICE_TYPE_PATH}"
 
 
 _T = TypeVar("_T")

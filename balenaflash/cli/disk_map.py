@@ -9,7 +9,7 @@ from enum import Enum
 import click
 
 from balenaflash.cli.output import ColoredLine, printable
-from balenaflash.formats.partitions.model import Partition, PartitionKind
+from balenaflash.formats.partitions.model import PartitionKind
 from balenaflash.units import MIB, Extent, format_size
 
 MIN_WIDTH = 40
@@ -55,11 +55,6 @@ class MapRow:
 
     is_complete: bool = True
     """False for an extended partition whose logical partitions were not read."""
-
-    @classmethod
-    def of_partition(cls, partition: Partition, name: str, fill: float | None) -> "MapRow":
-        """The row of a partition; ``name`` may hold anything."""
-        return cls(partition.extent, partition.number, name, partition.kind, fill)
 
     @property
     def depth(self) -> int:

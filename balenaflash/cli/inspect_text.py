@@ -5,7 +5,6 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from balenaflash.balena.signature import SignatureReport, SignatureState
 from balenaflash.cli.disk_map import Canvas, MapRow, draw_map
@@ -31,8 +30,10 @@ def layout_lines(layout: DiskReport, canvas: Canvas, *, exact: bool) -> list[str
 
 def _map_row(layout: DiskReport, item: PartitionReport) -> MapRow:
     fill = None if item.fill is None else item.fill.used_bytes / item.fill.total_bytes
-    row = MapRow.of_partition(item.partition, _label(item), fill)
-    return row if layout.table.is_complete else replace(row, is_complete=False)
+    partition, is_complete = item.partition, layout.table.is_complete
+    return MapRow(
+        partition.extent, partition.number, _label(item), partition.kind, fill, is_complete
+    )
 
 
 def _label(item: PartitionReport) -> str:
