@@ -289,8 +289,9 @@ def _gaps(bmap: Bmap) -> Iterator[Extent]:
 def _differing(
     source: Source, bmap: Bmap, ranges: list[MappedRange], progress: Progress
 ) -> Iterator[Extent]:
-    chunks = read_ahead(source, _cut_mapped(bmap, ranges), _COMPARE_CHUNK)
-    with closing(chunks):
+    extents = map(bmap.extent_of, ranges)
+    pieces = (piece for extent in extents for piece in extent.cut(_COMPARE_CHUNK))
+    with closing(read_ahead(source, pieces, _COMPARE_CHUNK)) as chunks:
         for mapped in ranges:
             extent = bmap.extent_of(mapped)
             digest = hashlib.new(bmap.checksum_type, usedforsecurity=False)
@@ -302,13 +303,6 @@ def _differing(
                 position = place.end
             if digest.hexdigest() != mapped.checksum:
                 yield extent
-
-
-def _cut_mapped(bmap: Bmap, ranges: list[MappedRange]) -> Iterator[Extent]:
-    """The pieces of ``ranges`` that are read at a time; none belongs to two ranges."""
-    for extent in map(bmap.extent_of, ranges):
-        for start in range(extent.start, extent.end, _COMPARE_CHUNK):
-            yield Extent(start, min(start + _COMPARE_CHUNK, extent.end))
 
 
 def read_ahead(
