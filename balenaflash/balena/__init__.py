@@ -1,1 +1,1 @@
-"""What balenaOS means by what is on a disk."""
+"""The meaning of an image for balenaOS."""

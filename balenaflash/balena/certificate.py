@@ -25,7 +25,7 @@ from balenaflash.errors import ImageError
 
 _PEM_START = b"-----BEGIN "  # RFC 7468, section 2
 _DIGEST_INFO = bytes.fromhex("3031300d060960864801650304020105000420")
-"""What stands before a SHA-256 digest in a signature (RFC 8017, section 9.2, note 1)."""
+"""Prefix of a SHA-256 digest in a signature (RFC 8017, section 9.2, note 1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Certificate:
         nor, as on the flasher, the time.
 
         Raises:
-            ImageError: there is none, or its key is neither RSA nor EC (``certificate-invalid``).
+            ImageError: it is not one, or its key is neither RSA nor EC (``certificate-invalid``).
         """
         load = load_pem_x509_certificate if _PEM_START in content else load_der_x509_certificate
         try:

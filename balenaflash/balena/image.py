@@ -48,7 +48,7 @@ _MAX_FILE_SIZE = MIB  # of a file that is parsed; config.json has a few KiB
 
 
 class ImageKind(StrEnum):
-    """What an image does when a board starts from it."""
+    """The action of an image when a board starts from it."""
 
     RAW = "raw"
     """It runs."""
@@ -260,7 +260,7 @@ class BalenaImage:
     def find_config_elsewhere(self) -> Partition | None:
         """The partition in which resinOS 1.x keeps config.json, apart from its boot partition.
 
-        ``None`` if there is none, or if the boot partition is that one.
+        ``None`` if no partition has it, or if the boot partition is that one.
 
         Raises:
             ImageError: the image cannot be read.

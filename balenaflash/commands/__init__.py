@@ -1,1 +1,1 @@
-"""What each command does, callable without a terminal; one file a command."""
+"""The actions of the commands, callable without a terminal; one file for each command."""

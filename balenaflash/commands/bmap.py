@@ -126,7 +126,7 @@ def check(image: ImageLocation, bmap_path: Path | None, *, progress: Progress) -
     """Compare ``image`` with the block map at ``bmap_path``, or with the one beside it.
 
     Raises:
-        ImageError: there is no map, it is not valid or its own checksum does not match, it is
+        ImageError: the map is missing, not valid or its own checksum does not match, it is
             that of an image of another size, or one of the two cannot be read.
         EditError: another process is editing the image.
     """

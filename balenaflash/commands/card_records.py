@@ -84,7 +84,7 @@ def drop_record(disk: Disk) -> None:
 def warn_of_cut_off(node: Path) -> tuple[str, ...]:
     """A warning if an edit of the disk at ``node`` was cut off; for reading it is not undone.
 
-    There is none if ``node`` is not a block device.
+    Nothing is returned if ``node`` is not a block device.
     """
     is_disk = find_type(node) is FileType.BLOCK_DEVICE
     if not is_disk or not any(records_directory().glob(f"*{_SUFFIX}")):

@@ -190,7 +190,7 @@ def find_card(node: Path, permissions: Permissions = NO_PERMISSIONS) -> Assessme
 
     Raises:
         TargetRefusedError: with every reason at once.
-        ImageError: there is no image on it.
+        ImageError: it does not hold an image.
     """
     disk = find_disk(node)
     permissions = replace(permissions, max_size=None, virtual=True)

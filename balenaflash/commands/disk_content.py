@@ -1,12 +1,10 @@
-"""What is on a disk before it is erased, by udev or read from the disk itself."""
+"""The content of a disk before it is erased, by udev or read from the disk itself."""
 
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from balenaflash.errors import (
-    ImageError,
-)
+from balenaflash.errors import ImageError
 from balenaflash.formats.filesystems import Filesystem, recognise_filesystem, recognise_foreign
 from balenaflash.formats.partitions.model import PartitionKind
 from balenaflash.formats.partitions.table import read_table_sectors
@@ -22,53 +20,51 @@ class DiskContent:
 
     name: str
     size: int
-    """In bytes."""
+    """Size in bytes."""
 
     filesystem: str | None
     label: str | None
-    """Of the filesystem, else the partition's name."""
+    """Label of the filesystem, else the name of the partition."""
 
 
 def find_content(disk: Disk) -> tuple[DiskContent, ...]:
-    """What is on the disk, as far as anybody can tell; empty if nothing is known.
+    """The content of the disk, as far as it is known; empty if nothing is.
 
     udev knows more kinds of filesystems. Without it, as in most containers, the disk is read,
-    if this user may do so.
+    if this user may read it.
     """
-    told = tuple(_told(disk))
-    if any(each.filesystem or each.label for each in told):
-        return told
-    return _read(disk) or told
-
-
-def _told(disk: Disk) -> Iterator[DiskContent]:
-    for each in disk.partitions:
-        yield DiskContent(each.node.name, each.size, each.filesystem, each.label)
-    if not disk.partitions and (disk.filesystem or disk.label):
-        yield DiskContent(disk.node.name, disk.size, disk.filesystem, disk.label)
+    by_udev = tuple(
+        DiskContent(each.node.name, each.size, each.filesystem, each.label)
+        for each in disk.partitions
+    )
+    if not by_udev and (disk.filesystem or disk.label):
+        by_udev = (DiskContent(disk.node.name, disk.size, disk.filesystem, disk.label),)
+    if any(each.filesystem or each.label for each in by_udev):
+        return by_udev
+    return _read(disk) or by_udev
 
 
 def _read(disk: Disk) -> tuple[DiskContent, ...]:
     try:
         descriptor = os.open(disk.node, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return ()  # not for this user, or gone; opening it for writing will tell
+        return ()  # no permission, or gone; opening it for writing will report that
     try:
         source = FileSource(disk.node, descriptor, Container.BLOCK_DEVICE, disk.size)
-        return tuple(_probe(source, disk))
+        return tuple(_recognise(source, disk))
     except ImageError:
         return ()  # it cannot be read
     finally:
         os.close(descriptor)
 
 
-def _probe(source: Source, disk: Disk) -> Iterator[DiskContent]:
+def _recognise(source: Source, disk: Disk) -> Iterator[DiskContent]:
     whole = _find_filesystem(source, Extent(0, disk.size))
     try:
         partitions = read_table_sectors(source).table.partitions
     except ImageError:
-        partitions = ()  # no table that this program understands
-    # Of a stick with an installer both: an ISO with a table laid over it.
+        partitions = ()  # no table of a known kind
+    # A stick with an installer has both: an ISO with a table laid over it.
     if whole is not None and (not partitions or whole.type == "iso9660"):
         yield DiskContent(disk.node.name, disk.size, whole.type, whole.label)
     for each in partitions:

@@ -1,4 +1,4 @@
-"""The file an image is read from: who else uses it, and who may read what is made of it."""
+"""The file an image is read from: whether it is in use, and the mode of a file made from it."""
 
 import stat
 from pathlib import Path
@@ -10,7 +10,7 @@ _STANDARD_INPUT = Path("/proc/self/fd/0")
 
 
 def find_image_path(image: ImageLocation) -> Path | None:
-    """The file or device that ``image`` is read from, be it as standard input; else ``None``."""
+    """The file or device of ``image``, also as standard input; ``None`` if it has none."""
     if isinstance(image, Path):
         return image
     if isinstance(image, StandardInput):
@@ -20,7 +20,7 @@ def find_image_path(image: ImageLocation) -> Path | None:
 
 
 def require_unused(image: ImageLocation) -> None:
-    """Return unless ``image``, which is there, is mounted or open for writing elsewhere.
+    """Raise if ``image``, which exists, is mounted or open for writing elsewhere.
 
     Raises:
         ImageError: as `require_no_writer`.
@@ -35,9 +35,9 @@ _OWNER = 0o600
 
 
 def output_mode(image: ImageLocation, *, adds_secrets: bool = False) -> int:
-    """The mode, before the umask, of a file that is made of ``image``.
+    """The mode, before the umask, of a file that is made from ``image``.
 
-    It is that of the image; ``adds_secrets`` leaves it to its owner alone.
+    It is that of the image; with ``adds_secrets`` only the owner may read the file.
     """
     if adds_secrets:
         return _OWNER

@@ -260,7 +260,7 @@ def find_problems(slots: Mapping[str, str]) -> Iterator[Problem]:
     if any(os.path.lexists(file.path) for file in files):
         yield from find_covered_system(slots, scope)
     if not has_group():
-        yield Problem("udev-group-missing", f"there is no group {GROUP}", f"Run: {again}")
+        yield Problem("udev-group-missing", f"the group {GROUP} does not exist", f"Run: {again}")
     elif os.geteuid() != 0 and grp.getgrnam(GROUP).gr_gid not in os.getgroups():
         yield Problem(
             "udev-not-member",
