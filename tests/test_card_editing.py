@@ -35,7 +35,7 @@ from imagecopies import MakeImage
 from loopdev import AttachLoop, attached
 
 from balenaflash.commands.cards import CardSource, CardStore, edit_card, find_card
-from balenaflash.commands.edit import edit, open_boot_volume
+from balenaflash.commands.edit import edit, open_image
 from balenaflash.edits.config.edit import EditConfig, SetKey
 from balenaflash.edits.files import PutFile
 from balenaflash.errors import (
@@ -418,13 +418,13 @@ def test_what_cannot_be_undone_now_is_undone_by_the_next_edit(
     assert record.parent.stat().st_mode & 0o777 == 0o700
 
     device.set()
-    with open_boot_volume(device.node) as boot:
+    with open_image(device.node) as boot:
         warnings = "\n".join(boot.warnings)
         assert "was cut off; the next edit of it recovers it first" in warnings
     assert settle(device.node)[0] == UNDONE
     assert device.raw(0, len(before)) == before
     assert records(state) == []
-    with open_boot_volume(device.node) as boot:
+    with open_image(device.node) as boot:
         assert boot.warnings == ()
 
 

@@ -10,7 +10,7 @@ from imagecopies import MakeImage
 from imagedigest import digest
 from loopdev import AttachLoop
 
-from balenaflash.commands.edit import edit, open_boot_volume, preview
+from balenaflash.commands.edit import edit, open_image, preview
 from balenaflash.edits.files import PutFile, Remove
 from balenaflash.errors import EditError, ImageError
 from balenaflash.units import KIB
@@ -44,7 +44,7 @@ def test_all_edits_are_made_or_none(built: BuiltImage) -> None:
     assert digest(built.path) == before
 
     edit(built.path, [PutFile("/new", b"new"), PutFile("/other", b"other"), Remove("/new")])
-    with open_boot_volume(built.path) as boot:
+    with open_image(built.path) as boot:
         assert boot.files.find("/new") is None
         assert boot.files.read_file("/other") == b"other"
 
@@ -83,7 +83,7 @@ def test_an_edit_that_was_cut_off_is_undone_by_the_next_one(built: BuiltImage) -
 def test_an_edit_that_was_cut_off_is_undone_before_anything_is_read(built: BuiltImage) -> None:
     before = content_digest(built.path)
     cut_off(built.path)
-    with open_boot_volume(built.path) as boot:
+    with open_image(built.path) as boot:
         assert boot.warnings[0] == "An earlier edit was cut off; it was undone."
         assert boot.files.read_file("/config.json") == built.boot_files["/config.json"]
     assert content_digest(built.path) == before
@@ -91,7 +91,7 @@ def test_an_edit_that_was_cut_off_is_undone_before_anything_is_read(built: Built
 
 def test_a_card_is_read_and_not_edited(built: BuiltImage, attach_loop: AttachLoop) -> None:
     node = attach_loop(built.path)
-    with open_boot_volume(node) as boot:
+    with open_image(node) as boot:
         assert boot.files.read_file("/config.json") == built.boot_files["/config.json"]
     before = digest(built.path)
     with pytest.raises(EditError) as caught:
@@ -110,7 +110,7 @@ def test_a_boot_partition_that_is_broken_is_read_and_not_edited(built: BuiltImag
         file.seek(start + reserved * 512 + 2 * 8)
         file.write(b"\x03\x00")
     before = digest(built.path)
-    with open_boot_volume(built.path) as boot:
+    with open_image(built.path) as boot:
         assert boot.files.problems()
     with pytest.raises((EditError, ImageError)):
         edit(built.path, [PutFile("/new", b"x")])

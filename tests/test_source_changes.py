@@ -22,7 +22,7 @@ from mountlock import no_copies_of_mounts
 from write_judges import compress
 
 from balenaflash.balena.image import BalenaImage
-from balenaflash.commands.edit import open_boot_volume
+from balenaflash.commands.edit import open_image
 from balenaflash.commands.write import plan_image
 from balenaflash.errors import BalenaflashError, ImageError
 from balenaflash.flashing.flash import FlashOptions, Outcome, Target, flash
@@ -194,7 +194,7 @@ def test_an_image_that_is_changed_while_it_is_edited_is_not_written(gpt: BuiltIm
 
 
 def test_files_are_not_read_from_an_image_that_changes_meanwhile(gpt: BuiltImage) -> None:
-    with pytest.raises(ImageError) as failure, open_boot_volume(gpt.path):
+    with pytest.raises(ImageError) as failure, open_image(gpt.path):
         write_in_place(gpt.path, 100, b"\1")
     assert failure.value.code == "image-changed"
 

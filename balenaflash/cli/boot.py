@@ -22,7 +22,7 @@ from balenaflash.cli.groups import Group
 from balenaflash.cli.options import edit_options, member_option
 from balenaflash.cli.output import Answer
 from balenaflash.cli.session import Session, with_session
-from balenaflash.commands.edit import open_boot_volume
+from balenaflash.commands.edit import open_image
 from balenaflash.edits.bootloader import UseInternal
 from balenaflash.edits.copies import CopiedFile, CopyIn, copy_out
 from balenaflash.edits.file_list import ApplyFileList, FileListEntry, parse, read_list
@@ -112,10 +112,10 @@ def list_files(
       balenaflash boot ls -lR balena.img /EFI
       balenaflash boot ls --json balena.img | jq -r '.result.entries[].path'
     """
-    with open_boot_volume(image, member=session.member) as boot:
-        entries = tuple(list_boot_files(boot.files, path, recursive=recursive))
-        whole_path = recursive or is_pattern(boot.files, path)
-        warnings = boot.warnings
+    with open_image(image, member=session.member) as opened:
+        entries = tuple(list_boot_files(opened.files, path, recursive=recursive))
+        whole_path = recursive or is_pattern(opened.files, path)
+        warnings = opened.warnings
     result = {
         "image": str(image),
         "path": path,
@@ -141,9 +141,9 @@ def cat(session: Session, image: ImageLocation, path: str) -> Answer:
       balenaflash boot cat balena.img config.json | jq .deviceType
       balenaflash boot cat balena.img /EFI/BOOT/grub.cfg
     """
-    with open_boot_volume(image, member=session.member) as boot:
-        files = read_files(boot.files, path)
-        warnings = boot.warnings
+    with open_image(image, member=session.member) as opened:
+        files = read_files(opened.files, path)
+        warnings = opened.warnings
     content = b"".join(files.values())
     encoding, text = _as_text(content)
     result = {
@@ -180,9 +180,9 @@ def take(
       balenaflash boot get --overwrite balena.img / boot-files/
       balenaflash boot get balena.img '/system-connections/*' networks/
     """
-    with open_boot_volume(image, member=session.member) as boot:
-        copies = copy_out(boot.files, path, out, overwrite=overwrite or force)
-        warnings = boot.warnings
+    with open_image(image, member=session.member) as opened:
+        copies = copy_out(opened.files, path, out, overwrite=overwrite or force)
+        warnings = opened.warnings
     result = {
         "image": str(image),
         "path": path,
@@ -475,11 +475,11 @@ def check(session: Session, image: ImageLocation, *, repair: bool) -> Answer:
     if options.output is not None:
         raise click.UsageError("--output needs --repair.")
 
-    with open_boot_volume(image, member=session.member) as boot:
-        faults = boot.files.faults()
-        number = boot.boot.partition.number
+    with open_image(image, member=session.member) as opened:
+        faults = opened.files.faults()
+        number = opened.boot.partition.number
         # The faults are the result.
-        warnings = [*boot.layout_warnings, *boot.mark_warnings]
+        warnings = [*opened.layout_warnings, *opened.mark_warnings]
     problems = _problems(image, number, faults)
     lines = [
         f"{image}: partition {number}: {fault.message}; an edit does not mind"

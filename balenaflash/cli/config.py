@@ -18,7 +18,7 @@ from balenaflash.cli.groups import Group
 from balenaflash.cli.options import edit_options, member_option
 from balenaflash.cli.output import Answer
 from balenaflash.cli.session import Session, with_session
-from balenaflash.commands.edit import open_boot_volume
+from balenaflash.commands.edit import open_image
 from balenaflash.edits.config.check import Finding, Severity, check_config, is_secret
 from balenaflash.edits.config.edit import (
     Assignment,
@@ -74,9 +74,9 @@ def show(session: Session, image: ImageLocation, *, show_secrets: bool) -> Answe
       balenaflash config show balena.img
       balenaflash config show --json balena.img | jq .result.config.uuid
     """
-    with open_boot_volume(image, member=session.member) as boot:
-        content = read_config(boot.files).content
-        warnings = boot.warnings
+    with open_image(image, member=session.member) as opened:
+        content = read_config(opened.files).content
+        warnings = opened.warnings
     shown = dict(content) if show_secrets else masked(content)
     return Answer({"image": str(image), "config": shown}, format_lines(shown), warnings)
 
@@ -99,9 +99,9 @@ def get(session: Session, image: ImageLocation, key: str, *, show_secrets: bool)
     """
     with words_of_command_line():
         path = parse_key(key)
-    with open_boot_volume(image, member=session.member) as boot:
-        value = value_at(read_config(boot.files).content, path)
-        warnings = boot.warnings
+    with open_image(image, member=session.member) as opened:
+        value = value_at(read_config(opened.files).content, path)
+        warnings = opened.warnings
     if not show_secrets and is_secret(path, value):
         raise ConfigError(
             f"{format_key(path)} is, or contains, a secret",
@@ -127,10 +127,10 @@ def check(session: Session, image: ImageLocation) -> Answer:
       balenaflash config check balena.img
       balenaflash config check --json balena.img | jq -r '.result.findings[].message'
     """
-    with open_boot_volume(image, member=session.member) as boot:
-        content = read_config(boot.files).content
-        findings = check_config(content, read_slug(boot.files))
-        warnings = boot.warnings
+    with open_image(image, member=session.member) as opened:
+        content = read_config(opened.files).content
+        findings = check_config(content, read_slug(opened.files))
+        warnings = opened.warnings
     if any(finding.severity is Severity.ERROR for finding in findings):
         raise invalid_config(findings)
     result = {

@@ -20,7 +20,7 @@ from balenaflash.cli.groups import Group
 from balenaflash.cli.options import edit_options, member_option
 from balenaflash.cli.output import Answer, printable, table_lines
 from balenaflash.cli.session import Session, with_session
-from balenaflash.commands.edit import open_boot_volume
+from balenaflash.commands.edit import open_image
 from balenaflash.edits.config.edit import EditConfig, SetKey
 from balenaflash.edits.given_text import given_bytes, without_mark
 from balenaflash.edits.network import (
@@ -300,9 +300,9 @@ def list_all(session: Session, image: ImageLocation) -> Answer:
       balenaflash network ls balena.img
       balenaflash network ls --json balena.img | jq -r '.result.networks[].ssid'
     """
-    with open_boot_volume(image, member=session.member) as boot:
-        networks = list_networks(boot.files)
-        warnings = boot.warnings
+    with open_image(image, member=session.member) as opened:
+        networks = list_networks(opened.files)
+        warnings = opened.warnings
     result = {"image": str(image), "networks": [network_result(each) for each in networks]}
     return Answer(result, _lines(networks), (*warnings, *_faults(networks)))
 

@@ -213,16 +213,14 @@ def open_steady(image: BalenaImage, *, repair: bool) -> FatVolume:
 
 
 @contextmanager
-def open_boot_volume(
-    location: ImageLocation, *, member: str | None = None
-) -> Iterator[BalenaImage]:
-    """The image at ``location``, whose boot files are to be read until the block ends.
+def open_image(location: ImageLocation, *, member: str | None = None) -> Iterator[BalenaImage]:
+    """The image at ``location``, to be read until the block ends.
 
     It may be a block device, such as a flashed card. ``member`` is its name in a container that
-    has several.
+    has several. Nothing of it is read before it is needed.
 
     Raises:
-        ImageError: it is not an image of balenaOS layout, or cannot be read.
+        ImageError: it cannot be opened, or was changed before the block ended.
         EditError: another process is editing it; or an edit was cut off and cannot be undone.
     """
     with open_for_reading(location, member=member) as opened:
