@@ -1,5 +1,7 @@
 """Loop devices over files, attached and surely detached."""
 
+import mmap
+import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -8,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 _ATTEMPTS = 20
+_DIRECT_BLOCK = 1 << 20
 
 
 class AttachError(Exception):
@@ -87,3 +90,24 @@ def attached(
         yield node
     finally:
         detach(node, path)
+
+
+def read_direct(node: Path, length: int | None = None) -> tuple[bytes, OSError | None]:
+    """The first ``length`` bytes of a device, or all, past the page cache, up to the first error.
+
+    The dd of uutils, which Ubuntu 26.04 has, cannot do that.
+    """
+    content = b""
+    descriptor = os.open(node, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+    try:
+        with mmap.mmap(-1, _DIRECT_BLOCK) as buffer:
+            while length is None or len(content) < length:
+                count = os.readv(descriptor, [buffer])
+                if not count:
+                    break
+                content += buffer[:count]
+    except OSError as error:
+        return content, error
+    finally:
+        os.close(descriptor)
+    return content[:length], None
