@@ -36,7 +36,7 @@ from balenaflash.source.base import Source
 from balenaflash.source.container.recognise import refuse_foreign, refuse_iso
 from balenaflash.units import MIB, SECTOR_SIZE, Extent
 
-_PROBED = MIB  # bytes that contain every known signature
+_START_SIZE = MIB  # bytes at the start of an image; they contain every known signature
 
 
 def read_table_sectors(source: Source) -> TableReading:
@@ -53,29 +53,24 @@ def read_table_sectors(source: Source) -> TableReading:
     if find_protective(sector) is not None:
         reading = read_gpt(source, sector)
     else:
-        entries = read_entries(sector)
-        if entries is None or (not entries and _probe_whole(source) is not None):
+        entries, whole = read_entries(sector), _recognise_whole(source)
+        if entries is None or (not entries and whole is not None):
             raise _missing(source)
-        reading = _warn_of_fat(source, read_mbr(source, sector, entries))
+        reading = read_mbr(source, sector, entries)
+        if whole is not None and whole.type == "vfat":
+            warning = (
+                "The boot record is also the boot sector of a FAT: Linux reads its partitions, "
+                "but blkid and parted see one filesystem."
+            )
+            table = replace(reading.table, warnings=(*reading.table.warnings, warning))
+            reading = replace(reading, table=table)
     _refuse_overlaps(source, reading)
     return reading
 
 
-def _warn_of_fat(source: Source, reading: TableReading) -> TableReading:
-    whole = _probe_whole(source)
-    if whole is None or whole.type != "vfat":
-        return reading
-    warning = (
-        "The boot record is also the boot sector of a FAT: Linux reads its partitions, but blkid "
-        "and parted see one filesystem."
-    )
-    warnings = (*reading.table.warnings, warning)
-    return replace(reading, table=replace(reading.table, warnings=warnings))
-
-
 def _missing(source: Source) -> ImageError:
     refuse_foreign(source)
-    whole = _probe_whole(source)
+    whole = _recognise_whole(source)
     fact = "contains no partition table"
     if whole is not None:
         fact = f"is one {whole.type} filesystem, without a partition table"
@@ -86,9 +81,9 @@ def _missing(source: Source) -> ImageError:
     )
 
 
-def _probe_whole(source: Source) -> filesystems.Filesystem | None:
+def _recognise_whole(source: Source) -> filesystems.Filesystem | None:
     """A filesystem at the start of the image; only its first MiB is read."""
-    size = _PROBED if source.size is None else min(source.size, _PROBED)
+    size = _START_SIZE if source.size is None else min(source.size, _START_SIZE)
     return filesystems.recognise_filesystem(source, Extent(0, size))
 
 
