@@ -9,7 +9,7 @@ import pytest
 from commandline import RunBalenaflash, clean_environment
 
 from balenaflash import programs
-from balenaflash.cli import invocation
+from balenaflash.cli import output
 
 
 @pytest.fixture
@@ -75,14 +75,14 @@ def test_what_only_root_may_run_begins_with_sudo(
     monkeypatch.setenv("PATH", str(program.parent))
     hint = "Run: sudo balenaflash udev install"
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert invocation.as_called(hint) == f"Run: sudo {program} udev install"
-    assert invocation.as_called("see balenaflash devices") == "see balenaflash devices"
+    assert output.as_called(hint) == f"Run: sudo {program} udev install"
+    assert output.as_called("see balenaflash devices") == "see balenaflash devices"
     monkeypatch.setattr(programs, "_FOLDERS", (str(program.parent),))
-    assert invocation.as_called(hint) == hint
+    assert output.as_called(hint) == hint
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert invocation.as_called(hint) == "Run: balenaflash udev install"
+    assert output.as_called(hint) == "Run: balenaflash udev install"
 
 
 def test_other_words_stay() -> None:
     text = "the group balenaflash or /usr/bin/balenaflash write, 60-balenaflash devices"
-    assert invocation.as_called(text) == text
+    assert output.as_called(text) == text

@@ -15,9 +15,8 @@ import pytest
 from commandline import RunBalenaflash, clean_environment
 
 import balenaflash as package
-from balenaflash.cli.invocation import COMMANDS
 from balenaflash.cli.main import app
-from balenaflash.cli.output import printable
+from balenaflash.cli.output import COMMANDS, printable
 
 
 def all_commands() -> list[tuple[str, ...]]:

@@ -55,7 +55,7 @@ def test_no_module_prints_past_that_place() -> None:
     }
     # The help of a group, constant words about the streams themselves, the question at the
     # terminal, and what stands above and in the bars; both are escaped, see below.
-    others = {"groups.py", "asking.py", "progress.py"}
+    others = {"session.py", "asking.py", "progress.py"}
     assert printing == {"output.py"} | others
 
 

@@ -13,8 +13,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from balenaflash.cli.asking import take_standard_input
-from balenaflash.cli.invocation import as_called
-from balenaflash.cli.output import printable
+from balenaflash.cli.output import as_called, printable
 from balenaflash.cli.session import Session
 from balenaflash.edits.given_text import given_text
 from balenaflash.errors import BalenaflashError, ConfigError, EditError, ImageError, Problem

@@ -6,10 +6,9 @@ from pathlib import Path
 import click
 
 from balenaflash.cli.arguments import IMAGE, OUT
-from balenaflash.cli.groups import Group
 from balenaflash.cli.output import Answer
 from balenaflash.cli.progress import progress_for
-from balenaflash.cli.session import Session, progress_option, with_session
+from balenaflash.cli.session import Group, Session, progress_option, with_session
 from balenaflash.commands.bmap import BmapCheck
 from balenaflash.commands.bmap import check as check_map
 from balenaflash.commands.bmap import create as create_map

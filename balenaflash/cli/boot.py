@@ -18,10 +18,9 @@ from balenaflash.cli.arguments import (
     words_of_command_line,
 )
 from balenaflash.cli.changes import answer_edits
-from balenaflash.cli.groups import Group
 from balenaflash.cli.options import edit_options, member_option
 from balenaflash.cli.output import Answer
-from balenaflash.cli.session import Session, with_session
+from balenaflash.cli.session import Group, Session, with_session
 from balenaflash.commands.edit import open_image
 from balenaflash.edits.bootloader import UseInternal
 from balenaflash.edits.copies import CopiedFile, CopyIn, copy_out

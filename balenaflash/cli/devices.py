@@ -8,7 +8,6 @@ import click
 
 from balenaflash.cli.arguments import TARGET, words_of_command_line
 from balenaflash.cli.asking import confirm_erasing, describe_content, describe_disk, indented
-from balenaflash.cli.groups import Group
 from balenaflash.cli.options import ALLOW_INTERNAL_HELP, YES_HELP, SizeType
 from balenaflash.cli.output import (
     Answer,
@@ -20,7 +19,7 @@ from balenaflash.cli.output import (
     table_lines,
 )
 from balenaflash.cli.progress import progress_for, stop_at_next_block
-from balenaflash.cli.session import Session, progress_option, with_session
+from balenaflash.cli.session import Group, Session, progress_option, with_session
 from balenaflash.errors import VerificationError, refusal
 from balenaflash.flashing.probe import ProbeReport
 from balenaflash.flashing.probe import probe as probe_medium

@@ -10,9 +10,8 @@ from pathlib import Path
 import click
 
 import balenaflash
-from balenaflash.cli.groups import LazyGroup
-from balenaflash.cli.invocation import COMMANDS
 from balenaflash.cli.output import (
+    COMMANDS,
     Answer,
     OutputError,
     output_failed,
@@ -23,7 +22,7 @@ from balenaflash.cli.output import (
     show_problems,
 )
 from balenaflash.cli.progress import die_by, interruptible, show_waiting, unblock_signals
-from balenaflash.cli.session import Session, with_session
+from balenaflash.cli.session import LazyGroup, Session, with_session
 from balenaflash.errors import BalenaflashError, InterruptedWriteError, Problem
 from balenaflash.progress import listen_for_delays
 

@@ -16,10 +16,9 @@ from balenaflash.cli.arguments import (
     words_of_command_line,
 )
 from balenaflash.cli.changes import answer_edits
-from balenaflash.cli.groups import Group
 from balenaflash.cli.options import edit_options, member_option
 from balenaflash.cli.output import Answer, printable, table_lines
-from balenaflash.cli.session import Session, with_session
+from balenaflash.cli.session import Group, Session, with_session
 from balenaflash.commands.edit import open_image
 from balenaflash.edits.config.edit import EditConfig, SetKey
 from balenaflash.edits.given_text import given_bytes, without_mark

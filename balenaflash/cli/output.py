@@ -1,4 +1,4 @@
-"""The result of a command on standard output, as text or JSON, and the streams it goes to.
+"""The result of a command, as text or JSON, the streams it goes to, and commands as they are typed.
 
 A message that nobody can read is dropped. A result that cannot be written is an `OutputError`,
 which the command line turns into an exit status of its own.
@@ -8,24 +8,81 @@ import errno
 import io
 import json
 import os
+import re
 import select
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import click
 
-from balenaflash.cli.invocation import as_called
 from balenaflash.errors import BalenaflashError, CodedText, Problem
+from balenaflash.programs import find_typed_program
 from balenaflash.units import format_size
-
-_INPUT, _OUTPUT, _ERROR = 0, 1, 2
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
+
+
+COMMANDS = {
+    "bmap": "Make a block map of an image, or compare the image with one.",
+    "boot": "Look at and change the boot partition of an image.",
+    "completion": "Print the completion script for SHELL.",
+    "config": "Look at and change config.json in the boot partition of an image.",
+    "devices": "List the disks that `write` accepts, and with --all those it refuses, and why.",
+    "edit": "Make all edits of a recipe in the boot partition of IMAGE, or none of them.",
+    "inspect": "Show what IMAGE is: partitions, boot partition, board, version, configuration.",
+    "manual": "Print the manual page, balenaflash(1).",
+    "network": "Look at and change the networks that boards join: /system-connections of an image.",
+    "sample": "Make OUT, a complete image of balenaOS layout with small contents.",
+    "udev": "Let people write removable disks without root, by rules for udev.",
+    "unwrap": (
+        "Make OUT, the image that FLASHER installs, as it would leave it on the board's disk."
+    ),
+    "verify": "Compare TARGET, byte for byte, with IMAGE.",
+    "write": "Write IMAGE to each TARGET, read it back, and compare.",
+}
+"""The commands, and the first sentence of the help of each."""
+
+_NAME = "balenaflash"
+_COMMAND = re.compile(
+    rf"(?<![\w/.-])(?P<root>sudo )?{_NAME}(?= (?:\.\.\.|(?:{'|'.join(COMMANDS)})\b))"
+)
+
+
+def as_called(text: str) -> str:
+    """``text`` with each ``balenaflash COMMAND`` in it as this user has to type it.
+
+    With ``sudo`` in front it is one that only root may run.
+    """
+    return _COMMAND.sub(lambda found: _typed(needs_root=found["root"] is not None), text)
+
+
+def _typed(*, needs_root: bool) -> str:
+    by_sudo = "SUDO_USER" in os.environ if os.geteuid() == 0 else needs_root
+    program = shlex.join(_program(by_sudo=by_sudo))
+    return f"sudo {program}" if by_sudo else program
+
+
+def _program(*, by_sudo: bool) -> list[str]:
+    started = Path(sys.argv[0])
+    if started.name == "__main__.py":
+        python = sys.orig_argv[0]
+        return [sys.executable if by_sudo and "/" not in python else python, "-m", _NAME]
+    if started.name != _NAME:
+        return [_NAME]  # a program that has this one in it
+    found = find_typed_program(_NAME, by_sudo=by_sudo)
+    if found is not None and started.exists() and started.samefile(found):
+        return [_NAME]
+    return [str(started.absolute() if by_sudo else started)]
+
+
+_INPUT, _OUTPUT, _ERROR = 0, 1, 2
 
 
 class OutputError(Exception):

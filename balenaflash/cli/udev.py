@@ -7,10 +7,9 @@ from pathlib import Path
 import click
 
 from balenaflash.cli.asking import confirm
-from balenaflash.cli.groups import Group
 from balenaflash.cli.options import YES_HELP, dry_run_option
 from balenaflash.cli.output import Answer, say
-from balenaflash.cli.session import Session, with_session
+from balenaflash.cli.session import Group, Session, with_session
 from balenaflash.commands.udev import (
     Action,
     Scope,
