@@ -159,7 +159,7 @@ class TestPut:
         [
             (["missing"], "missing: cannot be read: No such file or directory", ""),
             (["small", "/nowhere/"], "/nowhere: no such directory", "mkdir -p"),
-            (["small", 'a"b'], "a FAT volume cannot hold", ""),
+            (["small", 'a"b'], "a FAT volume cannot store", ""),
             (["large"], "large: 62914560 bytes (60.0 MiB) are needed", "boot rm"),
             (["small", "large", "/"], "large: 62914560 bytes (60.0 MiB) are needed", "boot rm"),
         ],
