@@ -11,8 +11,8 @@ from balenaflash.cli.options import YES_HELP, dry_run_option
 from balenaflash.cli.output import Answer, say
 from balenaflash.cli.session import Group, Session, with_session
 from balenaflash.commands.udev import (
-    Action,
     Scope,
+    Task,
     carry_out,
     find_packaged,
     find_problems,
@@ -120,7 +120,7 @@ def check(_session: Session) -> Answer:
 
 
 def _do(
-    session: Session, actions: Sequence[Action], nothing: str, *, yes: bool, dry_run: bool
+    session: Session, actions: Sequence[Task], nothing: str, *, yes: bool, dry_run: bool
 ) -> Answer:
     """Show what is to be done, ask, and do it."""
     result = {"actions": [each.words for each in actions], "dry_run": dry_run}

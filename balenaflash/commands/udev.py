@@ -88,7 +88,7 @@ class RulesFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Action:
+class Task:
     """One step of an installation or removal."""
 
     words: str
@@ -189,7 +189,7 @@ def _is_covered(disk: Disk, slots: Mapping[str, str], scope: Scope) -> bool:
     return disk.usb_port is not None or disk.bus in {Bus.USB, Bus.SD}
 
 
-def installation(root: Path, slots: Mapping[str, str], scope: Scope) -> tuple[Action, ...]:
+def installation(root: Path, slots: Mapping[str, str], scope: Scope) -> tuple[Task, ...]:
     """The steps until all rules are installed; none if they are.
 
     Raises:
@@ -211,25 +211,25 @@ def installation(root: Path, slots: Mapping[str, str], scope: Scope) -> tuple[Ac
     ]
     if problems:
         raise TargetRefusedError(problems)
-    actions: list[Action] = []
+    tasks: list[Task] = []
     if is_here and not has_group():
         command = ("groupadd", "--system", GROUP)
-        actions.append(Action(f"make the group {GROUP}", partial(run_and_explain, command)))
+        tasks.append(Task(f"make the group {GROUP}", partial(run_and_explain, command)))
     current = {each.path.name for each in found if each.is_settled}
     changes = [each for each in rules_files(root, slots, scope) if each.path.name not in current]
-    actions += [_change(each) for each in changes if each.state is not None]
-    return (*actions, *_reloading(is_needed=is_here and bool(changes)))
+    tasks += [_change(each) for each in changes if each.state is not None]
+    return (*tasks, *_reloading(is_needed=is_here and bool(changes)))
 
 
-def removal(root: Path) -> tuple[Action, ...]:
+def removal(root: Path) -> tuple[Task, ...]:
     """The steps until no rules are installed; the group stays."""
     there = [
         RulesFile(each.path, None)
         for each in rules_files(root, {}, Scope.ALL)
         if each.state not in {None, State.MISSING}
     ]
-    actions = [_change(each) for each in there]
-    return (*actions, *_reloading(is_needed=root == Path("/") and bool(there)))
+    tasks = [_change(each) for each in there]
+    return (*tasks, *_reloading(is_needed=root == Path("/") and bool(there)))
 
 
 def find_packaged(root: Path) -> tuple[Path, ...]:
@@ -269,16 +269,16 @@ def find_problems(slots: Mapping[str, str]) -> Iterator[Problem]:
         )
 
 
-def carry_out(action: Action) -> None:
+def carry_out(task: Task) -> None:
     """Carry out one step.
 
     Raises:
         TargetRefusedError: it failed (``udev-not-changed``); the steps before it stay done.
     """
-    reason = action.do()
+    reason = task.do()
     if reason is not None:
         hint = "Run it as root." if os.geteuid() else None
-        raise refusal("udev-not-changed", f"cannot {action.words}: {reason}", hint)
+        raise refusal("udev-not-changed", f"cannot {task.words}: {reason}", hint)
 
 
 def has_group() -> bool:
@@ -307,16 +307,16 @@ def _shipped_rules() -> str:
     return (Path(balenaflash.__file__).parents[1] / "udev" / _RULES).read_text("utf-8")
 
 
-def _change(file: RulesFile) -> Action:
+def _change(file: RulesFile) -> Task:
     if file.content is None:
-        return Action(f"remove {file.path}", partial(_remove, file.path))
+        return Task(f"remove {file.path}", partial(_remove, file.path))
     verb = "replace" if file.state is State.OUTDATED else "write"
-    return Action(f"{verb} {file.path}", partial(_write, file.path, file.content))
+    return Task(f"{verb} {file.path}", partial(_write, file.path, file.content))
 
 
-def _reloading(*, is_needed: bool) -> Iterator[Action]:
+def _reloading(*, is_needed: bool) -> Iterator[Task]:
     for command in _RELOAD if is_needed else ():
-        yield Action(f"run {' '.join(command)}", partial(_run_if_there, command))
+        yield Task(f"run {' '.join(command)}", partial(_run_if_there, command))
 
 
 def _run_if_there(command: Sequence[str]) -> str | None:
