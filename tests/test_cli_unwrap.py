@@ -193,7 +193,7 @@ def test_the_flasher_itself_is_never_replaced(
     ("name", "status", "words"),
     [
         ("", 4, "is a directory"),
-        ("raw.zip", 3, "images are not written as .zip"),
+        ("raw.zip", 3, "images cannot be written as .zip"),
         ("nowhere/raw.img", 4, "there is no directory"),
         ("/dev/sdnone", 4, "/dev is not a place for files"),
     ],

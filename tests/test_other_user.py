@@ -239,7 +239,7 @@ def test_a_record_of_another_user_holds_up_no_reading(scene: Scene) -> None:
         scene.as_nobody(*make, record)
         with scene.untouched():
             run = commandline.run("boot", "ls", image, timeout=60)
-        assert (run.returncode, "of another user" in run.stderr) == (0, True), run.stderr
+        assert (run.returncode, "belongs to another user" in run.stderr) == (0, True), run.stderr
         run = commandline.run("config", "set", image, "hostname=x", timeout=60)
         assert (run.returncode, str(record) in run.stderr) == (3, True), run.stderr
         record.unlink()
