@@ -11,7 +11,7 @@ from pathlib import Path
 
 from measuring import MIB, ROOT, Meter, transferred
 
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 import loopdev
 from faultdev import FaultDevice

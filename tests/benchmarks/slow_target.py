@@ -19,7 +19,7 @@ from pathlib import Path
 from beds import READ_BPS, WRITE_BPS, padded
 from measuring import MIB, ROOT, cache, make_image
 
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 from faultdev import FaultDevice, write_error
 

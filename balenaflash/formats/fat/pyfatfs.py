@@ -4,7 +4,7 @@ pyfatfs 1.1.0 reads the boot sector, computes the offset of a cluster and encode
 no more of the volume than a copy of the boot sector, so that it cannot write to the volume. Every
 other part of it damages volumes or trusts a hostile one, and is replaced by ``Core`` or by the
 modules beside this one. Its faults were found by random edits that were compared with fsck.vfat
-and mtools, and each has a test in ``tests/test_fat_pyfatfs_faults.py``.
+and mtools, and each has a test in ``tests/formats/fat/test_fat_pyfatfs_faults.py``.
 
 Upstream (nathanhi/pyfatfs) has had no release and no commit since March 2024, and has a report of
 one fault only: short names without a ``~N`` tail, its issue 45. So the version is pinned. With a

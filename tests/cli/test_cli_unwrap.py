@@ -13,10 +13,10 @@ from boot_volume import edited, extract, file_tree
 from builders import BuiltImage, Layout, build_image, run
 from commandline import RunBalenaflash, clean_environment
 from commandline import run as run_balenaflash
+from flashers import SETTINGS, change_root, put
 from imagecopies import MakeImage
 from imageserver import Behaviour, direct_and_tidy, serve
 from mountlock import no_mounts_of_others
-from test_flasher import SETTINGS, change_root, put
 
 from balenaflash.units import MIB
 

@@ -11,7 +11,7 @@ from boot_volume import extract, file_tree
 from builders import BuiltImage, Layout
 from commandline import RunBalenaflash
 from imagecopies import MakeImage
-from test_splash import SMALL
+from pictures import SMALL
 
 from balenaflash.edits.recipe.schema import STEPS
 
@@ -360,7 +360,7 @@ def test_what_is_wrong_with_a_single_step_is_told_by_its_number(
 def test_the_recipe_of_the_readme_works(
     built: BuiltImage, balenaflash: RunBalenaflash, tmp_path: Path
 ) -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
     text = readme.partition("```toml\n")[2].partition("```")[0]
     (tmp_path / "lab.toml").write_text(text)
     (tmp_path / "lab.pub").write_text("ssh-ed25519 AAAA lab\n")

@@ -1,7 +1,7 @@
 """The faults of pyfatfs 1.1.0, each with what our editor does instead.
 
-``tests/stock_pyfatfs.py`` shows them at work. In each test the edit is one that breaks a volume,
-or gives a wrong result, when stock pyfatfs makes it.
+``stock_pyfatfs.py`` beside it shows them at work. The edit of each test breaks a volume, or gives a
+wrong result, when stock pyfatfs makes it.
 """
 
 import inspect

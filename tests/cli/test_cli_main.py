@@ -102,7 +102,7 @@ def test_the_envelope_has_these_keys_and_no_others(balenaflash: RunBalenaflash) 
 def test_the_exit_statuses_of_help_and_readme_are_the_same() -> None:
     in_help = re.findall(r"^  (\d)  ", app.epilog or "", re.MULTILINE)
     assert in_help == list("01234567")
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
     assert re.findall(r"^\| (\d) \|", readme, re.MULTILINE) == in_help
 
 

@@ -1,8 +1,6 @@
 """The picture shown at the start, and the size of a PNG image."""
 
-import struct
 import subprocess
-import zlib
 from pathlib import Path
 
 import pytest
@@ -11,30 +9,13 @@ from builders import BuiltImage, Layout
 from hypothesis import given
 from hypothesis import strategies as st
 from imagecopies import MakeImage
+from pictures import END, PIXELS, SMALL, chunk, png
 
 from balenaflash.edits.files import PutFile, Remove
 from balenaflash.edits.splash import OLD_SPLASH_PATH, SPLASH_PATH, SetSplash, read_png_size
 from balenaflash.errors import EditError
 
 needs_netpbm = pytest.mark.needs("netpbm")
-
-
-def chunk(kind: bytes, content: bytes) -> bytes:
-    """PNG specification, section 5.3."""
-    checksum = zlib.crc32(kind + content)
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
-
-
-def png(
-    *chunks: bytes, width: int = 2, height: int = 1, tail: bytes = b"\x08\x00\x00\x00\x00"
-) -> bytes:
-    header = chunk(b"IHDR", struct.pack(">II", width, height) + tail)
-    return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks)
-
-
-PIXELS = chunk(b"IDAT", zlib.compress(b"\x00\x00\xff"))
-END = chunk(b"IEND", b"")
-SMALL = png(PIXELS, END)
 
 
 def netpbm(picture: str, *options: str) -> bytes:

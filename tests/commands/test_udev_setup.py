@@ -24,7 +24,7 @@ from balenaflash.commands.udev import (
 )
 from balenaflash.programs import run_and_explain
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 SHIPPED = REPOSITORY / "udev/60-balenaflash.rules"
 RULES = "etc/udev/rules.d/60-balenaflash.rules"
 SLOT_RULES = "etc/udev/rules.d/61-balenaflash-slots.rules"

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 from builders import BuiltImage, Layout, run
-from flasher_steps import carried_image, read_root, root_filesystem
+from flasher_steps import carried_image
+from flashers import SETTINGS, change_root, put
 from imagecopies import MakeImage
 
 from balenaflash.balena.boards import HookPlace, find_board
@@ -14,8 +15,6 @@ from balenaflash.balena.image import BalenaImage
 from balenaflash.commands.flasher_steps import plan_unwrap
 from balenaflash.errors import ImageError
 from balenaflash.source.base import open_source
-
-SETTINGS = "/etc/resin-init-flasher.conf"
 
 
 def read(flasher: BuiltImage, look: Callable[[Flasher], None]) -> None:
@@ -52,18 +51,6 @@ def test_a_raw_image_carries_nothing(image: MakeImage) -> None:
         with pytest.raises(ImageError, match="is not a flasher") as caught:
             plan_unwrap(BalenaImage(source))
     assert caught.value.code == "not-a-flasher"
-
-
-def change_root(flasher: BuiltImage, *commands: str) -> None:
-    """Run commands of debugfs on the flasher's root filesystem."""
-    run("debugfs", "-w", "-f", "-", root_filesystem(flasher), stdin="\n".join(commands) + "\n")
-
-
-def put(flasher: BuiltImage, path: str, content: bytes) -> None:
-    source = flasher.path.with_name("put")
-    source.write_bytes(content)
-    change_root(flasher, f"rm {path}", f"write {source} {path}")
-    assert read_root(flasher, path, source.parent) == content
 
 
 def test_a_board_hook_that_does_something_and_a_signature_are_seen(image: MakeImage) -> None:

@@ -2,14 +2,13 @@
 
 import struct
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from builders import BuiltImage, ExpectedPartition, Layout, run
-from ext4_trees import free_by_dumpe2fs
 from fakes import MemorySource
 from fat_reader import _Reader
+from free_bytes import free_by_fat_reader, free_by_others, merged
 from hypothesis import given
 from hypothesis import strategies as st
 from imagecopies import MakeImage
@@ -18,40 +17,6 @@ from balenaflash.formats.contents import Allocation, FreeCursor, open_free_space
 from balenaflash.formats.partitions.table import read_table
 from balenaflash.source.base import open_source
 from balenaflash.units import KIB, MIB, Extent
-
-
-def free_by_others(built: BuiltImage) -> list[Extent]:
-    """The free ranges of the image by other tools, adjacent ones in one piece."""
-    content = built.path.read_bytes()
-    found: list[Extent] = []
-    for partition in sorted(built.partitions, key=lambda each: each.extent):
-        if partition.filesystem == "ext4":
-            extent = partition.extent
-            found += free_by_dumpe2fs(built.path, offset=extent.start, size=extent.size)
-        elif partition.filesystem == "vfat":
-            found += free_by_fat_reader(content, partition.extent)
-    return merged(found)
-
-
-def free_by_fat_reader(content: bytes, extent: Extent) -> Iterator[Extent]:
-    reader = _Reader(content[extent.start : extent.end])
-    volume = reader.read()
-    used = {cluster for stored in volume.entries.values() for cluster in stored.clusters}
-    for cluster in range(2, volume.cluster_count + 2):
-        if reader.table[cluster] == 0:
-            assert cluster not in used
-            start = extent.start + reader.data_start + (cluster - 2) * volume.cluster_size
-            yield Extent(start, start + volume.cluster_size)
-
-
-def merged(extents: list[Extent]) -> list[Extent]:
-    result: list[Extent] = []
-    for extent in extents:
-        if result and result[-1].end == extent.start:
-            result.append(Extent(result.pop().start, extent.end))
-        else:
-            result.append(extent)
-    return result
 
 
 def free_here(path: Path) -> tuple[list[Extent], dict[int, str]]:

@@ -4,7 +4,7 @@ A script, not a test: it says why ``balenaflash/formats/fat/`` is as it is. It n
 pyfatfs needs and balenaflash does not, an old setuptools, in an environment of its own::
 
     pip install -e '.[test]' 'setuptools<81'
-    python tests/stock_pyfatfs.py [SEQUENCES]
+    PYTHONPATH=tests/support python tests/formats/fat/stock_pyfatfs.py [SEQUENCES]
 
 Edits that must be refused are left out. One that pyfatfs fails to make should have changed
 nothing, and the sequence goes on. At its end the volume is judged as in the test: by fsck.vfat,

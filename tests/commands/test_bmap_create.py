@@ -13,9 +13,9 @@ from bmaptool import BLOCK, bmaptool, needs_bmaptool
 from builders import BuiltImage, Layout, copy_in, run
 from fakes import MemorySource, RecordedProgress
 from fat_reader import read_volume
+from free_bytes import free_by_others
 from imagecopies import MakeImage
 from loopdev import AttachLoop
-from test_allocation import free_by_others
 
 from balenaflash.commands.bmap import CreatedBmap, compare_with_bmap, create_bmap, left_out_in_use
 from balenaflash.errors import ImageError

@@ -9,7 +9,7 @@ import loopdev
 import pytest
 from mountlock import no_mounts_of_others
 
-TESTS = Path(__file__).resolve().parent
+TESTS = Path(__file__).resolve().parents[1]
 TWO_TESTS = """
 def test_one(attach_loop): pass
 def test_other(attach_loop): pass
@@ -25,7 +25,7 @@ def run_without_loop_devices(folder: Path, *, ci: str) -> subprocess.CompletedPr
         return subprocess.run(
             ["unshare", "--mount", "sh", "-c", hidden, "sh", *pytest_call],
             cwd=TESTS.parent,
-            env={**os.environ, "CI": ci, "PYTHONPATH": str(TESTS)},
+            env={**os.environ, "CI": ci, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS / 'support'}"},
             capture_output=True,
             text=True,
             check=False,

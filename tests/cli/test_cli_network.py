@@ -11,7 +11,7 @@ from builders import BuiltImage, Layout, build_image
 from commandline import RunBalenaflash
 from imagecopies import MakeImage
 from networkmanager import Libnm, needs_libnm
-from test_splash import SMALL
+from pictures import SMALL
 
 PASSPHRASE = "correct; horse\\battery"  # noqa: S105 -- of no network
 

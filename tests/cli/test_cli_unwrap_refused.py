@@ -7,8 +7,8 @@ import pytest
 from boot_volume import edited
 from builders import BuiltImage, Layout
 from commandline import RunBalenaflash
+from flashers import SETTINGS, put
 from imagecopies import MakeImage
-from test_flasher import SETTINGS, put
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Random edits of boot partitions, judged by fsck.vfat, by mtools and by a reader of our own.
 
 ``BALENAFLASH_FAT_EDITS`` is the number of edits over all volumes. A failure names the sequence:
-``pytest tests/test_fat_edits.py -k SEQUENCE`` repeats it.
+``pytest tests/formats/fat/test_fat_edits.py -k SEQUENCE`` repeats it.
 """
 
 import os
