@@ -4,8 +4,6 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +14,7 @@ from balenaflash.cli.asking import take_standard_input
 from balenaflash.cli.output import as_called, printable
 from balenaflash.cli.session import Session
 from balenaflash.edits.given_text import given_text
-from balenaflash.errors import BalenaflashError, ConfigError, EditError, ImageError, Problem
+from balenaflash.errors import BalenaflashError, EditError, ImageError
 from balenaflash.source.location import ImageLocation, StandardInput, parse_location
 from balenaflash.targets.disks import list_disks
 from balenaflash.targets.names import (
@@ -36,33 +34,6 @@ if TYPE_CHECKING:
     _TargetType = click.ParamType[TargetName]
 else:
     _ImageType = _TargetType = click.ParamType  # generic since click 8.4
-
-
-class WrongUsageError(BalenaflashError):
-    """Wrong usage that click does not detect. Nothing was touched."""
-
-    exit_status = 2
-
-    def __init__(self, error: BalenaflashError) -> None:
-        super().__init__(str(error), code=error.code, hint=error.hint)
-        self._problems = error.problems
-
-    @property
-    def problems(self) -> tuple[Problem, ...]:
-        return self._problems
-
-
-@contextmanager
-def words_of_command_line() -> Iterator[None]:
-    """Report an `EditError` or `ConfigError` of the block as wrong usage, with its codes.
-
-    Raises:
-        WrongUsageError: in place of that error.
-    """
-    try:
-        yield
-    except (ConfigError, EditError) as error:
-        raise WrongUsageError(error) from error
 
 
 STANDARD_INPUT = "-"

@@ -15,12 +15,11 @@ from balenaflash.cli.arguments import (
     complete_file,
     read_given,
     read_given_text,
-    words_of_command_line,
 )
 from balenaflash.cli.changes import answer_edits
 from balenaflash.cli.options import edit_options, member_option
 from balenaflash.cli.output import Answer
-from balenaflash.cli.session import Group, Session, with_session
+from balenaflash.cli.session import Group, Session, with_session, words_of_command_line
 from balenaflash.commands.edit import open_image
 from balenaflash.edits.bootloader import UseInternal
 from balenaflash.edits.copies import CopiedFile, CopyIn, copy_out
@@ -466,12 +465,11 @@ def check(session: Session, image: ImageLocation, *, repair: bool) -> Answer:
       balenaflash boot check --repair balena.img
       balenaflash boot check --repair balena.img.gz --output repaired.img
     """
-    options = session.edit
-    if repair and options.no_repair:
+    if repair and session.no_repair:
         raise click.UsageError("--repair and --no-repair contradict each other.")
     if repair:
         return _repair(session, image)
-    if options.output is not None:
+    if session.output is not None:
         raise click.UsageError("--output needs --repair.")
 
     with open_image(image, member=session.member) as opened:

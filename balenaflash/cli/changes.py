@@ -5,11 +5,10 @@ from functools import partial
 from pathlib import Path
 from typing import TypeGuard
 
-from balenaflash.cli.arguments import words_of_command_line
 from balenaflash.cli.asking import confirm_changing
 from balenaflash.cli.output import Answer, say
 from balenaflash.cli.progress import progress_for, stop_at_next_block
-from balenaflash.cli.session import Session
+from balenaflash.cli.session import Session, words_of_command_line
 from balenaflash.commands.edit import EditReport, preview
 from balenaflash.commands.edit import edit as edit_image
 from balenaflash.durable import FileType, find_type
@@ -29,21 +28,20 @@ def answer_edits(session: Session, image: ImageLocation, edits: Sequence[Edit]) 
 
     A card is shown and asked about before.
     """
-    options = session.edit
-    if options.output is not None and not options.dry_run:
-        return answer_copy(session, image, edits, options.output)
+    if session.output is not None and not session.dry_run:
+        return answer_copy(session, image, edits, session.output)
     change = None
-    if options.output is None and _is_card(image):
+    if session.output is None and _is_card(image):
         change = _confirmed_card(session, image, edits)
-    keep, repair = options.keep_fingerprint, not options.no_repair
-    if options.dry_run:
+    keep, repair = session.keep_fingerprint, not session.no_repair
+    if session.dry_run:
         report = preview(
             image,
             edits,
             member=session.member,
             keep_fingerprint=keep,
             repair=repair,
-            show_secrets=options.show_secrets,
+            show_secrets=session.show_secrets,
         )
     else:
         if change is None:
@@ -63,17 +61,15 @@ def _confirmed_card(
     from balenaflash.targets.safety import Permissions
     from balenaflash.targets.unmount import unmount_all
 
-    options = session.edit
-    permissions = Permissions(internal=options.allow_internal, unmount=options.unmount)
-    card = find_card(node, permissions)
-    if options.dry_run:
+    card = find_card(node, Permissions(internal=session.allow_internal, unmount=session.unmount))
+    if session.dry_run:
         return partial(edit_card, card)
     if not session.quiet:
         changes = (f"Change:  {each.describe()}" for each in edits)
         content = indented("On it:", describe_content(card))
         for line in (*describe_disk(card.disk), *content, *changes):
             say(line)
-    confirm_changing(card.disk, yes=options.yes)
+    confirm_changing(card.disk, yes=session.yes)
     if card.mounts:
         unmount_all(card.disk)
     return partial(edit_card, card)
@@ -151,15 +147,14 @@ def answer_copy(
     if is_device(output):
         hint = "To write an edited image to a device: balenaflash write IMAGE DEVICE --recipe FILE"
         raise refusal("target-not-a-file", f"{output}: is a device, not a file", hint)
-    options = session.edit
     wanted = ImageRequest(
         image,
         session.member,
         edits=edits,
-        keep_fingerprint=options.keep_fingerprint,
-        repair=not options.no_repair,
+        keep_fingerprint=session.keep_fingerprint,
+        repair=not session.no_repair,
     )
-    request = WriteRequest(wanted, [output], overwrite=options.overwrite)
+    request = WriteRequest(wanted, [output], overwrite=session.overwrite)
     with prepare_write(request) as prepared, stop_at_next_block(session) as stop:
         (done,) = prepared.run([progress_for(session)], stop)
     if isinstance(done.outcome, BalenaflashError):

@@ -11,12 +11,11 @@ from balenaflash.cli.arguments import (
     read_given,
     read_given_text,
     require_one_standard_input,
-    words_of_command_line,
 )
 from balenaflash.cli.changes import answer_edits
 from balenaflash.cli.options import edit_options, member_option
 from balenaflash.cli.output import Answer
-from balenaflash.cli.session import Group, Session, with_session
+from balenaflash.cli.session import Group, Session, with_session, words_of_command_line
 from balenaflash.commands.edit import open_image
 from balenaflash.edits.config.check import Finding, Severity, check_config, is_secret
 from balenaflash.edits.config.edit import (

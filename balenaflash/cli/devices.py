@@ -1,14 +1,9 @@
 """``devices``: the disks of this machine, names for USB ports, and the probe of a disk's size."""
 
-import time
 from collections.abc import Mapping
-from pathlib import Path
 
 import click
 
-from balenaflash.cli.arguments import TARGET, words_of_command_line
-from balenaflash.cli.asking import confirm_erasing, describe_content, describe_disk, indented
-from balenaflash.cli.options import ALLOW_INTERNAL_HELP, YES_HELP, SizeType
 from balenaflash.cli.output import (
     Answer,
     printable,
@@ -18,23 +13,12 @@ from balenaflash.cli.output import (
     size_text,
     table_lines,
 )
-from balenaflash.cli.progress import progress_for, stop_at_next_block
-from balenaflash.cli.session import Group, Session, progress_option, with_session
-from balenaflash.errors import VerificationError, refusal
-from balenaflash.flashing.probe import ProbeReport
-from balenaflash.flashing.probe import probe as probe_medium
+from balenaflash.cli.session import LazyGroup, Session, with_session, words_of_command_line
+from balenaflash.errors import refusal
 from balenaflash.targets import names
-from balenaflash.targets.disk import open_disk
 from balenaflash.targets.disks import Disk, find_disk, list_disks
-from balenaflash.targets.names import TargetName, find_named, read_slots
-from balenaflash.targets.safety import (
-    NO_PERMISSIONS,
-    Assessment,
-    Permissions,
-    assess,
-    assess_all,
-    require_writable,
-)
+from balenaflash.targets.names import read_slots
+from balenaflash.targets.safety import Assessment, assess_all
 from balenaflash.targets.sysfs import RUNNING_KERNEL
 from balenaflash.targets.udev import PyudevMonitor
 from balenaflash.targets.watch import DiskEvent, watch
@@ -42,7 +26,10 @@ from balenaflash.units import format_size
 
 
 @click.group(
-    cls=Group,
+    cls=LazyGroup,
+    summaries={
+        "probe": "Check that TARGET has the capacity that it claims; counterfeit cards do not."
+    },
     invoke_without_command=True,
     subcommand_metavar="[COMMAND [ARGS]...]",
 )
@@ -81,7 +68,7 @@ def devices(session: Session, *, everything: bool, exact: bool, watches: bool) -
         return tell_events(session, everything=everything)
 
     assessments = assess_all(list_disks())
-    slots = {port: name for name, port in read_slots().items()}
+    slots = _slots_by_port()
     result = {
         "devices": [device_result(assessment, slots) for assessment in assessments],
         "udevd": RUNNING_KERNEL.has_udevd,
@@ -155,124 +142,20 @@ def _port_of(text: str) -> str:
     return disk.usb_port
 
 
-@devices.command("probe")
-@click.argument("target", type=TARGET)
-@click.option("--destructive", is_flag=True, help="Agree to lose everything on TARGET.")
-@click.option("-y", "--yes", is_flag=True, help=YES_HELP)
-@click.option("--allow-internal", is_flag=True, help=ALLOW_INTERNAL_HELP)
-@click.option("--max-size", type=SizeType(), metavar="SIZE", help="Allow a disk of up to SIZE.")
-@progress_option
-@with_session
-def probe(
-    session: Session,
-    *,
-    target: TargetName,
-    destructive: bool,
-    yes: bool,
-    allow_internal: bool,
-    max_size: int | None,
-) -> Answer:
-    """Check that TARGET has the capacity that it claims; counterfeit cards do not.
-
-    Marks are written across TARGET and read back, which takes seconds. Everything on it is lost.
-    The exit status is 0 if the capacity is real, and 6 if it is not. TARGET is named as for
-    `write`.
-
-    \b
-    Examples:
-      balenaflash devices probe --destructive /dev/sdX
-      balenaflash devices probe --destructive --json --yes slot:left | jq .result.real_size
-    """
-    assessment = _find(target, allow_internal=allow_internal, max_size=max_size)
-    _confirm(session, assessment, destructive=destructive, yes=yes)
-    started = time.monotonic()
-    with stop_at_next_block(session) as stop, open_disk(assessment.disk) as medium:
-        report = probe_medium(medium, progress_for(session), stop)
-    seconds = time.monotonic() - started
-    sentence = f"{assessment.disk.node}: {_describe(report)}"
-    failures = [] if report.is_genuine else [_failure(report, sentence)]
-    lines = [f"{sentence} (checked in {seconds:.1f} s)"] if report.is_genuine else []
-    return Answer(
-        {
-            "target": str(assessment.disk.node),
-            "claimed_size": report.claimed,
-            "real_size": report.real,
-            "pattern": report.pattern and report.pattern.value,
-            "seconds": seconds,
-        },
-        lines,
-        failures=failures,
-    )
-
-
-def _find(target: TargetName, *, allow_internal: bool, max_size: int | None) -> Assessment:
-    """Find the disk that ``target`` names.
-
-    Raises:
-        TargetRefusedError: it may not be written; with every reason.
-    """
-    disk = find_named(target)
-    limit = NO_PERMISSIONS.max_size if max_size is None else max_size
-    is_node = isinstance(target, Path)
-    permissions = Permissions(internal=allow_internal, virtual=is_node, max_size=limit)
-    assessment = assess(disk, image_sector_size=disk.logical_sector_size, permissions=permissions)
-    require_writable(assessment)
-    return assessment
-
-
-def _confirm(session: Session, assessment: Assessment, *, destructive: bool, yes: bool) -> None:
-    node = assessment.disk.node
-    if not destructive:
-        raise refusal(
-            "not-destructive",
-            f"{node}: everything on it would be lost",
-            "Add --destructive to agree to that.",
-            lifted_by="--destructive",
-        )
-    if not session.quiet:
-        content = indented("Lost:", describe_content(assessment))
-        for line in (*describe_disk(assessment.disk), *content):
-            say(line)
-    confirm_erasing([assessment.disk], yes=yes)
-
-
-def _failure(report: ProbeReport, sentence: str) -> VerificationError:
-    is_fake = report.real is not None
-    return VerificationError(
-        sentence,
-        code="target-fake" if is_fake else "target-failing",
-        hint="Return it to the seller; a board that runs from it loses data."
-        if is_fake
-        else "Try another port or reader, then another card.",
-    )
-
-
-def _describe(report: ProbeReport) -> str:
-    claimed = f"{report.claimed} bytes ({format_size(report.claimed)})"
-    if report.is_genuine:
-        return f"has the capacity it claims, {claimed}"
-    if report.real is None:
-        return f"is failing: {report.failing} places do not read back as written"
-    real = f"{report.real} bytes ({format_size(report.real)})"
-    return (
-        f"is counterfeit: it has {real} and claims {claimed}; {_MEANING[report.pattern or 'other']}"
-    )
-
-
-_MEANING = {
-    "wraps": "data written past that overwrites its start",
-    "zeros": "data written past that is lost and reads as zeros",
-    "fails": "writing past that fails",
-    "other": "data written past that is lost",
-}
-
-
 _NO_UDEVD = "udevd is not running: labels, filesystems and by-* links of disks are unknown."
 
 
 def verdict(assessment: Assessment) -> str:
     """Reasons against writing a disk, as codes, or "may be written"."""
     return "; ".join(problem.code for problem in assessment.problems) or "may be written"
+
+
+def _slots_by_port() -> dict[str, str]:
+    return {port: name for name, port in read_slots().items()}
+
+
+def _model(disk: Disk) -> str:
+    return " ".join(part for part in (disk.vendor, disk.model) if part)
 
 
 def place_of(disk: Disk, slots: Mapping[str, str]) -> str:
@@ -285,13 +168,12 @@ def _lines(assessments: list[Assessment], slots: Mapping[str, str], *, exact: bo
     rows = []
     for item in assessments:
         disk = item.disk
-        model = " ".join(part for part in (disk.vendor, disk.model) if part)
         rows.append(
             [
                 str(disk.node),
                 size_text(disk.size, exact=exact),
                 disk.bus.value,
-                printable(model),
+                printable(_model(disk)),
                 printable(disk.serial or ""),
                 place_of(disk, slots),
                 verdict(item),
@@ -352,24 +234,25 @@ def tell_events(session: Session, *, everything: bool) -> Answer:
 
     Disks that are present at the start and refused are reported only with ``everything`` or JSON.
     """
-    slots = {port: name for name, port in read_slots().items()}
-    events = watch(lambda: assess_all(list_disks()), PyudevMonitor())
-    for event in events:
+    slots = _slots_by_port()
+    for event in watch(lambda: assess_all(list_disks()), PyudevMonitor()):
         if session.json:
-            say_json(_result(event, slots))
+            device = device_result(event.assessment, slots)
+            say_json({"event": event.happening.value, "device": device})
         elif everything or event.assessment.is_writable or event.happening != "present":
             say(_line(event, slots), err=False)
     return Answer({})
 
 
-def _result(event: DiskEvent, slots: Mapping[str, str]) -> dict[str, object]:
-    return {"event": event.happening.value, "device": device_result(event.assessment, slots)}
-
-
 def _line(event: DiskEvent, slots: Mapping[str, str]) -> str:
     disk = event.assessment.disk
-    model = " ".join(part for part in (disk.vendor, disk.model) if part)
-    facts = [str(disk.node), format_size(disk.size), disk.bus.value, model, disk.serial or ""]
+    facts = [
+        str(disk.node),
+        format_size(disk.size),
+        disk.bus.value,
+        _model(disk),
+        disk.serial or "",
+    ]
     facts.append(place_of(disk, slots))
     now = "gone" if event.happening == "removed" else verdict(event.assessment)
     shown = "  ".join(filter(None, facts))

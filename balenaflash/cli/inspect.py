@@ -7,7 +7,7 @@ import click
 from balenaflash.balena.settings import FlasherSettings
 from balenaflash.balena.signature import SignatureReport
 from balenaflash.cli.arguments import IMAGE
-from balenaflash.cli.image_options import read_certificate, sha256_option
+from balenaflash.cli.image_options import read_certificate, sha256_option, steps_result
 from balenaflash.cli.inspect_text import canvas_of_stdout, report_lines
 from balenaflash.cli.network import network_result
 from balenaflash.cli.options import member_option
@@ -181,17 +181,7 @@ def _carried_result(carried: CarriedReport) -> dict[str, object]:
             "signature": _signature_result(carried.signature),
             "layout": None if layout is None else _layout_result(layout),
         },
-        "steps": None
-        if carried.steps is None
-        else [
-            {
-                "code": step.code,
-                "action": step.action,
-                "state": step.state.value,
-                "meaning": step.meaning,
-            }
-            for step in carried.steps
-        ],
+        "steps": None if carried.steps is None else steps_result(carried.steps),
     }
 
 

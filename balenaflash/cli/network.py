@@ -13,12 +13,11 @@ from balenaflash.cli.arguments import (
     complete_file,
     read_given,
     read_given_text,
-    words_of_command_line,
 )
 from balenaflash.cli.changes import answer_edits
 from balenaflash.cli.options import edit_options, member_option
 from balenaflash.cli.output import Answer, printable, table_lines
-from balenaflash.cli.session import Group, Session, with_session
+from balenaflash.cli.session import Group, Session, with_session, words_of_command_line
 from balenaflash.commands.edit import open_image
 from balenaflash.edits.config.edit import EditConfig, SetKey
 from balenaflash.edits.given_text import given_bytes, without_mark
@@ -206,12 +205,12 @@ def wifi(
     if (file := common["keyfile"]) is not None:
         more = any((ssid, psk_file, unsecured, wpa3, hidden))
         network = network_from_keyfile(
-            common, file, "wifi", more_given=more, overwrite=session.edit.overwrite
+            common, file, "wifi", more_given=more, overwrite=session.overwrite
         )
     else:
         security = _security(psk_file, unsecured=unsecured, wpa3=wpa3)
         network = _wifi_network(
-            common, ssid, psk_file, security, hidden=hidden, overwrite=session.edit.overwrite
+            common, ssid, psk_file, security, hidden=hidden, overwrite=session.overwrite
         )
     return _add(session, image, network, country)
 
@@ -233,12 +232,12 @@ def ethernet(session: Session, image: ImageLocation, **common: Unpack[CommonOpti
     """
     if (file := common["keyfile"]) is not None:
         network = network_from_keyfile(
-            common, file, "ethernet", more_given=False, overwrite=session.edit.overwrite
+            common, file, "ethernet", more_given=False, overwrite=session.overwrite
         )
     else:
         settings = common_settings(common, name_connection("ethernet", common["interface"] or ""))
         keyfile = EthernetConnection(settings).keyfile()
-        network = AddNetwork(settings.name, keyfile, session.edit.overwrite)
+        network = AddNetwork(settings.name, keyfile, session.overwrite)
     return _add(session, image, network, None)
 
 

@@ -1,18 +1,46 @@
 """What all commands share: one run of the command line, common options, groups of commands."""
 
 import functools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
-from typing import IO, Any, Concatenate, ParamSpec
+from typing import IO, Any, Concatenate, ParamSpec, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
 from balenaflash.cli.output import Answer
-from balenaflash.errors import closest
+from balenaflash.errors import BalenaflashError, ConfigError, EditError, Problem, closest
+
+
+class WrongUsageError(BalenaflashError):
+    """Wrong usage that click does not detect. Nothing was touched."""
+
+    exit_status = 2
+
+    def __init__(self, error: BalenaflashError) -> None:
+        super().__init__(str(error), code=error.code, hint=error.hint)
+        self._problems = error.problems
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        return self._problems
+
+
+@contextmanager
+def words_of_command_line() -> Iterator[None]:
+    """Report an `EditError` or `ConfigError` of the block as wrong usage, with its codes.
+
+    Raises:
+        WrongUsageError: in place of that error.
+    """
+    try:
+        yield
+    except (ConfigError, EditError) as error:
+        raise WrongUsageError(error) from error
 
 
 class MissingCommandError(click.UsageError):
@@ -49,7 +77,7 @@ class Group(click.Group):
 class LazyGroup(Group):
     """A group whose commands are attributes of their name in modules of their name, in ``cli``.
 
-    A module is loaded when its command runs; ``summaries`` has the line that the help of the group
+    A module is loaded when its command runs. ``summaries`` has the line that the help of the group
     and a shell's completion show for each, so that both are there in a tenth of a second.
     """
 
@@ -87,6 +115,7 @@ class LazyGroup(Group):
 
 
 P = ParamSpec("P")
+F = TypeVar("F", bound=Callable[..., object])
 
 
 class ProgressStyle(StrEnum):
@@ -99,82 +128,76 @@ class ProgressStyle(StrEnum):
 
 
 @dataclass(slots=True)
-class EditOptions:
-    """Options of commands that edit the boot partition."""
+class Session:
+    """One run of the command line, and the options that commands share; click fills them in."""
+
+    command: str = ""
+    json: bool = False
+    quiet: bool = False
+    progress: str = ProgressStyle.AUTO
+    member: str | None = None
+    """Name of the image in a zip file that holds several."""
 
     dry_run: bool = False
     show_secrets: bool = False
-    """With ``--dry-run``: do not mask secrets."""
+    """With ``dry_run``: do not mask secrets."""
 
     keep_fingerprint: bool = False
-    yes: bool = False
-    """Skip the confirmation prompt before a card is changed."""
+    no_repair: bool = False
+    """Refuse a damaged boot partition even if it can be repaired without loss."""
 
-    allow_internal: bool = False
-    unmount: bool = False
     output: Path | None = None
     """The new file for the edited image; ``None`` to edit IMAGE in place."""
 
     overwrite: bool = False
     """Replace an existing file."""
 
-    no_repair: bool = False
-    """Refuse a damaged boot partition even if it can be repaired without loss."""
+    yes: bool = False
+    """Skip the confirmation prompt."""
 
+    allow_internal: bool = False
+    unmount: bool = False
+    max_size: int | None = None
+    """In bytes; ``None`` if the option was not given."""
 
-@dataclass(slots=True)
-class Session:
-    """One run of the command line; filled in while click parses."""
-
-    command: str = ""
-    json: bool = False
-    quiet: bool = False
-    progress: ProgressStyle = ProgressStyle.AUTO
-    member: str | None = None
-    """Name of the image in a zip file that holds several."""
-
-    edit: EditOptions = field(default_factory=EditOptions)
+    fix_gpt: bool = False
+    eject: bool = False
     signal: int | None = None
     """Number of the signal that interrupted the run, if one did."""
 
 
-def _store_json(context: click.Context, _parameter: click.Parameter, value: bool) -> None:  # noqa: FBT001 - click calls it so
-    context.ensure_object(Session).json |= value
+def _store(context: click.Context, parameter: click.Parameter, value: object) -> None:
+    # A flag that a command lacks may have been given to its group.
+    if value is not False:
+        setattr(context.ensure_object(Session), parameter.name or "", value)
 
 
-def _store_quiet(context: click.Context, _parameter: click.Parameter, value: bool) -> None:  # noqa: FBT001 - click calls it so
-    context.ensure_object(Session).quiet |= value
+def shared_option(*names: str, **attributes: Any) -> Callable[[F], F]:
+    """An option that is stored in the field of its name of the `Session`."""
+    return click.option(*names, expose_value=False, callback=_store, **attributes)
 
 
-def _store_progress(context: click.Context, _parameter: click.Parameter, value: str) -> None:
-    context.ensure_object(Session).progress = ProgressStyle(value)
+def with_options(options: Sequence[Callable[[F], F]]) -> Callable[[F], F]:
+    """Give a command ``options``, which its help shows in this order."""
+
+    def decorate(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
 
 
 _OPTIONS = (
-    click.option(
-        "--json",
-        is_flag=True,
-        expose_value=False,
-        callback=_store_json,
-        help="Print one JSON object instead of text.",
-    ),
-    click.option(
-        "-q",
-        "--quiet",
-        is_flag=True,
-        expose_value=False,
-        callback=_store_quiet,
-        help="Print only the result and errors.",
-    ),
+    shared_option("--json", is_flag=True, help="Print one JSON object instead of text."),
+    shared_option("-q", "--quiet", is_flag=True, help="Print only the result and errors."),
 )
 
-progress_option = click.option(
+progress_option = shared_option(
     "--progress",
     type=click.Choice([style.value for style in ProgressStyle]),
     default=ProgressStyle.AUTO.value,
     show_default=True,
-    expose_value=False,
-    callback=_store_progress,
     help="Progress on stderr; auto: a bar on a terminal, otherwise an occasional line.",
 )
 
@@ -191,7 +214,4 @@ def with_session(
         session.command = context.command_path.partition(" ")[2]
         return function(session, *args, **kwargs)
 
-    command: Callable[P, Answer] = wrapped
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+    return with_options(_OPTIONS)(wrapped)

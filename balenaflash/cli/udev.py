@@ -1,13 +1,13 @@
 """``udev``: let people write removable disks without root."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from balenaflash.cli.asking import confirm
-from balenaflash.cli.options import YES_HELP, dry_run_option
+from balenaflash.cli.options import dry_run_option, yes_option
 from balenaflash.cli.output import Answer, say
 from balenaflash.cli.session import Group, Session, with_session
 from balenaflash.commands.udev import (
@@ -48,7 +48,6 @@ _root_option = click.option(
     default=Path("/"),
     help="Work below DIR, for who makes a package: only the files, no group, no reload.",
 )
-_yes_option = click.option("-y", "--yes", is_flag=True, help=YES_HELP)
 
 
 _NAME_A_PORT = "Name one: balenaflash devices name PORT NAME"
@@ -59,10 +58,10 @@ _NAME_A_PORT = "Name one: balenaflash devices name PORT NAME"
     "--slots-only", is_flag=True, help="Give access only to disks in the ports named as slots."
 )
 @_root_option
-@_yes_option
+@yes_option
 @dry_run_option
 @with_session
-def install(session: Session, *, slots_only: bool, root: Path, yes: bool, dry_run: bool) -> Answer:
+def install(session: Session, *, slots_only: bool, root: Path) -> Answer:
     """Install or update the rules; shows first what it will do.
 
     Refused if the running system is on a USB disk or an SD card, which the rules would make
@@ -78,22 +77,22 @@ def install(session: Session, *, slots_only: bool, root: Path, yes: bool, dry_ru
     if slots_only and not slots:
         raise ConfigError("no USB port is named", code="slots-none", hint=_NAME_A_PORT)
     actions = installation(root, slots, Scope.SLOTS if slots_only else Scope.ALL)
-    return _do(session, actions, "All is installed.", yes=yes, dry_run=dry_run)
+    return _do(session, actions, "All is installed.")
 
 
 @udev.command("uninstall")
 @_root_option
-@_yes_option
+@yes_option
 @dry_run_option
 @with_session
-def uninstall(session: Session, *, root: Path, yes: bool, dry_run: bool) -> Answer:
+def uninstall(session: Session, *, root: Path) -> Answer:
     """Remove the rules that `install` made. The group stays.
 
     \b
     Examples:
       sudo balenaflash udev uninstall
     """
-    answer = _do(session, removal(root), "Nothing is installed.", yes=yes, dry_run=dry_run)
+    answer = _do(session, removal(root), "Nothing is installed.")
     warnings = [f"{path}: stays; remove the package it is of." for path in find_packaged(root)]
     return replace(answer, warnings=warnings)
 
@@ -119,23 +118,17 @@ def check(_session: Session) -> Answer:
     return Answer({"files": paths}, [f"{path}: installed and current" for path in paths])
 
 
-def _do(
-    session: Session, actions: Sequence[Task], nothing: str, *, yes: bool, dry_run: bool
-) -> Answer:
+def _do(session: Session, actions: Sequence[Task], nothing: str) -> Answer:
     """Show what is to be done, ask, and do it."""
-    result = {"actions": [each.words for each in actions], "dry_run": dry_run}
+    result = {"actions": [each.words for each in actions], "dry_run": session.dry_run}
     if not actions:
         return Answer(result, [nothing])
-    if dry_run:
+    if session.dry_run:
         return Answer(result, [f"Would {each.words}" for each in actions])
-    _tell(session, (f"Will {each.words}" for each in actions))
-    confirm("Go on?", "this", yes=yes)
+    if not session.quiet:
+        for each in actions:
+            say(f"Will {each.words}")
+    confirm("Go on?", "this", yes=session.yes)
     for each in actions:
         carry_out(each)
     return Answer(result, ["Done."])
-
-
-def _tell(session: Session, lines: Iterable[str]) -> None:
-    if not session.quiet:
-        for line in lines:
-            say(line)

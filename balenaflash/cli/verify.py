@@ -1,28 +1,21 @@
 """``verify``: compare a target with an image."""
 
-from collections.abc import Mapping
-from pathlib import Path
+from typing import Unpack
 
 import click
 
 from balenaflash.cli.arguments import IMAGE, TARGET
-from balenaflash.cli.changes import repair_lines, repairs_result
 from balenaflash.cli.image_options import (
-    certificate_option,
-    chosen_recipe,
-    recipe_lines,
-    recipe_options,
-    recipe_result,
-    sha256_option,
-    signature_checks,
+    ImageOptions,
+    choose_image,
+    ignore_secure_boot_option,
+    image_options,
 )
-from balenaflash.cli.options import member_option, no_repair_option
 from balenaflash.cli.output import Answer
 from balenaflash.cli.progress import progress_for, stop_at_next_block
 from balenaflash.cli.session import Session, progress_option, with_session
-from balenaflash.cli.unwrap import ignore_secure_boot_option
 from balenaflash.commands.verify import verify as compare_target
-from balenaflash.commands.wanted import ImageRequest, open_wanted
+from balenaflash.commands.wanted import open_wanted
 from balenaflash.source.location import ImageLocation
 from balenaflash.targets.names import TargetName
 from balenaflash.units import format_size
@@ -44,11 +37,7 @@ from balenaflash.units import format_size
     "--fix-gpt", is_flag=True, help="Compare with what `write --fix-gpt` makes of a larger disk."
 )
 @ignore_secure_boot_option
-@member_option
-@sha256_option
-@certificate_option
-@recipe_options
-@no_repair_option
+@image_options
 @progress_option
 @with_session
 def verify(
@@ -59,12 +48,7 @@ def verify(
     compares_all: bool,
     unwraps: bool,
     fix_gpt: bool,
-    ignore_secure_boot: bool,
-    sha256: str | None,
-    certificate: str | None,
-    recipe: Path | None,
-    steps: tuple[str, ...],
-    variables: Mapping[str, str],
+    **options: Unpack[ImageOptions],
 ) -> Answer:
     """Compare TARGET, byte for byte, with IMAGE.
 
@@ -79,19 +63,8 @@ def verify(
       balenaflash verify balena.img copy.img && echo equal
       balenaflash verify balena.img /dev/sdX --recipe bench.toml --var bench=7
     """
-    edits = chosen_recipe(recipe, steps, variables)
-    checks = signature_checks(image, certificate)
-    request = ImageRequest(
-        image,
-        session.member,
-        sha256,
-        checks,
-        edits.edits if edits else (),
-        unwraps,
-        ignore_secure_boot,
-        repair=not session.edit.no_repair,
-    )
-    with open_wanted(request) as wanted, stop_at_next_block(session) as stop:
+    chosen = choose_image(session, image, options, unwrap=unwraps)
+    with open_wanted(chosen.request) as wanted, stop_at_next_block(session) as stop:
         report = compare_target(
             wanted,
             target,
@@ -101,8 +74,7 @@ def verify(
             stop=stop,
         )
     size = report.bytes_read_back
-    by_recipe = f" with the edits of {edits.path}" if edits else ""
-    about_certificate = [warning for check in checks for warning in check.warnings]
+    by_recipe = f" with the edits of {chosen.recipe.path}" if chosen.recipe else ""
     return Answer(
         {
             "target": str(target),
@@ -110,13 +82,11 @@ def verify(
             "equal": True,
             "unsteady_reads": report.unsteady_reads,
             "failed_reads": report.failed_reads,
-            "repairs": repairs_result(wanted.edited.repairs),
-            "recipe": recipe_result(edits, wanted.edited.changes),
+            **chosen.result(wanted),
         },
         [
-            *repair_lines(wanted.edited.repairs),
-            *recipe_lines(edits, wanted.edited.changes),
+            *chosen.lines(wanted),
             f"{target}: equal to {image}{by_recipe}, {format_size(size)} compared",
         ],
-        tuple(dict.fromkeys((*about_certificate, *report.warnings))),
+        tuple(dict.fromkeys((*chosen.warnings, *report.warnings))),
     )

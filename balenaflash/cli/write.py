@@ -1,8 +1,8 @@
 """``write``: its options, its question, and its answer."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from typing import Unpack
 
 import click
 
@@ -14,28 +14,17 @@ from balenaflash.cli.asking import (
     indented,
     short_description,
 )
-from balenaflash.cli.changes import repair_lines, repairs_result
 from balenaflash.cli.image_options import (
-    certificate_option,
-    chosen_recipe,
-    recipe_lines,
-    recipe_options,
-    recipe_result,
-    sha256_option,
-    signature_checks,
+    ImageOptions,
+    choose_image,
+    flasher_result,
+    ignore_secure_boot_option,
+    image_options,
 )
-from balenaflash.cli.options import (
-    current_disk_options,
-    disk_options,
-    dry_run_option,
-    member_option,
-    no_repair_option,
-)
+from balenaflash.cli.options import disk_options, dry_run_option, permissions_of
 from balenaflash.cli.output import Answer, say
 from balenaflash.cli.progress import TargetsDisplay, progress_for, stop_at_next_block
-from balenaflash.cli.session import Session, progress_option, with_session
-from balenaflash.cli.unwrap import flasher_lines, flasher_result, ignore_secure_boot_option
-from balenaflash.commands.wanted import ImageRequest
+from balenaflash.cli.session import Session, progress_option, shared_option, with_session
 from balenaflash.commands.write import (
     Destination,
     DiskDestination,
@@ -59,9 +48,7 @@ from balenaflash.units import format_size
 _MINUTE = 60
 
 
-def show_and_confirm(
-    session: Session, prepared: PreparedWrite, recipe: Recipe | None, *, yes: bool
-) -> None:
+def show_and_confirm(session: Session, prepared: PreparedWrite, recipe: Recipe | None) -> None:
     """Show image, targets, what is lost and what will be done, and ask once for all disks.
 
     Raises:
@@ -69,7 +56,7 @@ def show_and_confirm(
     """
     if not session.quiet:
         # Without a question the warnings are shown once, at the end.
-        warnings = () if yes else prepared.plan.warnings
+        warnings = () if session.yes else prepared.plan.warnings
         for line in _image_lines(prepared, recipe, warnings):
             say(line)
         for line in _destinations_lines(prepared):
@@ -77,7 +64,7 @@ def show_and_confirm(
     disks = [
         each.assessment.disk for each in prepared.destinations if isinstance(each, DiskDestination)
     ]
-    confirm_erasing(disks, yes=yes)
+    confirm_erasing(disks, yes=session.yes)
 
 
 def _image_lines(
@@ -388,12 +375,8 @@ def _sum(tallies: Sequence[Tally], kind: str) -> int:
 )
 @ignore_secure_boot_option
 @disk_options
-@click.option("--overwrite", is_flag=True, help="Allow a TARGET that is an existing file.")
-@member_option
-@sha256_option
-@certificate_option
-@recipe_options
-@no_repair_option
+@shared_option("--overwrite", is_flag=True, help="Allow a TARGET that is an existing file.")
+@image_options
 @dry_run_option
 @progress_option
 @with_session
@@ -406,14 +389,7 @@ def write(
     writes_all: bool,
     skip_equal: bool,
     unwraps: bool,
-    ignore_secure_boot: bool,
-    overwrite: bool,
-    sha256: str | None,
-    certificate: str | None,
-    recipe: Path | None,
-    steps: tuple[str, ...],
-    variables: Mapping[str, str],
-    dry_run: bool,
+    **options: Unpack[ImageOptions],
 ) -> Answer:
     """Write IMAGE to each TARGET, read it back, and compare.
 
@@ -435,33 +411,22 @@ def write(
       balenaflash write balena.img /dev/sdX --recipe bench.toml --var bench=7
       balenaflash write balena.img /dev/sdX --step 'config-set = "hostname=bench-7"'
     """
-    disks = current_disk_options()
-    edits = chosen_recipe(recipe, steps, variables)
-    checks = signature_checks(image, certificate)
+    chosen = choose_image(session, image, options, unwrap=unwraps)
     request = WriteRequest(
-        ImageRequest(
-            image,
-            session.member,
-            sha256,
-            checks,
-            edits.edits if edits else (),
-            unwraps,
-            ignore_secure_boot,
-            repair=not session.edit.no_repair,
-        ),
+        chosen.request,
         targets,
-        disks.permissions,
-        overwrite=overwrite,
+        permissions_of(session),
+        overwrite=session.overwrite,
         write_all=writes_all,
-        fix_gpt=disks.fix_gpt,
+        fix_gpt=session.fix_gpt,
         options=FlashOptions(read_back=not no_verify, skip_equal=skip_equal),
-        eject=disks.eject,
+        eject=session.eject,
     )
     with prepare_write(request) as prepared:
-        if dry_run:
+        if session.dry_run:
             done, tallies = None, prepared.count(progress_for(session))
         else:
-            show_and_confirm(session, prepared, edits, yes=disks.yes)
+            show_and_confirm(session, prepared, chosen.recipe)
             for point in prepared.unmount():
                 if not session.quiet:
                     say(f"Unmounted {point}")
@@ -469,17 +434,13 @@ def write(
     wanted = prepared.image
     outcomes = [each.outcome for each in done or ()]
     lines = [
-        *flasher_lines(wanted.unwrapping),
-        *repair_lines(wanted.edited.repairs),
-        *recipe_lines(edits, wanted.edited.changes),
+        *chosen.lines(wanted),
         *(plan_lines(prepared, tallies) if done is None else done_lines(prepared, done)),
     ]
     result = write_result(prepared, done, tallies)
     result["flasher"] = flasher_result(wanted.unwrapping)
-    result["repairs"] = repairs_result(wanted.edited.repairs)
-    result["recipe"] = recipe_result(edits, wanted.edited.changes)
-    about_certificate = [warning for check in checks for warning in check.warnings]
-    warnings = tuple(dict.fromkeys((*about_certificate, *prepared.warnings)))
+    result |= chosen.result(wanted)
+    warnings = tuple(dict.fromkeys((*chosen.warnings, *prepared.warnings)))
     return Answer(result, lines, warnings, failures=_failures(outcomes))
 
 
