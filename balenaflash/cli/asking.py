@@ -34,7 +34,8 @@ def confirm_erasing(disks: Sequence[Disk], *, yes: bool) -> None:
     """
     plain = [disk for disk in disks if _is_plain(disk)]
     if plain:
-        names = _listed([str(disk.node) for disk in plain])
+        *others, last = (str(disk.node) for disk in plain)
+        names = f"{', '.join(others)} and {last}" if others else last
         what = "it" if len(plain) == 1 else "them"
         confirm(f"Erase all of {names}?", f"{names}: erasing {what}", yes=yes)
     for disk in disks:
@@ -121,10 +122,6 @@ def _nobody_there(subject: str) -> TargetRefusedError:
 
 def _not_confirmed(subject: str) -> TargetRefusedError:
     return refusal("not-confirmed", f"{subject} was not confirmed")
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def describe_disk(disk: Disk) -> list[str]:

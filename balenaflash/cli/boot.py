@@ -22,10 +22,9 @@ from balenaflash.cli.output import Answer
 from balenaflash.cli.session import Group, Session, with_session, words_of_command_line
 from balenaflash.commands.edit import open_image
 from balenaflash.edits.bootloader import UseInternal
-from balenaflash.edits.copies import CopiedFile, CopyIn, copy_out
+from balenaflash.edits.copies import CopyIn, copy_out
 from balenaflash.edits.file_list import ApplyFileList, FileListEntry, parse, read_list
 from balenaflash.edits.files import (
-    Edit,
     MakeDirectory,
     Move,
     PutFile,
@@ -117,7 +116,16 @@ def list_files(
     result = {
         "image": str(image),
         "path": path,
-        "entries": [_entry_result(entry) for entry in entries],
+        "entries": [
+            {
+                "path": entry.path,
+                "name": entry.name,
+                "type": "directory" if entry.is_directory else "file",
+                "size": entry.size,
+                "modified": entry.modified.isoformat() if entry.modified else None,
+            }
+            for entry in entries
+        ],
     }
     names = [_shown_name(entry, whole_path=whole_path) for entry in entries]
     lines = _long_lines(entries, names) if long else names
@@ -184,7 +192,15 @@ def take(
     result = {
         "image": str(image),
         "path": path,
-        "files": [_copy_result(copy) for copy in copies],
+        "files": [
+            {
+                "path": copy.path,
+                "target": str(copy.target),
+                "type": "directory" if copy.is_directory else "file",
+                "size": copy.size,
+            }
+            for copy in copies
+        ],
     }
     lines = [
         f"copied {copy.path} to {copy.target} ({copy.size} bytes)"
@@ -192,25 +208,6 @@ def take(
         if not copy.is_directory
     ]
     return Answer(result, lines, warnings)
-
-
-def _entry_result(entry: FatEntry) -> dict[str, object]:
-    return {
-        "path": entry.path,
-        "name": entry.name,
-        "type": "directory" if entry.is_directory else "file",
-        "size": entry.size,
-        "modified": entry.modified.isoformat() if entry.modified else None,
-    }
-
-
-def _copy_result(copy: CopiedFile) -> dict[str, object]:
-    return {
-        "path": copy.path,
-        "target": str(copy.target),
-        "type": "directory" if copy.is_directory else "file",
-        "size": copy.size,
-    }
 
 
 def _shown_name(entry: FatEntry, *, whole_path: bool) -> str:
@@ -256,7 +253,13 @@ def put(session: Session, image: ImageLocation, sources: tuple[str, ...]) -> Ans
       jq '.hostname = "bench-7"' config.json | balenaflash boot put balena.img - /config.json
     """
     *given, target = sources if len(sources) > 1 else (*sources, "/")
-    return answer_edits(session, image, [_copy_edit(given, target)])
+    with words_of_command_line():
+        volume_path(target)
+    if "-" not in given:
+        return answer_edits(session, image, [CopyIn(tuple(map(Path, given)), target)])
+    if len(given) > 1 or target.endswith("/"):
+        raise click.UsageError("With - as SRC, there is one SRC, and DEST is the path of a file.")
+    return answer_edits(session, image, [PutFile(target, read_given("-"))])
 
 
 @boot.command("rm")
@@ -353,16 +356,6 @@ def use_internal(
       balenaflash boot use-internal --from /grub.cfg_lab --to /EFI/BOOT/grub.cfg balena.img
     """
     return answer_edits(session, image, [UseInternal(source, target, keep_old)])
-
-
-def _copy_edit(sources: Sequence[str], target: str) -> Edit:
-    with words_of_command_line():
-        volume_path(target)
-    if "-" not in sources:
-        return CopyIn(tuple(map(Path, sources)), target)
-    if len(sources) > 1 or target.endswith("/"):
-        raise click.UsageError("With - as SRC, there is one SRC, and DEST is the path of a file.")
-    return PutFile(target, read_given("-"))
 
 
 @boot.command("apply")
@@ -468,7 +461,9 @@ def check(session: Session, image: ImageLocation, *, repair: bool) -> Answer:
     if repair and session.no_repair:
         raise click.UsageError("--repair and --no-repair contradict each other.")
     if repair:
-        return _repair(session, image)
+        answer = answer_edits(session, image, [RepairVolume()])
+        lines = answer.lines if answer.result["repairs"] else [f"{image}: nothing to repair"]
+        return replace(answer, result={**answer.result, "sound": True}, lines=lines)
     if session.output is not None:
         raise click.UsageError("--output needs --repair.")
 
@@ -489,7 +484,15 @@ def check(session: Session, image: ImageLocation, *, repair: bool) -> Answer:
         "image": str(image),
         "partition": number,
         "sound": not problems,
-        "faults": [_fault_result(fault) for fault in faults],
+        "faults": [
+            {
+                "code": fault.code,
+                "message": fault.message,
+                "gravity": fault.gravity.value,
+                "repairable": bool(fault.repair),
+            }
+            for fault in faults
+        ],
     }
     failures = [DamagedError(problems)] if problems else []
     return Answer(result, lines, warnings, failures=failures)
@@ -510,19 +513,3 @@ def _problems(image: ImageLocation, number: int, faults: Sequence[Fault]) -> lis
         )
         for fault in found
     ]
-
-
-def _repair(session: Session, image: ImageLocation) -> Answer:
-    answer = answer_edits(session, image, [RepairVolume()])
-    repairs = answer.result["repairs"]
-    lines = answer.lines if repairs else [f"{image}: nothing to repair"]
-    return replace(answer, result={**answer.result, "sound": True}, lines=lines)
-
-
-def _fault_result(fault: Fault) -> dict[str, object]:
-    return {
-        "code": fault.code,
-        "message": fault.message,
-        "gravity": fault.gravity.value,
-        "repairable": bool(fault.repair),
-    }

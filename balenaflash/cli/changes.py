@@ -9,7 +9,7 @@ from balenaflash.cli.asking import confirm_changing
 from balenaflash.cli.output import Answer, say
 from balenaflash.cli.progress import progress_for, stop_at_next_block
 from balenaflash.cli.session import Session, words_of_command_line
-from balenaflash.commands.edit import EditReport, preview
+from balenaflash.commands.edit import Edited, EditReport, preview
 from balenaflash.commands.edit import edit as edit_image
 from balenaflash.durable import FileType, find_type
 from balenaflash.edits.files import Edit, FileChange
@@ -80,8 +80,7 @@ def _result(image: ImageLocation, report: EditReport) -> dict[str, object]:
         "image": str(image),
         "dry_run": report.dry_run,
         "partition": report.partition_number,
-        "changes": [change_result(change) for change in report.changes],
-        "repairs": repairs_result(report.repairs),
+        **_made_result(report),
         "diff": list(report.diff),
         "sectors": report.commit.sectors,
         "bytes": report.commit.size,
@@ -100,8 +99,7 @@ def change_result(change: FileChange) -> dict[str, object]:
 
 
 def _lines(image: ImageLocation, report: EditReport) -> list[str]:
-    lines = repair_lines(report.repairs, dry_run=report.dry_run)
-    lines += [change_line(change) for change in report.changes]
+    lines = _made_lines(report, dry_run=report.dry_run)
     sectors, size = report.commit.sectors, report.commit.size
     if sectors == 0:
         return [*lines, f"{image}: nothing to change"]
@@ -109,6 +107,18 @@ def _lines(image: ImageLocation, report: EditReport) -> list[str]:
     amount = f"{count} ({format_size(size)}) of partition {report.partition_number}"
     done = "would change; nothing was written (--dry-run)" if report.dry_run else "changed"
     return [*lines, f"{image}: {amount} {done}"]
+
+
+def _made_result(edited: Edited | EditReport) -> dict[str, object]:
+    return {
+        "changes": [change_result(change) for change in edited.changes],
+        "repairs": repairs_result(edited.repairs),
+    }
+
+
+def _made_lines(edited: Edited | EditReport, *, dry_run: bool = False) -> list[str]:
+    repairs = repair_lines(edited.repairs, dry_run=dry_run)
+    return [*repairs, *(change_line(change) for change in edited.changes)]
 
 
 def repairs_result(repairs: Sequence[Fault]) -> list[dict[str, str]]:
@@ -164,12 +174,10 @@ def answer_copy(
         "image": str(image),
         "output": str(output),
         "dry_run": False,
-        "changes": [change_result(change) for change in edited.changes],
-        "repairs": repairs_result(edited.repairs),
+        **_made_result(edited),
         "bytes": done.outcome.image_size,
     }
-    lines = repair_lines(edited.repairs)
-    lines += [change_line(change) for change in edited.changes]
+    lines = _made_lines(edited)
     lines.append(f"{output}: {format_size(done.outcome.image_size)}, written and read back equal")
     return Answer(result, lines, prepared.image.warnings)
 

@@ -4,7 +4,6 @@ from dataclasses import asdict, fields
 
 import click
 
-from balenaflash.balena.settings import FlasherSettings
 from balenaflash.balena.signature import SignatureReport
 from balenaflash.cli.arguments import IMAGE
 from balenaflash.cli.image_options import read_certificate, sha256_option, steps_result
@@ -170,9 +169,15 @@ def _signature_result(report: SignatureReport) -> dict[str, object]:
 
 def _carried_result(carried: CarriedReport) -> dict[str, object]:
     flasher, layout = carried.flasher, carried.disk
+    settings = flasher.settings
     return {
         "partition": flasher.partition.number,
-        "settings": _settings_result(flasher.settings),
+        "settings": {
+            **{each.name: getattr(settings, each.name) for each in fields(settings)},
+            "internal_devices": list(settings.internal_devices),
+            "bootloaders": [asdict(each) for each in settings.bootloaders],
+            "others": dict(settings.others),
+        },
         "devices": list(carried.devices),
         "image": {
             "path": flasher.image_path,
@@ -182,17 +187,6 @@ def _carried_result(carried: CarriedReport) -> dict[str, object]:
             "layout": None if layout is None else _layout_result(layout),
         },
         "steps": None if carried.steps is None else steps_result(carried.steps),
-    }
-
-
-def _settings_result(settings: FlasherSettings) -> dict[str, object]:
-    """All of them, by their names in `FlasherSettings`."""
-    result = {each.name: getattr(settings, each.name) for each in fields(settings)}
-    return {
-        **result,
-        "internal_devices": list(settings.internal_devices),
-        "bootloaders": [asdict(each) for each in settings.bootloaders],
-        "others": dict(settings.others),
     }
 
 

@@ -118,7 +118,8 @@ def _run(arguments: list[str], session: Session) -> int:
     except click.ClickException as error:
         return _show_usage_error(error, session)
     except BalenaflashError as error:
-        return _show_error(error, session)
+        status = _status_of([error], error.exit_status, session)
+        return _show_problems(error.problems, status, session)
     except OutputError as error:
         return output_failed(error, status)
     return status
@@ -146,11 +147,6 @@ def _show_usage_error(error: click.ClickException, session: Session) -> int:
             say(line)
         return error.exit_code
     return _show_problems((Problem("usage", error.format_message()),), error.exit_code, session)
-
-
-def _show_error(error: BalenaflashError, session: Session) -> int:
-    status = _status_of([error], error.exit_status, session)
-    return _show_problems(error.problems, status, session)
 
 
 def _show_problems(problems: Sequence[Problem], status: int, session: Session) -> int:

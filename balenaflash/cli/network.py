@@ -1,9 +1,8 @@
 """``network``: the networks a board knows from its first start."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypedDict, TypeVar, Unpack
+from typing import TypedDict, Unpack
 
 import click
 
@@ -17,7 +16,13 @@ from balenaflash.cli.arguments import (
 from balenaflash.cli.changes import answer_edits
 from balenaflash.cli.options import edit_options, member_option
 from balenaflash.cli.output import Answer, printable, table_lines
-from balenaflash.cli.session import Group, Session, with_session, words_of_command_line
+from balenaflash.cli.session import (
+    Group,
+    Session,
+    with_options,
+    with_session,
+    words_of_command_line,
+)
 from balenaflash.commands.edit import open_image
 from balenaflash.edits.config.edit import EditConfig, SetKey
 from balenaflash.edits.given_text import given_bytes, without_mark
@@ -52,9 +57,6 @@ def network() -> None:
       balenaflash network add wifi balena.img --ssid Lab --psk-file lab.psk
       balenaflash network ls balena.img
     """
-
-
-F = TypeVar("F", bound=Callable[..., object])
 
 
 class CommonOptions(TypedDict):
@@ -99,11 +101,8 @@ _OPTIONS = (
 )
 
 
-def common_options(command: F) -> F:
-    """Give ``command`` the options of `CommonOptions`."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+common_options = with_options(_OPTIONS)
+"""The options of `CommonOptions`."""
 
 
 def common_settings(options: CommonOptions, default_name: str) -> Common:
@@ -302,7 +301,8 @@ def list_all(session: Session, image: ImageLocation) -> Answer:
         networks = list_networks(opened.files)
         warnings = opened.warnings
     result = {"image": str(image), "networks": [network_result(each) for each in networks]}
-    return Answer(result, _lines(networks), (*warnings, *_faults(networks)))
+    faults = (f"{each.name}: {each.fault}." for each in networks if each.fault)
+    return Answer(result, _lines(networks), (*warnings, *faults))
 
 
 @network.command("rm")
@@ -339,23 +339,12 @@ def network_result(network: Network) -> dict[str, object]:
 def _lines(networks: tuple[Network, ...]) -> list[str]:
     if not networks:
         return ["No network is configured."]
-    rows = [
-        [
-            printable(each.name),
-            each.state.value,
-            printable(each.type or ""),
-            printable(ssid_text(each.ssid) or ""),
-            printable(each.security or ""),
-            printable(each.interface or ""),
-            printable(", ".join(each.addresses)),
-        ]
-        for each in networks
-    ]
+    rows = []
+    for each in networks:
+        ssid, addresses = ssid_text(each.ssid), ", ".join(each.addresses)
+        facts = (each.name, each.state.value, each.type, ssid, each.security, each.interface)
+        rows.append([printable(fact or "") for fact in (*facts, addresses)])
     return table_lines(("Name", "State", "Type", "SSID", "Security", "Interface", "Address"), rows)
-
-
-def _faults(networks: tuple[Network, ...]) -> tuple[str, ...]:
-    return tuple(f"{each.name}: {each.fault}." for each in networks if each.fault)
 
 
 def ssid_text(ssid: bytes | None) -> str | None:

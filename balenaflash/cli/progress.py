@@ -128,7 +128,7 @@ class LiveDisplay:
             return
         columns = _columns()
         erased = self._erasing(columns)
-        self._drawn = [each.render(columns) for each in bars[: _rows()]]
+        self._drawn = [each.render(columns) for each in bars[: max(_terminal_size()[1] - 1, 1)]]
         said = "".join(f"{line}\n" for line in lines)
         click.echo(f"{erased}{said}" + "\n".join(self._drawn), err=True, nl=False)
 
@@ -144,10 +144,6 @@ class LiveDisplay:
 def _columns() -> int:
     """Columns for a line: one fewer than the terminal has, which may wrap at the last."""
     return max(_terminal_size()[0] - 1, 1)
-
-
-def _rows() -> int:
-    return max(_terminal_size()[1] - 1, 1)
 
 
 def _terminal_size() -> tuple[int, int]:

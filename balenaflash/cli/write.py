@@ -39,11 +39,12 @@ from balenaflash.edits.recipe.reading import Recipe
 from balenaflash.errors import BalenaflashError
 from balenaflash.flashing.flash import FlashOptions, FlashReport, Outcome
 from balenaflash.flashing.plan import Tally, WritePlan
+from balenaflash.formats.contents import Content
 from balenaflash.source.location import ImageLocation
 from balenaflash.targets.disks import least_seconds
 from balenaflash.targets.leaving import Ending
 from balenaflash.targets.names import TargetName
-from balenaflash.units import format_size
+from balenaflash.units import Extent, format_size
 
 _MINUTE = 60
 
@@ -178,12 +179,15 @@ def plan_lines(prepared: PreparedWrite, tallies: Sequence[Tally]) -> list[str]:
         where = "outside" if tally.partition is None else f"partition {tally.partition}"
         counts = ", ".join(f"{format_size(size)} {kind}" for kind, size in tally.bytes.items())
         lines.append(f"         {where}: {counts or 'nothing'}")
-    lines.append(f"         write {format_size(_sum(tallies, 'data'))} of data and")
-    lines.append(
-        f"         {format_size(_sum(tallies, 'zero'))} of zeros, "
-        f"leave {format_size(_sum(tallies, 'free'))} that is free"
+    data, zero, free = (
+        format_size(sum(tally.bytes.get(kind, 0) for tally in tallies)) for kind in Content
     )
-    return [*lines, "Nothing was written (--dry-run)."]
+    return [
+        *lines,
+        f"         write {data} of data and",
+        f"         {zero} of zeros, leave {free} that is free",
+        "Nothing was written (--dry-run).",
+    ]
 
 
 def done_lines(prepared: PreparedWrite, done: Sequence[Done]) -> list[str]:
@@ -227,27 +231,28 @@ def _report_lines(name: str, report: FlashReport) -> list[str]:
         texts.append("nothing was read back (--no-verify)")
     else:
         texts.append(_speed("read back equal", report.bytes_read_back, report.verify_seconds))
-    lines = [f"{name}: {', '.join(texts)}"]
-    lines += [
-        f"{name}: read back wrong from byte {each.extent.start} to {each.extent.end}; "
-        "rewritten, and right since then"
-        for each in report.repaired
+    by_reader = "the reader or the cable is not reliable"
+    facts = [
+        ", ".join(texts),
+        *(
+            f"read back wrong from byte {each.extent.start} to {each.extent.end}; "
+            "rewritten, and right since then"
+            for each in report.repaired
+        ),
     ]
-    if report.wiped:
-        lines.append(f"{name}: the backup of an earlier GPT at the end of the disk was wiped")
-    if report.gpt_moved:
-        lines.append(f"{name}: the backup GPT was moved to the end of the disk")
-    if report.failed_reads:
-        lines.append(
-            f"{name}: {report.failed_reads} reads failed and succeeded when repeated: "
-            "the reader or the cable is not reliable"
-        )
-    if report.unsteady_reads:
-        lines.append(
-            f"{name}: {report.unsteady_reads} reads were wrong and right when repeated: "
-            "the reader or the cable is not reliable"
-        )
-    return lines
+    optional = (
+        (report.wiped, "the backup of an earlier GPT at the end of the disk was wiped"),
+        (report.gpt_moved, "the backup GPT was moved to the end of the disk"),
+        (
+            report.failed_reads,
+            f"{report.failed_reads} reads failed and succeeded when repeated: {by_reader}",
+        ),
+        (
+            report.unsteady_reads,
+            f"{report.unsteady_reads} reads were wrong and right when repeated: {by_reader}",
+        ),
+    )
+    return [f"{name}: {fact}" for fact in (*facts, *(text for holds, text in optional if holds))]
 
 
 def _speed(word: str, size: int, seconds: float) -> str:
@@ -262,66 +267,58 @@ def write_result(
 
     ``done`` is ``None`` for a dry run.
     """
-    pairs: Sequence[tuple[Outcome | None, Ending | None]] = (
-        [(None, None)] * len(prepared.destinations)
-        if done is None
-        else [(each.outcome, each.ending) for each in done]
-    )
+    ends: Sequence[Done | None] = done or [None] * len(prepared.destinations)
     targets = [
-        {**_target_result(destination, outcome), **_ending_result(outcome, ending)}
-        for destination, (outcome, ending) in zip(prepared.destinations, pairs, strict=True)
+        _target_result(destination, end)
+        for destination, end in zip(prepared.destinations, ends, strict=True)
     ]
     first = targets[0] if len(targets) == 1 else {}
     return {
         **first,
         "dry_run": done is None,
         "image_size": prepared.plan.image_size,
-        "plan": [_tally_result(tally) for tally in tallies],
+        "plan": [
+            {
+                "partition": tally.partition,
+                **{kind.value: size for kind, size in tally.bytes.items()},
+            }
+            for tally in tallies
+        ],
         "targets": targets,
     }
 
 
-def _tally_result(tally: Tally) -> dict[str, object]:
-    sizes = {kind.value: size for kind, size in tally.bytes.items()}
-    return {"partition": tally.partition, **sizes}
-
-
-def _target_result(destination: Destination, outcome: Outcome | None) -> dict[str, object]:
-    if isinstance(outcome, BalenaflashError):
+def _target_result(destination: Destination, done: Done | None) -> dict[str, object]:
+    """The outcome for one target; the state of the disk is left out if it failed."""
+    report = None if done is None else done.outcome
+    if isinstance(report, BalenaflashError):
         return {
             "target": destination.name,
-            "error": outcome.code,
-            "exit_status": outcome.exit_status,
+            "error": report.code,
+            "exit_status": report.exit_status,
         }
+    ending = None if done is None else done.ending
     return {
         "target": destination.name,
         "exit_status": 0,
-        "bytes_written": 0 if outcome is None else outcome.bytes_written,
-        "bytes_equal": 0 if outcome is None else outcome.bytes_equal,
-        "bytes_read_back": None if outcome is None else outcome.bytes_read_back,
-        "write_seconds": None if outcome is None else outcome.write_seconds,
-        "verify_seconds": None if outcome is None else outcome.verify_seconds,
-        "repaired": [
-            {"start": each.extent.start, "size": each.extent.size}
-            for each in ([] if outcome is None else outcome.repaired)
-        ],
-        "unsteady_reads": 0 if outcome is None else outcome.unsteady_reads,
-        "failed_reads": 0 if outcome is None else outcome.failed_reads,
-    }
-
-
-def _ending_result(outcome: Outcome | None, ending: Ending | None) -> dict[str, object]:
-    """The state a disk was left in; empty for a target that failed."""
-    if isinstance(outcome, BalenaflashError):
-        return {}
-    wiped = () if outcome is None else outcome.wiped
-    return {
-        "wiped": [{"start": each.start, "size": each.size} for each in wiped],
-        "gpt_moved": outcome is not None and outcome.gpt_moved,
+        "bytes_written": report.bytes_written if report else 0,
+        "bytes_equal": report.bytes_equal if report else 0,
+        "bytes_read_back": report.bytes_read_back if report else None,
+        "write_seconds": report.write_seconds if report else None,
+        "verify_seconds": report.verify_seconds if report else None,
+        "repaired": _extents_result([each.extent for each in report.repaired] if report else []),
+        "unsteady_reads": report.unsteady_reads if report else 0,
+        "failed_reads": report.failed_reads if report else 0,
+        "wiped": _extents_result(report.wiped if report else ()),
+        "gpt_moved": report is not None and report.gpt_moved,
         "partitions": None if ending is None else _partitions_result(ending),
         "safe_to_remove": None if ending is None else True,
         "ejected": None if ending is None else ending.ejected,
     }
+
+
+def _extents_result(extents: Sequence[Extent]) -> list[dict[str, object]]:
+    return [{"start": each.start, "size": each.size} for each in extents]
 
 
 def _partitions_result(ending: Ending) -> list[dict[str, object]] | None:
@@ -329,18 +326,9 @@ def _partitions_result(ending: Ending) -> list[dict[str, object]] | None:
     if not ending.settled.is_current:
         return None
     return [
-        {
-            "node": str(each.node),
-            "number": each.number,
-            "start": each.start,
-            "size": each.size,
-        }
+        {"node": str(each.node), "number": each.number, "start": each.start, "size": each.size}
         for each in ending.settled.partitions
     ]
-
-
-def _sum(tallies: Sequence[Tally], kind: str) -> int:
-    return sum(size for tally in tallies for each, size in tally.bytes.items() if each == kind)
 
 
 @click.command()

@@ -61,7 +61,7 @@ def test_the_screen_tells_all_that_is_lost_and_where_the_disk_is(tree: DeviceTre
         "sdd2: unknown content, 1.0 GiB",
         "sdd1 is mounted at /media/my photos",
         "unmount what is mounted",
-        "write 200.0 MiB, leave 100.0 MiB that is free in the image",
+        "write 200.0 MiB, leave 100.0 MiB of free space",
     ):
         assert fact in text
     assert "\x1b" not in text
