@@ -72,7 +72,9 @@ class BalenaflashError(Exception):
         return (Problem(self.code, str(self), self.hint),)
 
 
-class _SeveralProblemsError(BalenaflashError):
+class SeveralProblemsError(BalenaflashError):
+    """A failure for several reasons."""
+
     def __init__(self, problems: Sequence[Problem]) -> None:
         super().__init__("; ".join(problem.message for problem in problems))
         self._problems = tuple(problems)
@@ -110,7 +112,7 @@ class ConfigError(BalenaflashError):
     default_code = "config-invalid"
 
 
-class InvalidConfigError(_SeveralProblemsError, ConfigError):
+class InvalidConfigError(SeveralProblemsError, ConfigError):
     """A config.json that balenaOS cannot use, or a recipe that is not valid.
 
     The problems are in the order of the file.
@@ -131,7 +133,7 @@ class ToolFailedError(BalenaflashError):
     default_code = "tool-failed"
 
 
-class TargetRefusedError(_SeveralProblemsError):
+class TargetRefusedError(SeveralProblemsError):
     """The target must not, or cannot, be written. It was not opened for writing.
 
     The problems are all reasons for the refusal, the gravest first.

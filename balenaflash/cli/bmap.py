@@ -1,6 +1,5 @@
 """``bmap``: make a block map of an image, or compare the image with one."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -9,13 +8,12 @@ from balenaflash.cli.arguments import IMAGE, OUT
 from balenaflash.cli.output import Answer
 from balenaflash.cli.progress import progress_for
 from balenaflash.cli.session import Group, Session, progress_option, with_session
-from balenaflash.commands.bmap import BmapCheck
 from balenaflash.commands.bmap import check as check_map
 from balenaflash.commands.bmap import create as create_map
-from balenaflash.errors import ImageError, Problem
+from balenaflash.errors import ImageError, Problem, SeveralProblemsError
 from balenaflash.formats.contents import Content
 from balenaflash.source.location import ImageLocation
-from balenaflash.units import Extent, format_size
+from balenaflash.units import format_size
 
 
 @click.group(cls=Group)
@@ -83,22 +81,8 @@ def create(session: Session, image: ImageLocation, *, out: Path | None, overwrit
     return Answer(result, [line], warnings)
 
 
-class _DiffersError(ImageError):
-    """The image differs from its block map."""
-
-    def __init__(self, image: ImageLocation, bmap: Path, differing: Sequence[Extent]) -> None:
-        super().__init__(f"{image}: differs from its block map {bmap}", code="bmap-differs")
-        self._differing = tuple(differing)
-
-    @property
-    def problems(self) -> tuple[Problem, ...]:
-        """A problem for each range that differs, in order."""
-        return tuple(
-            Problem(
-                self.code, f"{self}: bytes {extent.start} to {extent.end} have another checksum"
-            )
-            for extent in self._differing
-        )
+class _DiffersError(SeveralProblemsError, ImageError):
+    """The image differs from its block map, in one range or several."""
 
 
 @bmap.command("check")
@@ -127,14 +111,16 @@ def check(session: Session, image: ImageLocation, *, bmap_path: Path | None) -> 
     """
     checked = check_map(image, bmap_path, progress=progress_for(session))
     if checked.differing:
-        raise _DiffersError(image, checked.path, checked.differing)
+        subject = f"{image}: differs from its block map {checked.path}"
+        raise _DiffersError(
+            [
+                Problem("bmap-differs", f"{subject}: bytes {start} to {end} have another checksum")
+                for start, end in ((extent.start, extent.end) for extent in checked.differing)
+            ]
+        )
     line = f"{checked.path}: true of {image}, {format_size(checked.compared_bytes)} compared"
-    return Answer(_result(image, checked), [line], checked.warnings)
-
-
-def _result(image: ImageLocation, checked: BmapCheck) -> dict[str, object]:
     bmap = checked.bmap
-    return {
+    result = {
         "image": str(image),
         "bmap": str(checked.path),
         "image_size": bmap.image_size,
@@ -144,3 +130,4 @@ def _result(image: ImageLocation, checked: BmapCheck) -> dict[str, object]:
         "left_out_in_use_bytes": checked.left_out,
         "matches": True,
     }
+    return Answer(result, [line], checked.warnings)

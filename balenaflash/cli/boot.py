@@ -35,7 +35,7 @@ from balenaflash.edits.files import (
 from balenaflash.edits.files import list_files as list_boot_files
 from balenaflash.edits.paths import is_pattern, volume_path
 from balenaflash.edits.splash import SetSplash
-from balenaflash.errors import ImageError, Problem
+from balenaflash.errors import ImageError, Problem, SeveralProblemsError
 from balenaflash.formats.fat.check import Fault, Gravity
 from balenaflash.formats.fat.volume import FatEntry
 from balenaflash.source.location import ImageLocation
@@ -423,17 +423,8 @@ def splash(session: Session, image: ImageLocation, logo: str) -> Answer:
     return answer_edits(session, image, [SetSplash(logo, read_given(logo))])
 
 
-class DamagedError(ImageError):
-    """The boot partition is damaged. Nothing was written."""
-
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        super().__init__("; ".join(problem.message for problem in problems))
-        self._problems = tuple(problems)
-
-    @property
-    def problems(self) -> tuple[Problem, ...]:
-        """Every fault, the most serious first."""
-        return self._problems
+class DamagedError(SeveralProblemsError, ImageError):
+    """The boot partition is damaged; the most serious fault is first. Nothing was written."""
 
 
 @boot.command("check")

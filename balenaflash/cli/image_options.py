@@ -215,7 +215,7 @@ def _parse_words(steps: Sequence[str], variables: Variables) -> Recipe:
     except ConfigError as error:
         # With other codes a file that a step names may be at fault.
         if any(problem.code.startswith(_OF_WORDS) for problem in error.problems):
-            raise WrongUsageError(error) from error
+            raise WrongUsageError(error.problems) from error
         raise
 
 

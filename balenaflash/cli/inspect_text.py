@@ -61,7 +61,17 @@ def _partition_lines(layout: DiskReport, *, exact: bool) -> list[str]:
 
 
 def _filesystem_lines(layout: DiskReport, *, exact: bool) -> list[str]:
-    rows = [_filesystem_row(item, exact=exact) for item in layout.partitions if item.filesystem]
+    rows = []
+    for item in layout.partitions:
+        filesystem, fill = item.filesystem, item.fill
+        if filesystem is None:
+            continue
+        sizes = ["unknown", "unknown"]
+        if fill is not None:
+            sizes = [size_text(size, exact=exact) for size in (fill.used_bytes, fill.free_bytes)]
+        label = printable(filesystem.label or "")
+        number = str(item.partition.number)
+        rows.append([number, filesystem.type, label, filesystem.uuid or "", *sizes])
     unread = [str(item.partition.number) for item in layout.partitions if not item.was_read]
     heads = ("No", "Filesystem", "Label", "UUID", "Used", "Free")
     lines = table_lines(heads, rows, right=frozenset({0, 4, 5}))
@@ -70,22 +80,6 @@ def _filesystem_lines(layout: DiskReport, *, exact: bool) -> list[str]:
             f"Partition {', '.join(unread)} was not examined: it is too far into the stream."
         )
     return lines
-
-
-def _filesystem_row(item: PartitionReport, *, exact: bool) -> list[str]:
-    filesystem, fill = item.filesystem, item.fill
-    sizes = ["unknown", "unknown"]
-    if fill is not None:
-        sizes = [size_text(size, exact=exact) for size in (fill.used_bytes, fill.free_bytes)]
-    if filesystem is None:
-        return [str(item.partition.number), "", "", "", *sizes]
-    return [
-        str(item.partition.number),
-        filesystem.type,
-        printable(filesystem.label or ""),
-        filesystem.uuid or "",
-        *sizes,
-    ]
 
 
 _NAMED = 5  # paths named in a line; others are counted

@@ -72,36 +72,39 @@ class CommonOptions(TypedDict):
     dns: tuple[str, ...]
 
 
-_OPTIONS = (
-    click.option(
-        "--name", metavar="NAME", help="Name of its file. [default: made from the network's name]"
-    ),
-    click.option(
-        "--keyfile",
-        metavar="FILE",
-        shell_complete=complete_file,
-        help="Copy this keyfile of NetworkManager as it is, for example for WPA Enterprise.",
-    ),
-    click.option("--interface", metavar="IF", help="Use only this interface, such as wlan0."),
-    click.option(
-        "--priority",
-        type=click.IntRange(-999, 999),
-        default=0,
-        help="Of several networks in range, the one with the highest priority is joined.",
-    ),
-    click.option("--no-autoconnect", is_flag=True, help="Do not join it automatically."),
-    click.option(
-        "--address",
-        metavar="ADDRESS/PREFIX",
-        multiple=True,
-        help="Static address, such as 192.168.1.111/24. [default: by DHCP]",
-    ),
-    click.option("--gateway", metavar="ADDRESS", multiple=True, help="Gateway, with --address."),
-    click.option("--dns", metavar="ADDRESS", multiple=True, help="Name server."),
+common_options = with_options(
+    (
+        click.option(
+            "--name",
+            metavar="NAME",
+            help="Name of its file. [default: made from the network's name]",
+        ),
+        click.option(
+            "--keyfile",
+            metavar="FILE",
+            shell_complete=complete_file,
+            help="Copy this keyfile of NetworkManager as it is, for example for WPA Enterprise.",
+        ),
+        click.option("--interface", metavar="IF", help="Use only this interface, such as wlan0."),
+        click.option(
+            "--priority",
+            type=click.IntRange(-999, 999),
+            default=0,
+            help="Of several networks in range, the one with the highest priority is joined.",
+        ),
+        click.option("--no-autoconnect", is_flag=True, help="Do not join it automatically."),
+        click.option(
+            "--address",
+            metavar="ADDRESS/PREFIX",
+            multiple=True,
+            help="Static address, such as 192.168.1.111/24. [default: by DHCP]",
+        ),
+        click.option(
+            "--gateway", metavar="ADDRESS", multiple=True, help="Gateway, with --address."
+        ),
+        click.option("--dns", metavar="ADDRESS", multiple=True, help="Name server."),
+    )
 )
-
-
-common_options = with_options(_OPTIONS)
 """The options of `CommonOptions`."""
 
 
@@ -126,7 +129,7 @@ def common_settings(options: CommonOptions, default_name: str) -> Common:
 
 
 def network_from_keyfile(
-    options: CommonOptions, file: str, kind: str, *, more_given: bool, overwrite: bool
+    session: Session, options: CommonOptions, file: str, kind: str, *, more_given: bool
 ) -> AddNetwork:
     """The edit that adds the keyfile ``file``, a connection of type ``kind``.
 
@@ -145,7 +148,7 @@ def network_from_keyfile(
         raise click.UsageError("With --keyfile -, --name is needed.")
     content = given_bytes(read_given(file), file)
     check_keyfile(content, file, kind)
-    return AddNetwork(options["name"] or Path(file).name, content, overwrite)
+    return AddNetwork(options["name"] or Path(file).name, content, session.overwrite)
 
 
 @network.group("add", cls=Group)
@@ -203,14 +206,19 @@ def wifi(
     """
     if (file := common["keyfile"]) is not None:
         more = any((ssid, psk_file, unsecured, wpa3, hidden))
-        network = network_from_keyfile(
-            common, file, "wifi", more_given=more, overwrite=session.overwrite
-        )
+        network = network_from_keyfile(session, common, file, "wifi", more_given=more)
     else:
         security = _security(psk_file, unsecured=unsecured, wpa3=wpa3)
-        network = _wifi_network(
-            common, ssid, psk_file, security, hidden=hidden, overwrite=session.overwrite
-        )
+        if ssid is None:
+            raise click.UsageError("One of --ssid and --keyfile is needed.")
+        ssid = without_mark(ssid)
+        with words_of_command_line():
+            # Bytes that are not UTF-8 come back as they were on the command line (PEP 383).
+            ssid_bytes = check_ssid(os.fsencode(ssid))
+        settings = common_settings(common, name_connection("wifi", ssid))
+        passphrase = None if psk_file is None else read_given_text(psk_file)
+        connection = WifiConnection(settings, ssid_bytes, security, passphrase, hidden)
+        network = AddNetwork(settings.name, connection.keyfile(), session.overwrite)
     return _add(session, image, network, country)
 
 
@@ -230,9 +238,7 @@ def ethernet(session: Session, image: ImageLocation, **common: Unpack[CommonOpti
       balenaflash network add ethernet balena.img --interface eth1 --address 10.1.0.7/24
     """
     if (file := common["keyfile"]) is not None:
-        network = network_from_keyfile(
-            common, file, "ethernet", more_given=False, overwrite=session.overwrite
-        )
+        network = network_from_keyfile(session, common, file, "ethernet", more_given=False)
     else:
         settings = common_settings(common, name_connection("ethernet", common["interface"] or ""))
         keyfile = EthernetConnection(settings).keyfile()
@@ -248,32 +254,6 @@ def _security(psk_file: str | None, *, unsecured: bool, wpa3: bool) -> Security:
     if psk_file is None:
         raise click.UsageError("One of --psk-file, --open and --keyfile is needed.")
     return Security.SAE if wpa3 else Security.WPA_PSK
-
-
-def _wifi_network(
-    common: CommonOptions,
-    ssid: str | None,
-    psk_file: str | None,
-    security: Security,
-    *,
-    hidden: bool,
-    overwrite: bool,
-) -> AddNetwork:
-    if ssid is None:
-        raise click.UsageError("One of --ssid and --keyfile is needed.")
-    ssid = without_mark(ssid)
-    with words_of_command_line():
-        # Bytes that are no UTF-8 come back as they were on the command line (PEP 383).
-        ssid_bytes = check_ssid(os.fsencode(ssid))
-    settings = common_settings(common, name_connection("wifi", ssid))
-    connection = WifiConnection(
-        settings,
-        ssid_bytes,
-        security,
-        None if psk_file is None else read_given_text(psk_file),
-        hidden,
-    )
-    return AddNetwork(settings.name, connection.keyfile(), overwrite)
 
 
 def _add(

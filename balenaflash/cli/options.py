@@ -14,17 +14,19 @@ if TYPE_CHECKING:
 else:
     _SizeType = click.ParamType  # generic since click 8.4
 
-YES_HELP = "Skip the confirmation prompt. No safety check is skipped."
-ALLOW_INTERNAL_HELP = "Allow writing to a disk that is built in, virtual, or possibly the system's."
-_NO_REPAIR_HELP = "Refuse a damaged boot partition even if it can be repaired without loss."
-_DRY_RUN_HELP = "Show what would be done, without writing anything."
+no_repair_option = shared_option(
+    "--no-repair",
+    is_flag=True,
+    help="Refuse a damaged boot partition even if it can be repaired without loss.",
+)
 
+dry_run_option = shared_option(
+    "-n", "--dry-run", is_flag=True, help="Show what would be done, without writing anything."
+)
 
-no_repair_option = shared_option("--no-repair", is_flag=True, help=_NO_REPAIR_HELP)
-
-dry_run_option = shared_option("-n", "--dry-run", is_flag=True, help=_DRY_RUN_HELP)
-
-yes_option = shared_option("-y", "--yes", is_flag=True, help=YES_HELP)
+yes_option = shared_option(
+    "-y", "--yes", is_flag=True, help="Skip the confirmation prompt. No safety check is skipped."
+)
 
 member_option = shared_option(
     "--member",
@@ -32,7 +34,11 @@ member_option = shared_option(
     help="The image to use from a zip file that holds several.",
 )
 
-allow_internal_option = shared_option("--allow-internal", is_flag=True, help=ALLOW_INTERNAL_HELP)
+allow_internal_option = shared_option(
+    "--allow-internal",
+    is_flag=True,
+    help="Allow writing to a disk that is built in, virtual, or possibly the system's.",
+)
 _unmount_option = shared_option(
     "--unmount", is_flag=True, help="Unmount the disk's filesystems first."
 )

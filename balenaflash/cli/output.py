@@ -33,12 +33,14 @@ COMMANDS = {
     "bmap": "Make a block map of an image, or compare the image with one.",
     "boot": "Look at and change the boot partition of an image.",
     "completion": "Print the completion script for SHELL.",
-    "config": "Look at and change config.json in the boot partition of an image.",
-    "devices": "List the disks that `write` accepts, and with --all those it refuses, and why.",
+    "config": "Show and change config.json in the boot partition of an image.",
+    "devices": (
+        "List the disks that `write` accepts; with --all also those it refuses, with the reasons."
+    ),
     "edit": "Make all edits of a recipe in the boot partition of IMAGE, or none of them.",
     "inspect": "Show what IMAGE is: partitions, boot partition, board, version, configuration.",
     "manual": "Print the manual page, balenaflash(1).",
-    "network": "Look at and change the networks that boards join: /system-connections of an image.",
+    "network": "Show and change the networks that boards join: /system-connections of an image.",
     "sample": "Make OUT, a complete image of balenaOS layout with small contents.",
     "udev": "Let people write removable disks without root, by rules for udev.",
     "unwrap": (

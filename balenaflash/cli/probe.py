@@ -61,30 +61,20 @@ def probe(session: Session, *, target: TargetName, destructive: bool) -> Answer:
         report = probe_medium(medium, progress_for(session), stop)
     seconds = time.monotonic() - started
     sentence = f"{disk.node}: {_describe(report)}"
-    failures = [] if report.is_genuine else [_failure(report, sentence)]
-    lines = [f"{sentence} (checked in {seconds:.1f} s)"] if report.is_genuine else []
-    return Answer(
-        {
-            "target": str(disk.node),
-            "claimed_size": report.claimed,
-            "real_size": report.real,
-            "pattern": report.pattern and report.pattern.value,
-            "seconds": seconds,
-        },
-        lines,
-        failures=failures,
-    )
-
-
-def _failure(report: ProbeReport, sentence: str) -> VerificationError:
-    is_fake = report.real is not None
-    return VerificationError(
-        sentence,
-        code="target-fake" if is_fake else "target-failing",
-        hint="Return it to the seller; a board that runs from it loses data."
-        if is_fake
-        else "Try another port or reader, then another card.",
-    )
+    result = {
+        "target": str(disk.node),
+        "claimed_size": report.claimed,
+        "real_size": report.real,
+        "pattern": report.pattern and report.pattern.value,
+        "seconds": seconds,
+    }
+    if report.is_genuine:
+        return Answer(result, [f"{sentence} (checked in {seconds:.1f} s)"])
+    code, hint = "target-failing", "Try another port or reader, then another card."
+    if report.real is not None:
+        code = "target-fake"
+        hint = "Return it to the seller; a board that runs from it loses data."
+    return Answer(result, failures=[VerificationError(sentence, code=code, hint=hint)])
 
 
 def _describe(report: ProbeReport) -> str:

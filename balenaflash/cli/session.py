@@ -13,21 +13,13 @@ import click
 from click.shell_completion import CompletionItem
 
 from balenaflash.cli.output import Answer
-from balenaflash.errors import BalenaflashError, ConfigError, EditError, Problem, closest
+from balenaflash.errors import ConfigError, EditError, SeveralProblemsError, closest
 
 
-class WrongUsageError(BalenaflashError):
+class WrongUsageError(SeveralProblemsError):
     """Wrong usage that click does not detect. Nothing was touched."""
 
     exit_status = 2
-
-    def __init__(self, error: BalenaflashError) -> None:
-        super().__init__(str(error), code=error.code, hint=error.hint)
-        self._problems = error.problems
-
-    @property
-    def problems(self) -> tuple[Problem, ...]:
-        return self._problems
 
 
 @contextmanager
@@ -40,7 +32,7 @@ def words_of_command_line() -> Iterator[None]:
     try:
         yield
     except (ConfigError, EditError) as error:
-        raise WrongUsageError(error) from error
+        raise WrongUsageError(error.problems) from error
 
 
 class MissingCommandError(click.UsageError):
