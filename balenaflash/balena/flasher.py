@@ -1,11 +1,18 @@
-"""The image that a flasher carries, and the settings by which it writes it.
+"""What a flasher carries, and what is known of the boards it runs on.
+
+The list ships with the package. Each row names its source: a file of balena's board repository,
+at a commit.
 
 Both are in its root filesystem, plain ext4, and are read without mounting it.
 """
 
+import csv
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from enum import StrEnum
 from fnmatch import fnmatchcase
+from functools import cache
+from importlib import resources
 
 from balenaflash.balena.image import BalenaImage
 from balenaflash.balena.settings import SETTINGS_PATH, FlasherSettings, parse_flasher_settings
@@ -14,6 +21,59 @@ from balenaflash.errors import ImageError
 from balenaflash.formats.ext4.volume import EntryKind, Ext4Entry, Ext4File, Ext4Volume
 from balenaflash.formats.partitions.model import Partition
 from balenaflash.units import KIB
+
+
+class HookPlace(StrEnum):
+    """Place that a board's own flasher program writes, and that an image alone therefore lacks."""
+
+    EMMC_BOOT = "emmc-boot"
+    """A hardware boot partition of the eMMC, ``mmcblkNboot0``, which only the board reaches."""
+
+    FLASH_CHIP = "flash-chip"
+    """A NOR or NAND flash or an EEPROM on the board."""
+
+    DISK = "disk"
+    """The internal disk, outside of all partitions; the board selects the content."""
+
+    FIRMWARE = "firmware"
+    """The boot menu of an EFI firmware, and leftovers on the disk of the other boot method."""
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """A device type."""
+
+    slug: str
+
+    hook: str | None
+    """Action of its ``resin-init-flasher-board``, in a few words; ``None`` for nothing."""
+
+    hook_place: HookPlace | None
+    """``None`` if and only if there is no hook."""
+
+    source: str
+    """Source of these facts."""
+
+
+def find_board(slug: str) -> Board | None:
+    """The device type ``slug``; ``None`` if it is not in the list."""
+    return _read_boards().get(slug)
+
+
+@cache
+def _read_boards() -> dict[str, Board]:
+    path = resources.files("balenaflash").joinpath("share/boards.csv")
+    boards = (
+        Board(
+            slug=row["slug"],
+            hook=row["hook"] or None,
+            hook_place=HookPlace(row["hook_place"]) if row["hook_place"] else None,
+            source=row["source"],
+        )
+        for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines())
+    )
+    return {board.slug: board for board in boards}
+
 
 _IMAGE_FOLDER = "/opt"  # balena-image-flasher.bb
 _SECURE_BOOT_PATH = "/usr/libexec/balena-init-flasher-secureboot"

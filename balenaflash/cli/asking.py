@@ -151,7 +151,7 @@ def short_description(disk: Disk) -> list[str]:
 def describe_content(assessment: Assessment) -> list[str]:
     """Content of a disk: partitions or its one filesystem, and their mount points."""
     # The readers of disks are loaded only where a disk is shown.
-    from balenaflash.commands.disk_content import find_content
+    from balenaflash.commands.disk_report import find_content
 
     texts = []
     for each in find_content(assessment.disk):

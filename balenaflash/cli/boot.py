@@ -30,10 +30,11 @@ from balenaflash.edits.files import (
     PutFile,
     Remove,
     RepairVolume,
+    is_pattern,
     read_files,
+    volume_path,
 )
 from balenaflash.edits.files import list_files as list_boot_files
-from balenaflash.edits.paths import is_pattern, volume_path
 from balenaflash.edits.splash import SetSplash
 from balenaflash.errors import ImageError, Problem, SeveralProblemsError
 from balenaflash.formats.fat.check import Fault, Gravity

@@ -18,7 +18,6 @@ from itertools import cycle
 from pathlib import Path
 
 from balenaflash.balena.image import BalenaImage
-from balenaflash.commands.image_file import output_mode, require_unused
 from balenaflash.durable import is_same_file
 from balenaflash.errors import ImageError, refusal
 from balenaflash.formats.contents import BLOCK_SIZE, Allocation, Content, FreeCursor, classify
@@ -26,10 +25,11 @@ from balenaflash.formats.partitions.table import PartitionTable, read_table
 from balenaflash.progress import Phase, Progress, phase
 from balenaflash.source.base import Source
 from balenaflash.source.block_map import Bmap, MappedRange, require_same_size, serialise
-from balenaflash.source.location import ImageLocation
+from balenaflash.source.location import ImageLocation, find_image_path, output_mode
 from balenaflash.source.map_beside import find_beside, read_bmap
 from balenaflash.source.opening import open_for_reading
 from balenaflash.targets.file import require_place, write_file
+from balenaflash.targets.unmount import require_no_writer
 from balenaflash.units import MIB, Extent, align_down, format_size, merge
 
 _READ_AHEAD = 2  # buffers beside the one in use
@@ -107,7 +107,7 @@ def create(
     # Before the image is read, which takes time, and once more after it.
     _require_place(place, image, overwrite=overwrite)
     with open_for_reading(image) as opened:
-        require_unused(image)
+        require_no_writer(find_image_path(image))
         disk = BalenaImage(opened.source, opened.warnings)
         created = create_bmap(opened.source, disk.table, progress)
         opened.source.finish()

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from balenaflash.balena.image import CONFIG_PATH, BalenaImage
 from balenaflash.commands.card_records import warn_of_cut_off
-from balenaflash.commands.image_file import require_unused
 from balenaflash.edits.config.check import Finding
 from balenaflash.edits.config.edit import find_errors, invalid_config
 from balenaflash.edits.consequences import adds_secrets, diff_files, warnings_for
@@ -26,6 +25,7 @@ from balenaflash.source.location import ImageLocation
 from balenaflash.source.map_beside import plan_updates
 from balenaflash.source.opening import open_for_editing, open_for_reading
 from balenaflash.source.undo import require_whole
+from balenaflash.targets.unmount import require_no_writer
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ def edit(
         WriteError: writing failed; the message states what the image holds.
     """
     with open_for_editing(path) as image:
-        require_unused(path)
+        require_no_writer(path)
         return edit_opened(image, path, edits, keep_fingerprint=keep_fingerprint, repair=repair)
 
 

@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
 
-from balenaflash.balena.boards import HookPlace, find_board
-from balenaflash.balena.flasher import Flasher, require_flasher
+from balenaflash.balena.flasher import Flasher, HookPlace, find_board, require_flasher
 from balenaflash.balena.image import BalenaImage
 from balenaflash.balena.settings import BootloaderImage
 from balenaflash.commands.edit import Edited, open_steady
 from balenaflash.edits.consequences import warn_of_low_space
-from balenaflash.edits.files import Edit, is_directory, read_file
+from balenaflash.edits.files import Edit, is_directory, parent_of, read_file, volume_path
 from balenaflash.edits.installation import (
     InstallConfig,
     InstallFile,
@@ -26,7 +25,6 @@ from balenaflash.edits.installation import (
     is_file,
     read_installer,
 )
-from balenaflash.edits.paths import parent_of, volume_path
 from balenaflash.errors import EditError
 from balenaflash.source.layers import Overlay, Patch
 from balenaflash.source.undo import require_whole

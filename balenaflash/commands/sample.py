@@ -15,8 +15,7 @@ from typing import BinaryIO, Literal
 
 from balenaflash.commands import sample_files
 from balenaflash.edits import fingerprint
-from balenaflash.edits.files import make_directories, put_file
-from balenaflash.edits.paths import parent_of
+from balenaflash.edits.files import make_directories, parent_of, put_file
 from balenaflash.formats.fat.names import time_of_edit
 from balenaflash.formats.fat.volume import FatVolume
 from balenaflash.formats.partitions.model import TableKind

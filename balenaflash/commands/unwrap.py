@@ -4,14 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from balenaflash.commands.bmap import create as create_bmap
-from balenaflash.commands.image_file import output_mode
 from balenaflash.commands.wanted import ImageRequest, WantedImage, open_wanted
 from balenaflash.durable import is_same_file
 from balenaflash.errors import refusal
 from balenaflash.flashing.save import SavedImage, save_image
 from balenaflash.progress import Progress, Stop
 from balenaflash.source.container.compress import find_container
-from balenaflash.source.location import ImageLocation
+from balenaflash.source.location import ImageLocation, output_mode
 from balenaflash.targets.file import require_place
 
 

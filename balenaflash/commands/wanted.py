@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from balenaflash.balena.image import BalenaImage
 from balenaflash.commands.edit import Edited, lay_over
 from balenaflash.commands.flasher_steps import Unwrapping, plan_unwrap, unwrap
-from balenaflash.commands.image_file import require_unused
 from balenaflash.edits.files import Edit, FileChange
 from balenaflash.source.commit import ReadableImage
-from balenaflash.source.location import ImageLocation
+from balenaflash.source.location import ImageLocation, find_image_path
 from balenaflash.source.opening import open_for_reading
 from balenaflash.source.sums import Check
+from balenaflash.targets.unmount import require_no_writer
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def open_wanted(request: ImageRequest) -> Iterator[WantedImage]:
     with open_for_reading(
         request.location, member=request.member, sha256=request.sha256, checks=request.checks
     ) as opened:
-        require_unused(request.location)
+        require_no_writer(find_image_path(request.location))
         yield _want(opened, request)
 
 

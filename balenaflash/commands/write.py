@@ -10,7 +10,6 @@ from pathlib import Path
 
 from balenaflash.balena.image import BalenaImage
 from balenaflash.commands.card_records import drop_record
-from balenaflash.commands.image_file import find_image_path, output_mode
 from balenaflash.commands.wanted import ImageRequest, WantedImage, open_wanted
 from balenaflash.durable import FileType, find_type, is_same_file
 from balenaflash.errors import (
@@ -31,7 +30,7 @@ from balenaflash.formats.fat.window import Window
 from balenaflash.progress import Progress, Stop
 from balenaflash.source.base import Source
 from balenaflash.source.layers import Patch
-from balenaflash.source.location import ImageLocation
+from balenaflash.source.location import ImageLocation, find_image_path, output_mode
 from balenaflash.source.undo import forget_record, require_whole
 from balenaflash.targets.disk import open_disk
 from balenaflash.targets.file import create_file, open_file

@@ -9,8 +9,14 @@ from dataclasses import dataclass
 
 from balenaflash.balena.image import ImageKind, find_kind
 from balenaflash.edits.file_list import SIGNATURE_SUFFIX
-from balenaflash.edits.files import FileChange, make_directories, put_file, read_file
-from balenaflash.edits.paths import parent_of, volume_path
+from balenaflash.edits.files import (
+    FileChange,
+    make_directories,
+    parent_of,
+    put_file,
+    read_file,
+    volume_path,
+)
 from balenaflash.errors import EditError
 from balenaflash.formats.fat.names import fold
 from balenaflash.formats.fat.volume import FatVolume

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from balenaflash.balena.image import FINGERPRINT_PATHS
 from balenaflash.edits.file_list import SIGNATURE_SUFFIX
-from balenaflash.edits.paths import name_of
+from balenaflash.edits.files import name_of
 from balenaflash.edits.secrets import is_secret_name, shown_lines
 from balenaflash.formats.fat.names import fold
 from balenaflash.formats.fat.volume import FatVolume

@@ -13,15 +13,19 @@ from balenaflash.durable import FileType, Folder, find_type, open_folder, open_s
 from balenaflash.edits.files import (
     FileChange,
     MakeDirectory,
+    find_matches,
     is_directory,
+    is_pattern,
+    join,
     put_file,
     require_directory,
     require_entry,
     require_room,
+    uppermost,
+    volume_path,
 )
 from balenaflash.edits.given_text import unreadable
 from balenaflash.edits.network import DIRECTORY
-from balenaflash.edits.paths import find_matches, is_pattern, join, uppermost, volume_path
 from balenaflash.errors import EditError, ExistsError, ImageError, WriteError, refusal
 from balenaflash.formats.fat.names import fold
 from balenaflash.formats.fat.volume import FatEntry, FatVolume

@@ -16,9 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from balenaflash.edits.copies import CopyIn
-from balenaflash.edits.files import FileChange, is_directory, make_directories
+from balenaflash.edits.files import (
+    FileChange,
+    is_directory,
+    join,
+    make_directories,
+    parent_of,
+    volume_path,
+)
 from balenaflash.edits.given_text import given_text, unreadable, without_mark
-from balenaflash.edits.paths import join, parent_of, volume_path
 from balenaflash.errors import EditError
 from balenaflash.formats.fat.volume import FatVolume
 from balenaflash.units import MIB, format_size

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from balenaflash.balena.image import FINGERPRINT_PATHS
-from balenaflash.edits.paths import name_of, parent_of
+from balenaflash.edits.files import name_of, parent_of
 from balenaflash.errors import EditError, ImageError
 from balenaflash.formats.fat.names import fold, split_path
 from balenaflash.formats.fat.volume import FatVolume

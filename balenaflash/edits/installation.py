@@ -15,11 +15,14 @@ from balenaflash.edits.files import (
     FileChange,
     Remove,
     is_directory,
+    join,
     make_directories,
+    name_of,
+    parent_of,
     put_file,
     read_file,
+    volume_path,
 )
-from balenaflash.edits.paths import join, name_of, parent_of, volume_path
 from balenaflash.formats.fat.volume import FatVolume
 
 _SECURE_BOOT_SUFFIX = ".secureboot"

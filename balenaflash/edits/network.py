@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeAlias
 
-from balenaflash.edits.files import FileChange, Remove, make_directories, put_file
+from balenaflash.edits.files import FileChange, Remove, join, make_directories, put_file
 from balenaflash.edits.given_text import BYTE_ORDER_MARK
 from balenaflash.edits.keyfile import (
     ALIASES,
@@ -24,7 +24,6 @@ from balenaflash.edits.keyfile import (
     format_ssid,
     parse_keyfile,
 )
-from balenaflash.edits.paths import join
 from balenaflash.errors import EditError, ExistsError, ImageError
 from balenaflash.formats.fat.names import check_name
 from balenaflash.formats.fat.volume import FatVolume

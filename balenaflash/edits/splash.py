@@ -4,8 +4,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from balenaflash.edits.files import FileChange, make_directories, put_file
-from balenaflash.edits.paths import parent_of
+from balenaflash.edits.files import FileChange, make_directories, parent_of, put_file
 from balenaflash.errors import EditError
 from balenaflash.formats.fat.volume import FatVolume
 from balenaflash.units import MIB, format_size

@@ -18,8 +18,7 @@ from itertools import islice
 from typing import Self
 
 from balenaflash.errors import ImageError
-from balenaflash.flashing.chunks import CHUNK_SIZE, Chunk, ChunkDigest, make_digest
-from balenaflash.flashing.plan import WritePlan
+from balenaflash.flashing.plan import CHUNK_SIZE, Chunk, ChunkDigest, WritePlan, make_digest
 from balenaflash.formats.contents import BLOCK_SIZE, FreeCursor, classify
 from balenaflash.formats.partitions.model import Partition
 from balenaflash.progress import Stop

@@ -8,9 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from balenaflash.errors import BalenaflashError, LeftError
-from balenaflash.flashing.chunks import ChunkDigest
 from balenaflash.flashing.feed import ChunkQueue, Feed, WorkerThread
-from balenaflash.flashing.plan import WritePlan
+from balenaflash.flashing.plan import ChunkDigest, WritePlan
 from balenaflash.flashing.probe import check_end
 from balenaflash.flashing.read_back import Difference, read_back
 from balenaflash.flashing.repair import Repair, Repairer

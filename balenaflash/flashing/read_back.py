@@ -8,9 +8,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from balenaflash.errors import InterruptedWriteError, VerificationError
-from balenaflash.flashing.chunks import CHUNK_SIZE, Chunk, ChunkDigest, holds
 from balenaflash.flashing.feed import Feed
-from balenaflash.flashing.plan import WritePlan, describe_place
+from balenaflash.flashing.plan import (
+    CHUNK_SIZE,
+    Chunk,
+    ChunkDigest,
+    WritePlan,
+    describe_place,
+    holds,
+)
 from balenaflash.formats.contents import BLOCK_SIZE
 from balenaflash.formats.owners import describe_owner
 from balenaflash.progress import Phase, Progress, Stop, phase

@@ -6,8 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 from balenaflash.errors import ImageError, VerificationError
-from balenaflash.flashing.chunks import CHUNK_SIZE, ChunkDigest, holds, read_pieces
-from balenaflash.flashing.plan import WritePlan
+from balenaflash.flashing.plan import CHUNK_SIZE, ChunkDigest, WritePlan, holds, read_pieces
 from balenaflash.flashing.read_back import (
     MOST_DIFFERENCES,
     Difference,

@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from balenaflash.errors import InterruptedWriteError, VerificationError
-from balenaflash.flashing.chunks import CHUNK_SIZE
+from balenaflash.flashing.plan import CHUNK_SIZE
 from balenaflash.progress import Phase, Progress, Stop, phase
 from balenaflash.source.base import Source
 from balenaflash.source.container.compress import (

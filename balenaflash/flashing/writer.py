@@ -7,10 +7,9 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 from balenaflash.errors import ImageError, ImageFailedError, InterruptedWriteError, WriteError
-from balenaflash.flashing.chunks import CHUNK_SIZE, Chunk, ChunkDigest, holds, make_digest
 from balenaflash.flashing.disk_end import plan_end
 from balenaflash.flashing.feed import ChunkQueue, Release
-from balenaflash.flashing.plan import WritePlan
+from balenaflash.flashing.plan import CHUNK_SIZE, Chunk, ChunkDigest, WritePlan, holds, make_digest
 from balenaflash.formats.contents import Content, Run, classify
 from balenaflash.progress import Progress, Stop
 from balenaflash.source.layers import Patch, lay_over

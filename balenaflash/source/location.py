@@ -1,6 +1,7 @@
 """The location of an image: a file or block device, standard input, or a web server."""
 
 import re
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -15,6 +16,9 @@ _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)  # RFC 3986, sect
 # Characters that a path or query contains as they are (RFC 3986, section 3.3), and the percent
 # sign of those that are encoded already.
 _KEPT = "/%:@!$&'()*+,;=~-._"
+
+_STANDARD_INPUT = Path("/proc/self/fd/0")
+_ALL, _OWNER = 0o666, 0o600  # modes of files
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,3 +103,26 @@ def _not_an_address(fact: str) -> ImageError:
         hint="Give a path, - for standard input, or http(s)://HOST/PATH; for a file with such a "
         "name, ./NAME.",
     )
+
+
+def find_image_path(image: ImageLocation) -> Path | None:
+    """The file or device of ``image``, also as standard input; ``None`` if it has none."""
+    if isinstance(image, Path):
+        return image
+    if isinstance(image, StandardInput):
+        path = _STANDARD_INPUT.resolve()
+        return path if path.is_file() or path.is_block_device() else None
+    return None
+
+
+def output_mode(image: ImageLocation, *, adds_secrets: bool = False) -> int:
+    """The mode, before the umask, of a file that is made from ``image``.
+
+    It is that of the image; with ``adds_secrets`` only the owner may read the file.
+    """
+    if adds_secrets:
+        return _OWNER
+    path = find_image_path(image)
+    if path is None:
+        return _ALL
+    return stat.S_IMODE(path.stat().st_mode) & _ALL | _OWNER

@@ -300,7 +300,7 @@ def _stays_mounted(disk: Disk, mount: Mount, obstacle: str) -> TargetRefusedErro
     return refusal("target-mounted", message, hint)
 
 
-def require_no_writer(path: Path, kernel: Kernel = RUNNING_KERNEL) -> None:
+def require_no_writer(path: Path | None, kernel: Kernel = RUNNING_KERNEL) -> None:
     """Return if the file or block device at ``path`` is not mounted, or open, for writing.
 
     Mounts of other mount namespaces are not seen; for an ordinary user, neither are the processes
@@ -311,6 +311,8 @@ def require_no_writer(path: Path, kernel: Kernel = RUNNING_KERNEL) -> None:
             ``image-open-for-writing``).
         TargetRefusedError: the kernel's lists cannot be read.
     """
+    if path is None:
+        return  # the image has no file: it comes by a pipe or over the network
     status = path.stat()
     if stat.S_ISBLK(status.st_mode):
         directory = kernel.find_directory(DeviceNumber.from_raw(status.st_rdev))

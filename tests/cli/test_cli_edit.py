@@ -13,7 +13,7 @@ from commandline import RunBalenaflash
 from imagecopies import MakeImage
 from pictures import SMALL
 
-from balenaflash.edits.recipe.schema import STEPS
+from balenaflash.edits.recipe.step import STEPS
 
 PASSPHRASE = "correct; horse"  # noqa: S105 -- of no network
 API_KEY = "0123456789abcdef0123456789ABCDEF"  # of no fleet

@@ -15,7 +15,7 @@ from loopdev import AttachLoop
 from test_cli_terminal import at_terminal, size_of
 
 from balenaflash.cli.write import destination_lines
-from balenaflash.commands.disk_content import find_content
+from balenaflash.commands.disk_report import find_content
 from balenaflash.commands.write import DiskDestination
 from balenaflash.flashing.plan import WritePlan
 from balenaflash.formats.partitions.model import PartitionTable, TableKind

@@ -10,7 +10,7 @@ import pytest
 import superblocks
 from loopdev import AttachLoop
 
-from balenaflash.commands.disk_content import find_content
+from balenaflash.commands.disk_report import find_content
 from balenaflash.targets.disks import find_disk
 from balenaflash.units import KIB, MIB
 

@@ -18,11 +18,14 @@ from balenaflash.edits.files import (
     MakeDirectory,
     PutFile,
     Remove,
+    join,
     list_directory,
+    name_of,
+    parent_of,
     put_file,
     read_file,
+    volume_path,
 )
-from balenaflash.edits.paths import join, name_of, parent_of, volume_path
 from balenaflash.errors import EditError, ImageError, WriteError
 from balenaflash.formats.fat.volume import FatEntry
 from balenaflash.units import GIB

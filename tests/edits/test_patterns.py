@@ -7,8 +7,7 @@ import pytest
 from builders import write_tree
 from fat_volumes import make_volume
 
-from balenaflash.edits.files import list_files
-from balenaflash.edits.paths import find_matches, is_pattern, uppermost
+from balenaflash.edits.files import find_matches, is_pattern, list_files, uppermost
 from balenaflash.errors import EditError
 
 pytestmark = pytest.mark.needs("dosfstools", "mtools")

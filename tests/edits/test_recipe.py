@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balenaflash.edits.recipe import schema
+from balenaflash.edits.recipe import step as recipe_step
 from balenaflash.edits.recipe.reading import Recipe, read_recipe
-from balenaflash.edits.recipe.schema import STEPS
-from balenaflash.edits.recipe.step import Variables
+from balenaflash.edits.recipe.step import STEPS, Variables
 from balenaflash.errors import ConfigError
 
 SECRET = "correct horse"  # noqa: S105 -- of no network
@@ -188,7 +187,7 @@ def test_the_right_word_is_suggested(tmp_path: Path) -> None:
 
 
 def test_every_step_and_key_is_documented() -> None:
-    text = schema.__doc__ or ""
+    text = recipe_step.__doc__ or ""
     for kind, fields in STEPS.items():
         assert next(iter(fields)) == kind, "the step's own key comes first"
         for name in fields:

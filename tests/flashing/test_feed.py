@@ -11,9 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from balenaflash.errors import ImageError
-from balenaflash.flashing.chunks import CHUNK_SIZE
 from balenaflash.flashing.feed import ChunkQueue, Feed
-from balenaflash.flashing.plan import WritePlan
+from balenaflash.flashing.plan import CHUNK_SIZE, WritePlan
 from balenaflash.formats.partitions.model import PartitionTable, TableKind
 from balenaflash.source.base import Source
 from balenaflash.units import KIB, MIB

@@ -36,9 +36,9 @@ from balenaflash.edits.network import (
     default_name,
     parse_ip,
 )
-from balenaflash.edits.recipe.schema import RECIPE
 from balenaflash.edits.recipe.step import (
     COMMAND_LINE,
+    RECIPE,
     Checker,
     RecipeStep,
     Variables,
