@@ -33,7 +33,7 @@ HOMES = {
     "pyudev": {"targets/udev.py"},
     "backports": {"source/container/zstd.py"},
     "compression": {"source/container/zstd.py"},
-    "inflate64": {"source/container/zip_member.py"},
+    "inflate64": {"source/container/zip_decoding.py"},
     "isal": {"source/container/streams.py", "source/container/compress.py"},
 }
 """A third-party library to the only places that import it."""

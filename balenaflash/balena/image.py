@@ -19,7 +19,7 @@ from balenaflash.formats.partitions.model import Partition, PartitionKind
 from balenaflash.formats.partitions.table import PartitionTable, read_table
 from balenaflash.source.base import Source
 from balenaflash.source.layers import Overlay, Patch
-from balenaflash.source.undo import warn_of_half_edited
+from balenaflash.source.undo_record import warn_of_half_edited
 from balenaflash.units import KIB, MIB, format_size
 
 BOOT_LABELS = ("resin-boot", "flash-boot", "balena-boot", "resin-conf", "flash-conf")

@@ -16,8 +16,7 @@ from balenaflash.cli.session import Session
 from balenaflash.edits.given_text import given_text
 from balenaflash.errors import BalenaflashError, EditError, ImageError
 from balenaflash.source.location import ImageLocation, StandardInput, parse_location
-from balenaflash.targets.disks import list_disks
-from balenaflash.targets.names import (
+from balenaflash.targets.disk_names import (
     NameKind,
     TargetName,
     check_file_name,
@@ -26,6 +25,7 @@ from balenaflash.targets.names import (
     list_names,
     parse_target,
 )
+from balenaflash.targets.disks import list_disks
 from balenaflash.targets.safety import assess_all
 from balenaflash.units import GIB, MIB, format_size
 

@@ -37,7 +37,7 @@ from balenaflash.edits.files import (
 from balenaflash.edits.files import list_files as list_boot_files
 from balenaflash.edits.splash import SetSplash
 from balenaflash.errors import ImageError, Problem, SeveralProblemsError
-from balenaflash.formats.fat.check import Fault, Gravity
+from balenaflash.formats.fat.fsck import Fault, Gravity
 from balenaflash.formats.fat.volume import FatEntry
 from balenaflash.source.location import ImageLocation
 

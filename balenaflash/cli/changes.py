@@ -7,14 +7,15 @@ from typing import TypeGuard
 
 from balenaflash.cli.asking import confirm_changing
 from balenaflash.cli.output import Answer, say
-from balenaflash.cli.progress import progress_for, stop_at_next_block
+from balenaflash.cli.progress import progress_for
 from balenaflash.cli.session import Session, words_of_command_line
+from balenaflash.cli.signals import stop_at_next_block
 from balenaflash.commands.edit import Edited, EditReport, preview
 from balenaflash.commands.edit import edit as edit_image
 from balenaflash.durable import FileType, find_type
 from balenaflash.edits.files import Edit, FileChange
 from balenaflash.errors import BalenaflashError, EditError, refusal
-from balenaflash.formats.fat.check import Fault
+from balenaflash.formats.fat.fsck import Fault
 from balenaflash.source.location import ImageLocation
 from balenaflash.units import format_size
 

@@ -15,9 +15,9 @@ from balenaflash.cli.output import (
 )
 from balenaflash.cli.session import LazyGroup, Session, with_session, words_of_command_line
 from balenaflash.errors import refusal
-from balenaflash.targets import names
+from balenaflash.targets import disk_names
+from balenaflash.targets.disk_names import read_slots
 from balenaflash.targets.disks import Disk, find_disk, list_disks
-from balenaflash.targets.names import read_slots
 from balenaflash.targets.safety import Assessment, assess_all
 from balenaflash.targets.sysfs import RUNNING_KERNEL
 from balenaflash.targets.udev import PyudevMonitor
@@ -104,11 +104,11 @@ def name_port(_session: Session, *, port: str, name: str | None, removes: bool) 
       balenaflash devices name /dev/sdb right
       balenaflash devices name --remove left
     """
-    path = names.own_file()
+    path = disk_names.own_file()
     if removes:
         if name is not None:
             raise click.UsageError("With --remove there is one argument: the name.")
-        names.name_port(path, port, None)
+        disk_names.name_port(path, port, None)
         return Answer(
             {"slot": port, "port": None, "file": str(path)}, [f"{path}: removed slot {port}."]
         )
@@ -116,9 +116,9 @@ def name_port(_session: Session, *, port: str, name: str | None, removes: bool) 
         raise click.UsageError("Missing argument 'NAME'.")
     found = _port_of(port)
     with words_of_command_line():
-        names.check_name(name)
-        names.check_port(found)
-    names.name_port(path, name, found)
+        disk_names.check_name(name)
+        disk_names.check_port(found)
+    disk_names.name_port(path, name, found)
     line = f"{path}: port {found} is now slot:{name}."
     return Answer({"slot": name, "port": found, "file": str(path)}, [line])
 

@@ -21,8 +21,9 @@ from balenaflash.cli.output import (
     show_answer,
     show_problems,
 )
-from balenaflash.cli.progress import die_by, interruptible, show_waiting, unblock_signals
+from balenaflash.cli.progress import show_waiting
 from balenaflash.cli.session import LazyGroup, Session, with_session
+from balenaflash.cli.signals import die_by, interruptible, unblock_signals
 from balenaflash.errors import BalenaflashError, InterruptedWriteError, Problem
 from balenaflash.progress import listen_for_delays
 

@@ -10,13 +10,14 @@ from balenaflash.cli.arguments import TARGET
 from balenaflash.cli.asking import confirm_erasing, describe_content, describe_disk, indented
 from balenaflash.cli.options import SizeType, allow_internal_option, permissions_of, yes_option
 from balenaflash.cli.output import Answer, say
-from balenaflash.cli.progress import progress_for, stop_at_next_block
+from balenaflash.cli.progress import progress_for
 from balenaflash.cli.session import Session, progress_option, shared_option, with_session
+from balenaflash.cli.signals import stop_at_next_block
 from balenaflash.errors import VerificationError, refusal
 from balenaflash.flashing.probe import ProbeReport
 from balenaflash.flashing.probe import probe as probe_medium
-from balenaflash.targets.disk import open_disk
-from balenaflash.targets.names import TargetName, find_named
+from balenaflash.targets.disk_names import TargetName, find_named
+from balenaflash.targets.open_disk import open_disk
 from balenaflash.targets.safety import assess, require_writable
 from balenaflash.units import format_size
 

@@ -22,7 +22,7 @@ from balenaflash.commands.udev import (
     removal,
 )
 from balenaflash.errors import ConfigError, TargetRefusedError
-from balenaflash.targets.names import read_slots
+from balenaflash.targets.disk_names import read_slots
 
 
 @click.group(cls=Group)

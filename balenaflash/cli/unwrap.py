@@ -17,8 +17,9 @@ from balenaflash.cli.image_options import (
 )
 from balenaflash.cli.options import dry_run_option
 from balenaflash.cli.output import Answer
-from balenaflash.cli.progress import progress_for, stop_at_next_block
+from balenaflash.cli.progress import progress_for
 from balenaflash.cli.session import Session, progress_option, with_session
+from balenaflash.cli.signals import stop_at_next_block
 from balenaflash.commands.unwrap import UnwrapReport, unwrap_to_file
 from balenaflash.source.location import ImageLocation
 from balenaflash.units import format_size

@@ -12,12 +12,13 @@ from balenaflash.cli.image_options import (
     image_options,
 )
 from balenaflash.cli.output import Answer
-from balenaflash.cli.progress import progress_for, stop_at_next_block
+from balenaflash.cli.progress import progress_for
 from balenaflash.cli.session import Session, progress_option, with_session
+from balenaflash.cli.signals import stop_at_next_block
 from balenaflash.commands.verify import verify as compare_target
 from balenaflash.commands.wanted import open_wanted
 from balenaflash.source.location import ImageLocation
-from balenaflash.targets.names import TargetName
+from balenaflash.targets.disk_names import TargetName
 from balenaflash.units import format_size
 
 

@@ -23,8 +23,9 @@ from balenaflash.cli.image_options import (
 )
 from balenaflash.cli.options import disk_options, dry_run_option, permissions_of
 from balenaflash.cli.output import Answer, say
-from balenaflash.cli.progress import TargetsDisplay, progress_for, stop_at_next_block
+from balenaflash.cli.progress import TargetsDisplay, progress_for
 from balenaflash.cli.session import Session, progress_option, shared_option, with_session
+from balenaflash.cli.signals import stop_at_next_block
 from balenaflash.commands.write import (
     Destination,
     DiskDestination,
@@ -41,9 +42,9 @@ from balenaflash.flashing.flash import FlashOptions, FlashReport, Outcome
 from balenaflash.flashing.plan import Tally, WritePlan
 from balenaflash.formats.contents import Content
 from balenaflash.source.location import ImageLocation
+from balenaflash.targets.after_writing import Ending
+from balenaflash.targets.disk_names import TargetName
 from balenaflash.targets.disks import least_seconds
-from balenaflash.targets.leaving import Ending
-from balenaflash.targets.names import TargetName
 from balenaflash.units import Extent, format_size
 
 _MINUTE = 60

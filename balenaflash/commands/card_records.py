@@ -21,7 +21,13 @@ from balenaflash.source.commit import (
     recover_image,
     undo_failed,
 )
-from balenaflash.source.undo import MarkedStore, RecordFile, Store, StoreFailedError, open_record
+from balenaflash.source.undo_record import (
+    MarkedStore,
+    RecordFile,
+    Store,
+    StoreFailedError,
+    open_record,
+)
 from balenaflash.targets.disks import Disk
 from balenaflash.targets.sysfs import RUNNING_KERNEL, DeviceNumber, read_serial, read_size
 

@@ -23,10 +23,10 @@ from balenaflash.source.commit import EditableImage
 from balenaflash.source.container.decoder import Container
 from balenaflash.source.layers import Patch, lay_over
 from balenaflash.source.opening import open_for_reading
-from balenaflash.source.undo import ReadBackDiffersError, StoreFailedError
-from balenaflash.targets.disk import open_disk
+from balenaflash.source.undo_record import ReadBackDiffersError, StoreFailedError
 from balenaflash.targets.disks import find_disk
 from balenaflash.targets.medium import Medium
+from balenaflash.targets.open_disk import open_disk
 from balenaflash.targets.safety import (
     NO_PERMISSIONS,
     Assessment,

@@ -16,7 +16,7 @@ from balenaflash.edits.files import ChangeKind, Edit, FileChange
 from balenaflash.edits.fingerprint import listed_paths
 from balenaflash.edits.fingerprint import update as update_fingerprint
 from balenaflash.errors import ConfigError, EditError
-from balenaflash.formats.fat.check import Fault
+from balenaflash.formats.fat.fsck import Fault
 from balenaflash.formats.fat.names import fold
 from balenaflash.formats.fat.volume import FatVolume
 from balenaflash.source.base import Source
@@ -24,7 +24,7 @@ from balenaflash.source.commit import CommitReport, EditableImage
 from balenaflash.source.location import ImageLocation
 from balenaflash.source.map_beside import plan_updates
 from balenaflash.source.opening import open_for_editing, open_for_reading
-from balenaflash.source.undo import require_whole
+from balenaflash.source.undo_record import require_whole
 from balenaflash.targets.unmount import require_no_writer
 
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
 
-from balenaflash.balena.flasher import Flasher, HookPlace, find_board, require_flasher
+from balenaflash.balena.flasher_contents import Flasher, HookPlace, find_board, require_flasher
 from balenaflash.balena.image import BalenaImage
 from balenaflash.balena.settings import BootloaderImage
 from balenaflash.commands.edit import Edited, open_steady
 from balenaflash.edits.consequences import warn_of_low_space
 from balenaflash.edits.files import Edit, is_directory, parent_of, read_file, volume_path
-from balenaflash.edits.installation import (
+from balenaflash.edits.flasher_edits import (
     InstallConfig,
     InstallFile,
     MergeDirectory,
@@ -27,7 +27,7 @@ from balenaflash.edits.installation import (
 )
 from balenaflash.errors import EditError
 from balenaflash.source.layers import Overlay, Patch
-from balenaflash.source.undo import require_whole
+from balenaflash.source.undo_record import require_whole
 
 
 class StepState(StrEnum):

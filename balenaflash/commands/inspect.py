@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from balenaflash.balena.flasher import Flasher, read_flasher
+from balenaflash.balena.flasher_contents import Flasher, read_flasher
 from balenaflash.balena.image import BalenaImage, ImageKind
 from balenaflash.balena.signature import (
     SIGNATURE_SUFFIX,

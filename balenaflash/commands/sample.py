@@ -30,7 +30,7 @@ from balenaflash.programs import (
 )
 from balenaflash.progress import Phase, Progress, phase
 from balenaflash.source.base import open_source
-from balenaflash.source.undo import forget_record
+from balenaflash.source.undo_record import forget_record
 from balenaflash.targets.file import new_path
 from balenaflash.units import KIB, MIB, SECTOR_SIZE, Extent
 

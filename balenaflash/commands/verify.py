@@ -7,7 +7,7 @@ from balenaflash.commands.write import open_for_comparison, plan_image
 from balenaflash.flashing.disk_end import lay_move_over, plan_gpt_move, require_moved
 from balenaflash.flashing.read_back import verify as compare
 from balenaflash.progress import Progress, Stop
-from balenaflash.targets.names import TargetName
+from balenaflash.targets.disk_names import TargetName
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from balenaflash.errors import (
 from balenaflash.flashing.disk_end import plan_gpt_move
 from balenaflash.flashing.flash import FlashOptions, Outcome, Target, flash
 from balenaflash.flashing.plan import Tally, WritePlan, plan_write, tally
-from balenaflash.formats.fat.check import MARKED, is_marked
+from balenaflash.formats.fat.fsck import MARKED, is_marked
 from balenaflash.formats.fat.layout import read_layout
 from balenaflash.formats.fat.table import FatTable
 from balenaflash.formats.fat.window import Window
@@ -31,12 +31,12 @@ from balenaflash.progress import Progress, Stop
 from balenaflash.source.base import Source
 from balenaflash.source.layers import Patch
 from balenaflash.source.location import ImageLocation, find_image_path, output_mode
-from balenaflash.source.undo import forget_record, require_whole
-from balenaflash.targets.disk import open_disk
+from balenaflash.source.undo_record import forget_record, require_whole
+from balenaflash.targets.after_writing import Ending, end
+from balenaflash.targets.disk_names import TargetName, find_named
 from balenaflash.targets.file import create_file, open_file
-from balenaflash.targets.leaving import Ending, end
 from balenaflash.targets.medium import Medium
-from balenaflash.targets.names import TargetName, find_named
+from balenaflash.targets.open_disk import open_disk
 from balenaflash.targets.safety import (
     NO_PERMISSIONS,
     Assessment,

@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 from balenaflash.edits.files import FileChange, Remove, join, make_directories, put_file
 from balenaflash.edits.given_text import BYTE_ORDER_MARK
-from balenaflash.edits.keyfile import (
+from balenaflash.edits.keyfile_syntax import (
     ALIASES,
     Groups,
     Keyfile,

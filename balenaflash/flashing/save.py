@@ -20,7 +20,7 @@ from balenaflash.source.container.compress import (
     open_compressor,
 )
 from balenaflash.source.container.decoder import Container
-from balenaflash.source.undo import forget_record
+from balenaflash.source.undo_record import forget_record
 from balenaflash.targets.file import NewFile, make_file
 from balenaflash.units import Extent, format_size
 

@@ -19,7 +19,7 @@ from typing import Self
 
 from balenaflash.errors import ImageError
 from balenaflash.formats.ext4.volume import Ext4Volume
-from balenaflash.formats.fat.check import Check
+from balenaflash.formats.fat.fsck import Check
 from balenaflash.formats.fat.layout import FatLayout, read_layout
 from balenaflash.formats.fat.table import FatTable
 from balenaflash.formats.fat.window import Window

@@ -17,7 +17,7 @@ from balenaflash.rereading import Rereads
 from balenaflash.source.base import Source
 from balenaflash.source.container.decoder import Container
 from balenaflash.source.layers import Patch, in_order
-from balenaflash.source.undo import (
+from balenaflash.source.undo_record import (
     MAX_REPLACEMENT,
     EditMark,
     ForeignRecordError,

@@ -29,7 +29,7 @@ from balenaflash.source.map_beside import renew_maps
 from balenaflash.source.pipe import PipeOrigin
 from balenaflash.source.stream import StreamSource
 from balenaflash.source.sums import Check, CheckedDecoder, HashedOrigin, Sha256Check
-from balenaflash.source.undo import (
+from balenaflash.source.undo_record import (
     FileStore,
     ForeignRecordError,
     has_record,

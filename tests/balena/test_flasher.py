@@ -9,7 +9,7 @@ from flasher_steps import carried_image
 from flashers import SETTINGS, change_root, put
 from imagecopies import MakeImage
 
-from balenaflash.balena.flasher import Flasher, HookPlace, find_board, read_flasher
+from balenaflash.balena.flasher_contents import Flasher, HookPlace, find_board, read_flasher
 from balenaflash.balena.image import BalenaImage
 from balenaflash.commands.flasher_steps import plan_unwrap
 from balenaflash.errors import ImageError

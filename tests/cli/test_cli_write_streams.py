@@ -32,8 +32,8 @@ from balenaflash.flashing.flash import FlashOptions, FlashReport, Target, flash
 from balenaflash.flashing.plan import describe_place
 from balenaflash.progress import NO_PROGRESS, Phase
 from balenaflash.source.base import open_source
-from balenaflash.targets.disk import open_disk
 from balenaflash.targets.disks import find_disk
+from balenaflash.targets.open_disk import open_disk
 from balenaflash.units import MIB, Extent
 
 EPOCH = {"SOURCE_DATE_EPOCH": "1600000000"}

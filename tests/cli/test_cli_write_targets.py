@@ -22,8 +22,8 @@ from balenaflash.flashing.flash import FlashOptions, FlashReport, Outcome, Targe
 from balenaflash.flashing.plan import WritePlan
 from balenaflash.formats.partitions.model import PartitionTable, TableKind
 from balenaflash.progress import NO_PROGRESS
-from balenaflash.targets.disk import open_disk
 from balenaflash.targets.disks import find_disk
+from balenaflash.targets.open_disk import open_disk
 from balenaflash.units import MIB
 
 SIZE = 64 * MIB

@@ -46,7 +46,7 @@ from balenaflash.errors import (
     WriteError,
 )
 from balenaflash.source.commit import SectorRun, write_runs
-from balenaflash.source.undo import ReadBackDiffersError
+from balenaflash.source.undo_record import ReadBackDiffersError
 from balenaflash.units import KIB, MIB
 
 HALF = 4

@@ -24,7 +24,7 @@ import pytest
 from mountlock import no_mounts_of_others
 
 from balenaflash.commands.card_records import records_directory
-from balenaflash.targets.names import SYSTEM_SLOTS, slot_files
+from balenaflash.targets.disk_names import SYSTEM_SLOTS, slot_files
 
 NOBODY = 65534
 SECRET = b"root:$y$secret\n"

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from networkmanager import Libnm, needs_libnm, needs_nmcli, nmcli_keyfile
 
-from balenaflash.edits.keyfile import format_keyfile, format_ssid, parse_keyfile, parse_ssid
+from balenaflash.edits.keyfile_syntax import format_keyfile, format_ssid, parse_keyfile, parse_ssid
 from balenaflash.edits.network import (
     Common,
     EthernetConnection,

@@ -26,7 +26,7 @@ from balenaflash.source.container.decoder import Compressed, Container, Origin
 from balenaflash.source.container.recognise import recognise
 from balenaflash.source.layers import Overlay, Patch
 from balenaflash.source.opening import open_for_editing, open_for_reading, recover
-from balenaflash.source.undo import FileStore, record_beside
+from balenaflash.source.undo_record import FileStore, record_beside
 from balenaflash.units import GIB, KIB, MIB
 
 KILLS = int(os.environ.get("BALENAFLASH_TEST_KILLS", "30"))

@@ -18,8 +18,8 @@ from loopdev import AttachLoop, attached
 from refusals import holding, started
 
 from balenaflash.errors import TargetRefusedError, WriteError
-from balenaflash.targets.disk import open_disk
 from balenaflash.targets.disks import find_disk
+from balenaflash.targets.open_disk import open_disk
 from balenaflash.targets.sysfs import Kernel
 
 MIB = 1 << 20

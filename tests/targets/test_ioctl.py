@@ -10,7 +10,7 @@ import pytest
 from loopdev import AttachLoop
 
 from balenaflash.rereading import read_device_size
-from balenaflash.targets import disk
+from balenaflash.targets import open_disk
 
 MIB = 1 << 20
 
@@ -41,8 +41,10 @@ def test_what_is_read_is_what_blockdev_says(
     node = attach_loop(backing, read_only=read_only, sector_size=sector_size)
     with opened(node) as descriptor:
         assert read_device_size(descriptor) == blockdev("--getsize64", node) == 3 * MIB
-        assert disk.read_logical_sector_size(descriptor) == blockdev("--getss", node)
-        assert disk.read_is_read_only(descriptor) == bool(blockdev("--getro", node)) == read_only
+        assert open_disk.read_logical_sector_size(descriptor) == blockdev("--getss", node)
+        assert (
+            open_disk.read_is_read_only(descriptor) == bool(blockdev("--getro", node)) == read_only
+        )
 
 
 def test_the_disk_sequence_number_is_that_of_sysfs_and_new_for_each_disk(
@@ -55,7 +57,7 @@ def test_the_disk_sequence_number_is_that_of_sysfs_and_new_for_each_disk(
         attribute = Path("/sys/block", node.name, "diskseq")
         expected = int(attribute.read_text(encoding="ascii")) if attribute.exists() else None
         with opened(node) as descriptor:
-            assert disk.read_disk_sequence(descriptor) == expected
+            assert open_disk.read_disk_sequence(descriptor) == expected
         seen.add(expected)
     assert seen == {None} or len(seen) == 2
 
@@ -63,6 +65,10 @@ def test_the_disk_sequence_number_is_that_of_sysfs_and_new_for_each_disk(
 def test_a_file_answers_none_of_them(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with opened(tmp_path / "file") as descriptor:
-        for read in (read_device_size, disk.read_is_read_only, disk.reread_partition_table):
+        for read in (
+            read_device_size,
+            open_disk.read_is_read_only,
+            open_disk.reread_partition_table,
+        ):
             with pytest.raises(OSError, match="Inappropriate ioctl"):
                 read(descriptor)

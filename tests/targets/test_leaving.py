@@ -19,7 +19,7 @@ from imagecopies import MakeImage
 
 from balenaflash.commands.write import DiskDestination, leave
 from balenaflash.errors import VerificationError, WriteError
-from balenaflash.targets.leaving import switch_off, wait_for_partitions
+from balenaflash.targets.after_writing import switch_off, wait_for_partitions
 from balenaflash.targets.safety import assess
 from balenaflash.units import MIB
 

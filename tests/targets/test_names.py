@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from balenaflash.errors import ConfigError, TargetRefusedError
-from balenaflash.targets.disks import Disk
-from balenaflash.targets.names import (
+from balenaflash.targets.disk_names import (
     DiskName,
     NameKind,
     find_named,
@@ -22,6 +21,7 @@ from balenaflash.targets.names import (
     parse_target,
     read_slots,
 )
+from balenaflash.targets.disks import Disk
 
 HUB = (
     "pci0000:00/0000:00:02.0/usb1/1-2/1-2.{port}/1-2.{port}:1.0/host{port}/target{port}:0:0/"

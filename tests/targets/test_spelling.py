@@ -10,7 +10,7 @@ from commandline import RunBalenaflash
 from devicetree import DeviceTree, RecordedUdev
 
 from balenaflash.errors import TargetRefusedError
-from balenaflash.targets.names import check_file_name, find_spelling
+from balenaflash.targets.disk_names import check_file_name, find_spelling
 
 SLOTS = {"left": "1-2.3"}
 

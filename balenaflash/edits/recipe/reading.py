@@ -24,7 +24,7 @@ from balenaflash.edits.copies import CopyIn
 from balenaflash.edits.file_list import ApplyFileList, parse
 from balenaflash.edits.files import Edit, FileChange, MakeDirectory, Move, Remove
 from balenaflash.edits.given_text import given_bytes, read_content, read_text
-from balenaflash.edits.keyfile import MAX_SIZE
+from balenaflash.edits.keyfile_syntax import MAX_SIZE
 from balenaflash.edits.network import (
     AddNetwork,
     Common,

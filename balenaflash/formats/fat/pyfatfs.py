@@ -24,8 +24,8 @@ from pyfatfs.FATDirectoryEntry import FATDirectoryEntry, FATLongDirectoryEntry
 from pyfatfs.PyFat import PyFat
 
 from balenaflash.errors import ImageError
-from balenaflash.formats.fat.check import Check
 from balenaflash.formats.fat.directory import Fields
+from balenaflash.formats.fat.fsck import Check
 from balenaflash.formats.fat.layout import FatLayout
 from balenaflash.formats.fat.names import split_long
 from balenaflash.formats.fat.table import FatTable

@@ -8,7 +8,6 @@ from datetime import datetime
 from typing import Self
 
 from balenaflash.errors import CodedText, EditError, ExistsError, ImageError
-from balenaflash.formats.fat.check import Fault, Gravity
 from balenaflash.formats.fat.directory import (
     ARCHIVE,
     DIRECTORY,
@@ -20,6 +19,7 @@ from balenaflash.formats.fat.directory import (
     DirectoryEntry,
     Fields,
 )
+from balenaflash.formats.fat.fsck import Fault, Gravity
 from balenaflash.formats.fat.layout import SLOT_SIZE, FatType, read_layout
 from balenaflash.formats.fat.names import (
     CASE_BITS,
@@ -36,7 +36,7 @@ from balenaflash.formats.fat.window import Window
 from balenaflash.source.base import Source
 from balenaflash.source.container.decoder import DOWNLOAD_AGAIN
 from balenaflash.source.layers import Patch
-from balenaflash.source.undo import EditMark
+from balenaflash.source.undo_record import EditMark
 from balenaflash.units import Extent
 
 _MAX_FILE = 0xFFFF_FFFF  # bytes: the width of DIR_FileSize (fatgen103)

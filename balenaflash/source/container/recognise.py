@@ -20,7 +20,7 @@ from balenaflash.source.container.decoder import (
 from balenaflash.source.container.streams import GZIP, streams_of
 from balenaflash.source.container.xz import XZ, recognise_xz
 from balenaflash.source.container.zip import find_streamed, find_zipped
-from balenaflash.source.container.zip_member import END_MAGIC, LOCAL_MAGIC
+from balenaflash.source.container.zip_decoding import END_MAGIC, LOCAL_MAGIC
 from balenaflash.source.container.zstd import ZSTD, ZSTD_MAGIC, recognise_zstd
 from balenaflash.units import KIB
 

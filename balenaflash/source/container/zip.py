@@ -30,7 +30,7 @@ from balenaflash.source.container.decoder import (
     cut_short,
     unsupported,
 )
-from balenaflash.source.container.zip_member import (
+from balenaflash.source.container.zip_decoding import (
     END_MAGIC,
     STORED,
     LocalHeader,

@@ -9,7 +9,7 @@ import pytest
 import vfat
 
 from balenaflash.errors import EditError
-from balenaflash.formats.fat.check import Gravity
+from balenaflash.formats.fat.fsck import Gravity
 
 pytestmark = pytest.mark.needs("dosfstools", "mtools")
 
