@@ -38,6 +38,20 @@ HOMES = {
 }
 """A third-party library to the only places that import it."""
 
+SELDOM = {
+    "__main__.py": "signals are handled before the command line is loaded",
+    "balena/signature.py": "cryptography need not be installed",
+    "cli/asking.py": "the content of a disk is read only where one is shown",
+    "cli/changes.py": "most edits are made in a file: no disk, no new file",
+    "cli/main.py": "versions of the libraries, for --version --verbose",
+    "cli/progress.py": "tqdm takes as long to load as half of an inspect",
+    "errors.py": "difflib is for mistyped names",
+    "programs.py": "shutil loads every compressor",
+    "source/container/zip_decoding.py": "inflate64 need not be installed",
+    "source/opening.py": "http and TLS are for addresses only",
+}
+"""Modules with imports inside a function, and why what they import is not loaded always."""
+
 
 def place_of(path: Path) -> str:
     return str(path.relative_to(PACKAGE))
@@ -87,6 +101,19 @@ def test_a_library_is_imported_in_its_home_only() -> None:
             if homes is not None and place.split("/")[0] not in homes and place not in homes:
                 offenders.append((place, name))
     assert not offenders
+
+
+def test_imports_inside_functions_are_few_and_have_a_reason() -> None:
+    found = {
+        place_of(path)
+        for path in MODULES
+        for function in ast.walk(ast.parse(path.read_text()))
+        if isinstance(function, ast.FunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    }
+    assert found == set(SELDOM)
+    assert len(SELDOM) <= 10
 
 
 def test_no_exception_is_caught_wholesale() -> None:
