@@ -29,9 +29,11 @@ _MISSING = "missing capability"
 
 def pytest_configure(config: pytest.Config) -> None:
     capabilities.extend_path()
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        # A shell starts what it runs in the background so; programs under test would inherit it.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        # A shell ignores SIGINT for what it runs in the background, and nohup ignores SIGHUP; a
+        # program under test would inherit that.
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     # A busy machine is slow, which says nothing about the code: no test is timed.
     settings.register_profile(
         "house", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]

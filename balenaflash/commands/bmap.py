@@ -104,9 +104,9 @@ def create(
         TargetRefusedError: ``out`` exists and ``overwrite`` is not set, or it cannot be made.
     """
     place = out or _beside(image)
-    # Before the image is read, which takes time, and once more after it.
-    _require_place(place, image, overwrite=overwrite)
     with open_for_reading(image) as opened:
+        # Before the image is read, which takes time, and once more after it.
+        _require_place(place, image, overwrite=overwrite)
         require_no_writer(find_image_path(image))
         disk = BalenaImage(opened.source, opened.warnings)
         created = create_bmap(opened.source, disk.table, progress)

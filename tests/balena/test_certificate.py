@@ -151,7 +151,7 @@ def test_an_expired_certificate_is_said(
     assert "will expire" in said
     run = balenaflash("inspect", "--certificate", expired, signed.path)
     assert run.returncode == 0, run.stderr
-    assert "the certificate is not valid now: it expired on 2021-02-03" in run.stdout
+    assert "the certificate is not valid today: it expired on 2021-02-03" in run.stdout
     run = balenaflash("write", "--certificate", expired, signed.path, tmp_path / "copy.img")
     assert run.returncode == 0, run.stderr
     assert "it expired on 2021-02-03" in run.stderr

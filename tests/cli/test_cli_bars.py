@@ -172,7 +172,7 @@ def test_nobody_is_asked_where_standard_input_is_not_the_image(
         session = Session(80, 24, "write", full.path, device.node, stdin=nothing.fileno())
         list(session.pictures())
     assert session.process.returncode == 4
-    assert "there is no terminal to ask at" in "".join(session.screen.history)
+    assert "was not confirmed" in "".join(session.screen.history)
 
 
 def test_a_display_that_stands_still_holds_up_nobody() -> None:

@@ -16,10 +16,10 @@ COUNT = """
 import json, runpy, sys, threading
 from collections import Counter
 
-from balenaflash.balena.flasher import read_flasher
+from balenaflash.balena.flasher_contents import read_flasher
 from balenaflash.balena.image import BalenaImage
 from balenaflash.formats.ext4.volume import Ext4Volume
-from balenaflash.formats.fat.check import Check
+from balenaflash.formats.fat.fsck import Check
 from balenaflash.formats.fat.volume import FatVolume
 from balenaflash.formats.filesystems import recognise_filesystem
 from balenaflash.formats.partitions.table import read_table
